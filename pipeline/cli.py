@@ -1,0 +1,220 @@
+"""The `bashrac` command. Exit codes: 0 done, 1 a step failed, 2 the user's input, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.errors import EXIT_INTERRUPTED, BashracError, InputError
+
+_EPILOG = """commands to begin with:
+  bashrac recipes                 the recipes that come with bashrac
+  bashrac copy demo my.yaml       start your own from one
+  bashrac check my.yaml           everything wrong with it, at once
+  bashrac run my.yaml             run it; run it again to go on where it stopped
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if not hasattr(given, "command"):
+        parser.print_help()
+        return 0
+    try:
+        return given.command(given)
+    except BashracError as error:
+        print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone: `bashrac report | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bashrac",
+        description="Staged fine-tuning with self-generated tokens (BASH, RAC) and DPO.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"bashrac {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    check = commands.add_parser("check", help="list every problem of recipes")
+    check.add_argument("recipes", nargs="+", metavar="RECIPE", help="file or shipped name")
+    _add_set(check)
+    check.set_defaults(command=_check)
+
+    plan = commands.add_parser("plan", help="list the steps, and why each would run")
+    _add_recipe(plan)
+    plan.add_argument("--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's")
+    plan.set_defaults(command=_plan)
+
+    run = commands.add_parser("run", help="run what is not finished, then print the table")
+    _add_recipe(run)
+    run.add_argument("--stage", metavar="S", help="only this stage")
+    run.add_argument("--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's")
+    run.set_defaults(command=_run)
+
+    report = commands.add_parser("report", help="print the table of what is finished")
+    _add_recipe(report)
+    report.add_argument("--format", choices=("md", "csv", "json"), default="md")
+    report.set_defaults(command=_report)
+
+    recipes = commands.add_parser("recipes", help="list the shipped recipes")
+    recipes.set_defaults(command=_recipes)
+
+    copy = commands.add_parser("copy", help="write a shipped recipe to a file of yours")
+    copy.add_argument("name", metavar="NAME")
+    copy.add_argument("file", metavar="FILE", type=Path)
+    copy.set_defaults(command=_copy)
+
+    step = commands.add_parser("step", help="run prepared steps (what `run` launches)")
+    step.add_argument("specs", nargs="+", metavar="step.json", type=Path)
+    step.set_defaults(command=_step)
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="file or shipped name")
+    _add_set(parser)
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="results (default: runs)"
+    )
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override a key, e.g. --set data.train.limit=64 (repeatable)",
+    )  # fmt: skip
+
+
+def _load_plan(given: Any) -> Any:
+    from pipeline.plan import make_plan
+    from pipeline.recipe import load_recipe
+
+    return make_plan(load_recipe(given.recipe, given.overrides))
+
+
+def _check(given: Any) -> int:
+    from pipeline.plan import make_plan
+    from pipeline.recipe import load_recipe
+
+    code = 0
+    for source in given.recipes:
+        try:
+            plan = make_plan(load_recipe(source, given.overrides))
+        except InputError as error:
+            print(error, file=sys.stderr)
+            code = error.exit_code
+        else:
+            print(f"{source}: no problems, {len(plan.recipe.stages)} stages, {len(plan.steps)} steps")
+    return code
+
+
+def _plan(given: Any) -> int:
+    from pipeline import shipped
+    from pipeline.explain import explain
+
+    plan = _load_plan(given)
+    launch = shipped.read_launch(given.launch or plan.recipe.launch)
+    print(explain(plan, given.runs, launch))
+    return 0
+
+
+def _run(given: Any) -> int:
+    from pipeline import explain, shipped
+    from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
+
+    plan = _load_plan(given)
+    launch = shipped.read_launch(given.launch or plan.recipe.launch)
+    settings = RunSettings(given.runs, launch, _retry_command(given), given.stage)
+    if launched_by_accelerate():
+        code = run_in_these_processes(plan, settings)
+        if int(os.environ.get("RANK", "0")) == 0 and code == 0:
+            explain.remember(plan, given.runs)
+            _print_report(plan, given.runs)
+        return code
+    signal.signal(signal.SIGTERM, _interrupt)
+    explain.remember(plan, given.runs)
+    run_plan(plan, settings)
+    _print_report(plan, given.runs)
+    return 0
+
+
+def _interrupt(signal_number: int, frame: Any) -> None:
+    del signal_number, frame
+    raise KeyboardInterrupt
+
+
+def _retry_command(given: Any) -> str:
+    words = ["bashrac", "run", given.recipe]
+    for override in given.overrides:
+        words += ["--set", override]
+    if given.stage:
+        words += ["--stage", given.stage]
+    if given.launch:
+        words += ["--launch", given.launch]
+    if given.runs != Path("runs"):
+        words += ["--runs", str(given.runs)]
+    return shlex.join(words)
+
+
+def _print_report(plan: Any, runs: Path) -> None:
+    from eval.report import collect, write_all
+
+    report = collect(plan, runs)
+    folder = runs / plan.recipe.name
+    write_all(report, folder)
+    print(report.markdown())
+    print(f"\nwritten to {folder}/report.md, .csv, .json")
+
+
+def _report(given: Any) -> int:
+    from eval.report import collect
+
+    plan = _load_plan(given)
+    report = collect(plan, given.runs)
+    print({"md": report.markdown, "csv": report.csv, "json": report.json}[given.format]())
+    return 0
+
+
+def _recipes(given: Any) -> int:
+    del given
+    from pipeline import shipped
+
+    for name in shipped.recipe_names():
+        first = (shipped.folder("recipes") / f"{name}.yaml").read_text(encoding="utf-8").split("\n")[0]
+        print(f"{name:<20} {first.removeprefix('#').strip()}")
+    return 0
+
+
+def _copy(given: Any) -> int:
+    from pipeline import artifact, shipped
+
+    source = shipped.find_recipe(given.name)
+    if given.file.exists():
+        raise InputError(f"{given.file} exists; choose another name, nothing is overwritten")
+    with artifact.whole_file(given.file) as file:
+        file.write(source.read_text(encoding="utf-8"))
+    print(f"{given.file} written; `bashrac check {given.file}` after you have edited it")
+    return 0
+
+
+def _step(given: Any) -> int:
+    from pipeline.step import run_steps
+
+    return run_steps(given.specs)

@@ -1,0 +1,264 @@
+"""BASH contexts: reference answers in which some tokens are the model's own (Cen et al. 2025).
+
+For t = 1..T, g_t = y_t with probability 1 - beta, else a token sampled from pi(. | x, g_<t).
+
+Decisions where the paper is silent:
+1. Prompt tokens, excluded tokens (end, beginning, padding) and the last token are never replaced.
+2. Excluded tokens are never sampled either, so a context never ends early.
+3. Temperature 1 and no top-k or top-p unless asked for.
+4. Which positions are replaced, and the sampling noise, depend only on (seed, row id, position):
+   a position replaced at some beta is also replaced at every larger one.
+5. `context="gold"` conditions the sampled token on y_<t instead of g_<t: one forward pass, the
+   two-pass approximation of Mihaylova and Martins (2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline import noise
+
+ENGINES = ("sequential",)
+# Rows of one batch in a gold-context pass, whose logits exist for all positions at once.
+_GOLD_BATCH = 8
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is sampled at a replaced position."""
+
+    seed: int
+    temperature: float
+    top_k: int
+    top_p: float
+    excluded_ids: tuple[int, ...]
+
+    def pick(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:  # noqa: N803
+        """Return one sampled token id per row, [N], by the Gumbel-max trick."""
+        scores = logits_NV.float()
+        if self.excluded_ids:
+            scores[:, list(self.excluded_ids)] = float("-inf")
+        scores = warp(scores / self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return (scores + noise.gumbel(key_N, scores.shape[-1])).argmax(dim=-1)
+
+
+def warp(scores_NV: torch.Tensor, *, top_k: int, top_p: float) -> torch.Tensor:  # noqa: N803
+    """Set scores outside the top k (0: all) or the top-p nucleus to -inf. [N, V] -> [N, V]."""
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    unused: Any = None
+    if top_k:
+        scores_NV = TopKLogitsWarper(top_k)(unused, scores_NV)
+    return TopPLogitsWarper(top_p)(unused, scores_NV) if top_p < 1 else scores_NV
+
+
+def default_excluded_ids(model: Any) -> tuple[int, ...]:
+    """The end, beginning and padding ids of a model's generation config."""
+    config = model.generation_config
+    found: set[int] = set()
+    for value in (config.eos_token_id, config.bos_token_id, config.pad_token_id):
+        found.update(value if isinstance(value, (list, tuple)) else [value])
+    return tuple(sorted(token_id for token_id in found if token_id is not None))
+
+
+def replaced_positions(
+    reference_ids: Sequence[Sequence[int]],
+    row_ids: Sequence[int],
+    *,
+    beta: float,
+    seed: int,
+    excluded_ids: Collection[int],
+) -> torch.Tensor:
+    """Return which reference tokens are to be replaced: bool [rows, longest reference]."""
+    longest = max(len(reference) for reference in reference_ids)
+    rows = torch.tensor(list(row_ids))[:, None]
+    key_BT = noise.keys(seed, rows, torch.arange(longest)[None, :], stream=noise.REPLACE)  # noqa: N806
+    chosen = noise.uniform(key_BT) < beta
+    excluded = set(excluded_ids)
+    for row, reference in enumerate(reference_ids):
+        chosen[row, max(len(reference) - 1, 0) :] = False
+        for position, token_id in enumerate(reference):
+            if token_id in excluded:
+                chosen[row, position] = False
+    return chosen
+
+
+@torch.no_grad()
+def mix_contexts(
+    model: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    reference_ids: Sequence[Sequence[int]],
+    *,
+    beta: float,
+    seed: int,
+    row_ids: Sequence[int],
+    engine: str = "sequential",
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    excluded_ids: Collection[int] | None = None,
+    context: str = "mixed",
+    batch_size: int = 32,
+    report: Report | None = None,
+) -> list[list[int]]:
+    """Replace reference tokens by the model's own at rate `beta`.
+
+    Args:
+        model: a causal language model (or PeftModel) of transformers.
+        prompt_ids: one non-empty list of token ids per row.
+        reference_ids: one list of token ids per row, usually ending in an end-of-turn token.
+        beta: probability of replacing a token, 0 to 1.
+        seed: with the row id and the position, decides all randomness.
+        row_ids: one number per row that stays the row's own across batches and processes.
+        engine: 'sequential' decodes one position at a time.
+        temperature: above 0.
+        top_k: keep only the k likeliest tokens; 0 keeps all.
+        top_p: keep only the nucleus of this mass; 1 keeps all.
+        excluded_ids: tokens never replaced nor sampled; by default the end, beginning and padding
+            ids of the model's generation config.
+        context: 'mixed' or 'gold' (decision 5).
+        batch_size: rows decoded together; it does not change the result.
+        report: called with (rows done, rows) after each batch.
+
+    Returns:
+        One list of token ids per row, as long as its reference.
+
+    Raises:
+        ValueError: for lists of different lengths, an empty prompt, or an option out of range.
+    """
+    _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engine, context)
+    excluded = tuple(default_excluded_ids(model) if excluded_ids is None else excluded_ids)
+    sampling = Sampling(seed, temperature, top_k, top_p, excluded)
+    mix = _mix_sequentially if context == "mixed" else _mix_on_gold
+    batch_size = batch_size if context == "mixed" else min(batch_size, _GOLD_BATCH)
+    mixed: list[list[int]] = [[] for _ in prompt_ids]
+    by_length = sorted(range(len(prompt_ids)), key=lambda row: -len(reference_ids[row]))
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(by_length), batch_size):
+        batch = by_length[start : start + batch_size]
+        ids = [list(reference_ids[row]) for row in batch]
+        rows = [row_ids[row] for row in batch]
+        replaced = replaced_positions(ids, rows, beta=beta, seed=seed, excluded_ids=excluded)
+        if replaced.any():
+            ids = mix(
+                model, [list(prompt_ids[row]) for row in batch], ids, rows, replaced, sampling
+            )
+        for row, mixed_ids in zip(batch, ids, strict=True):
+            mixed[row] = mixed_ids
+        if report:
+            report(min(start + batch_size, len(by_length)), len(by_length))
+    model.train(was_training)
+    return mixed
+
+
+def _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engine, context):
+    if not len(prompt_ids) == len(reference_ids) == len(row_ids):
+        raise ValueError(
+            f"{len(prompt_ids)} prompts, {len(reference_ids)} references, {len(row_ids)} row ids: "
+            "there must be one of each per row"
+        )
+    if any(len(prompt) == 0 for prompt in prompt_ids):
+        raise ValueError("a prompt is empty: the first answer token needs a token before it")
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta is {beta}, expected 0 to 1")
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}, expected above 0")
+    if engine not in ENGINES:
+        raise ValueError(f"no engine {engine!r}; engines: {', '.join(ENGINES)}")
+    if context not in ("mixed", "gold"):
+        raise ValueError(f"context is {context!r}, expected 'mixed' or 'gold'")
+
+
+def _mix_sequentially(
+    model: Any,
+    prompts: list[list[int]],
+    references: list[list[int]],
+    row_ids: list[int],
+    replaced: torch.Tensor,
+    sampling: Sampling,
+) -> list[list[int]]:
+    """Decode one position at a time, feeding g_t back (axes: B rows, T answer positions)."""
+    device = model.device
+    input_ids, mask = pad_left(prompts, device)
+    reference_BT = pad_right(references, device)  # noqa: N806
+    replaced_BT = replaced.to(device)  # noqa: N806
+    rows_B = torch.tensor(row_ids, device=device)  # noqa: N806
+    mixed_BT = reference_BT.clone()  # noqa: N806
+    last = int(replaced_BT.any(dim=0).nonzero().max())  # nothing is sampled after it
+    past = None
+    for position in range(last + 1):
+        output = model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :],
+            past_key_values=past,
+            use_cache=True,
+            **last_logits_only(model),
+        )
+        past = output.past_key_values
+        chosen = replaced_BT[:, position]
+        if chosen.any():
+            key = noise.keys(
+                sampling.seed, rows_B[chosen], torch.tensor(position, device=device),
+                stream=noise.SAMPLE,
+            )  # fmt: skip
+            mixed_BT[chosen, position] = sampling.pick(output.logits[chosen, -1], key)
+        input_ids = mixed_BT[:, position : position + 1]
+        mask = torch.cat([mask, torch.ones_like(input_ids)], dim=1)
+    return [mixed_BT[row, : len(ids)].tolist() for row, ids in enumerate(references)]
+
+
+def _mix_on_gold(
+    model: Any,
+    prompts: list[list[int]],
+    references: list[list[int]],
+    row_ids: list[int],
+    replaced: torch.Tensor,
+    sampling: Sampling,
+) -> list[list[int]]:
+    """Sample every replaced position from one pass over prompt and reference."""
+    device = model.device
+    joined = [prompt + ids for prompt, ids in zip(prompts, references, strict=True)]
+    input_ids = pad_right(joined, device)
+    mask = pad_right([[1] * len(ids) for ids in joined], device)
+    logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+    mixed = [list(ids) for ids in references]
+    for row, (prompt, ids) in enumerate(zip(prompts, mixed, strict=True)):
+        positions = replaced[row, : len(ids)].nonzero().flatten().to(device)
+        if len(positions):
+            row_id = torch.tensor(row_ids[row], device=device)
+            key = noise.keys(sampling.seed, row_id, positions, stream=noise.SAMPLE)
+            picked = sampling.pick(logits[row, len(prompt) - 1 + positions], key)
+            for position, token_id in zip(positions.tolist(), picked.tolist(), strict=True):
+                ids[position] = token_id
+    return mixed
+
+
+def last_logits_only(model: Any) -> dict[str, int]:
+    """The argument that spares the output layer for all but the last position, if there is one."""
+    import inspect
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    known = inspect.signature(type(inner).forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+
+
+def pad_left(rows: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and attention mask, int64 [B, longest], padded with 0 on the left."""
+    longest = max(len(row) for row in rows)
+    ids = [[0] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def pad_right(rows: list[list[int]], device: Any) -> torch.Tensor:
+    """Return ids, int64 [B, longest], padded with 0 on the right."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)

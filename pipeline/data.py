@@ -1,0 +1,198 @@
+"""Reads rows of any source through `datasets`, checks every one, and cuts what is too long."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline import builtin
+from pipeline.errors import InputError
+from pipeline.recipe import LOCAL_SUFFIXES, Source
+from pipeline.render import Renderer
+from pipeline.tasks import Example, PreferencePair, RowError, example_of, preference_of
+
+Read = TypeVar("Read")
+_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A row as tokens.
+
+    Attributes:
+        row_id: position in the source, from 0.
+        prompt: prompt ids.
+        answer: ids of the reference answer with its end-of-turn token, perhaps cut at the end.
+        example: the text it came from.
+    """
+
+    row_id: int
+    prompt: list[int]
+    answer: list[int]
+    example: Example
+
+
+def load_examples(source: dict[str, Any] | Source, task: str) -> list[Example]:
+    """Read a source's rows as examples of a task.
+
+    Raises:
+        InputError: for a source that cannot be read, is empty, or has a malformed row; the file,
+            line and field are named.
+    """
+    return _read_each(_source(source), lambda row: example_of(task, row))
+
+
+def load_preferences(source: dict[str, Any] | Source, task: str) -> list[PreferencePair]:
+    """Read a source's rows as preference pairs.
+
+    Raises:
+        InputError: as `load_examples`.
+    """
+    return _read_each(_source(source), lambda row: preference_of(task, row))
+
+
+def tokenise(
+    examples: list[Example], renderer: Renderer, *, max_length: int | None
+) -> tuple[list[TokenRow], dict[str, int]]:
+    """Turn examples into token rows of at most `max_length` tokens.
+
+    A prompt that leaves no room for an answer token is dropped; an answer that does not fit is cut
+    at the end, and so has no end-of-turn label.
+
+    Returns:
+        The rows, and counts: rows, dropped, cut.
+
+    Raises:
+        InputError: when no row is left.
+    """
+    rows, dropped, cut = [], 0, 0
+    for row_id, example in enumerate(examples):
+        prompt = renderer.prompt_ids(example)
+        answer = renderer.answer_ids(example, example.reference)
+        room = None if max_length is None else max_length - len(prompt)
+        if room is not None and room < 1:
+            dropped += 1
+            continue
+        if room is not None and len(answer) > room:
+            cut += 1
+            answer = answer[:room]
+        rows.append(TokenRow(row_id, prompt, answer, example))
+    if not rows:
+        raise InputError(
+            f"all {len(examples)} prompts fill trainer.max_length ({max_length} tokens) and leave "
+            "no room for an answer; raise trainer.max_length"
+        )
+    return rows, {"rows": len(rows), "dropped": dropped, "cut": cut}
+
+
+def describe_losses(counts: dict[str, int], max_length: int | None) -> str | None:
+    """Return a sentence about dropped and cut rows, or None when there are none."""
+    if not counts["dropped"] and not counts["cut"]:
+        return None
+    total = counts["rows"] + counts["dropped"]
+    return (
+        f"{counts['dropped']} of {total} rows dropped (the prompt alone fills max_length "
+        f"{max_length}) and {counts['cut']} answers cut at the end; raise trainer.max_length to "
+        "keep them whole"
+    )
+
+
+def _source(source: dict[str, Any] | Source) -> Source:
+    return source if isinstance(source, Source) else Source.model_validate(source)
+
+
+def _read_each(source: Source, read: Callable[[dict[str, Any]], Read]) -> list[Read]:
+    items = []
+    for position, row in enumerate(_rows(source)):
+        try:
+            items.append(read(row))
+        except RowError as error:
+            place = _place(source, position)
+            raise InputError(f"{place}: field {error.field!r} {error}") from None
+    if not items:
+        raise InputError(f"{source.source}: there are no rows in it")
+    return items
+
+
+def _place(source: Source, position: int) -> str:
+    """Where a row stands, as a person would look for it."""
+    path = source.path
+    if path is not None and path.suffix == ".jsonl":
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            position -= bool(line.strip())
+            if position < 0:
+                return f"{path}:{number}"
+    return f"{source.source}, row {position + 1}"
+
+
+def _rows(source: Source) -> Iterable[dict[str, Any]]:
+    if source.builtin is not None:
+        return builtin.builtin_rows(source.builtin, source.split or "train", limit=source.limit)
+    dataset = _load(source)
+    if source.limit is not None:
+        dataset = dataset.select(range(min(source.limit, len(dataset))))
+    return dataset
+
+
+def _load(source: Source) -> Any:
+    import datasets
+
+    path = source.path
+    try:
+        if path is None:
+            return datasets.load_dataset(
+                source.source, source.name, split=source.split, revision=source.revision
+            )
+        if path.is_dir():
+            return datasets.load_dataset(str(path), source.name, split=source.split)
+        loader = _LOADERS.get(path.suffix)
+        if loader is None:
+            raise InputError(f"{path}: not a {', '.join(LOCAL_SUFFIXES)} file")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty")
+        return datasets.load_dataset(loader, data_files=str(path), split="train")
+    except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError) as error:
+        raise InputError(_damaged_line(path) or f"{source.source}: {_cause(error)}") from None
+    except (datasets.exceptions.DatasetNotFoundError, ValueError, FileNotFoundError) as error:
+        raise InputError(f"{source.source}: {_cause(error)}") from None
+    except ConnectionError as error:
+        raise InputError(
+            f"{source.source}: the hub cannot be reached ({error}); use a local file instead"
+        ) from None
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _damaged_line(path: Path | None) -> str | None:
+    """Name the first line of a JSONL file that `datasets` could not read, and why."""
+    if path is None or path.suffix != ".jsonl":
+        return None
+    kinds: dict[str, tuple[type, int]] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            return f"{path}:{number}: not UTF-8 text"
+        except ValueError as error:
+            return f"{path}:{number}: not valid JSON ({error})"
+        if not isinstance(row, dict):
+            return f"{path}:{number}: a row must be a JSON object, not {type(row).__name__}"
+        for field, value in row.items():
+            if value is None:
+                continue
+            first, line_number = kinds.setdefault(field, (type(value), number))
+            if type(value) is not first:
+                return (
+                    f"{path}:{number}: field {field!r} is {type(value).__name__}, but "
+                    f"{first.__name__} on line {line_number}"
+                )
+    return None

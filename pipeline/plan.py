@@ -1,0 +1,265 @@
+"""From a recipe to steps: what runs, on what, under which fingerprint.
+
+A step's identity is everything that decides its result: kind, options, seed, and the identities of
+its inputs. Hardware, process counts, paths and library versions are not in it (they are recorded).
+Two stages, or two recipes, that need the same step share its directory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from eval import BENCHMARKS
+from pipeline import artifact, options
+from pipeline.identity import data_identity, model_identity
+from pipeline.recipe import Recipe, Source, StageOptions, method_module
+
+# Raised when the meaning of steps changes, so that results made before it are not taken for new.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One directory of results to make.
+
+    Attributes:
+        kind: what it makes: contexts, pairs, train, answers, merge, or a benchmark's name.
+        run: 'module:function' that makes it, given a `pipeline.step.StepRun`.
+        options: everything but the inputs that decides the result.
+        inputs: name -> another step, or the identity of data or a model from outside.
+        places: input name -> where it lies (a data source, a model name); not part of identity.
+        title: words for people.
+    """
+
+    kind: str
+    run: str
+    stage: str
+    seed: int
+    title: str
+    options: dict[str, Any]
+    inputs: dict[str, Any]
+    places: dict[str, Any]
+    neutral: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the fingerprint is taken of."""
+        inputs = {
+            name: value.fingerprint if isinstance(value, Step) else value
+            for name, value in self.inputs.items()
+        }
+        return {
+            "format": FORMAT,
+            "kind": self.kind,
+            "options": self.options,
+            "seed": self.seed,
+            "inputs": inputs,
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sha256 of the identity, 64 hex digits."""
+        return artifact.fingerprint(self.identity)
+
+    def directory(self, runs: Path) -> Path:
+        """The directory of this step's results."""
+        return runs / "steps" / f"{self.kind}-{self.fingerprint[:16]}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Weights a step starts from: a base (outside model, or a step) and perhaps a LoRA adapter."""
+
+    base: Step | None
+    adapter: Step | None = None
+
+
+@dataclass
+class Plan:
+    """Every step of a recipe in the order they can run, each once."""
+
+    recipe: Recipe
+    steps: list[Step]
+    # (stage, benchmark, seed) -> the step that holds the result
+    results: dict[tuple[str, str, int], Step]
+    # (stage, seed) -> the stage's own steps, for cost
+    stage_steps: dict[tuple[str, int], list[Step]]
+    # (stage, seed) -> the weights the stage ends with
+    models: dict[tuple[str, int], Model]
+
+
+class Builder:
+    """What a stage's `plan` function uses to add steps. One per stage and seed."""
+
+    def __init__(self, recipe: Recipe, stage_name: str, seed: int, start: Model):
+        self.recipe = recipe
+        self.stage_name = stage_name
+        self.stage: StageOptions = recipe.stages[stage_name]
+        self.seed = seed
+        self.start = start
+        self.steps: list[Step] = []
+
+    def step(
+        self,
+        kind: str,
+        run: str,
+        *,
+        title: str,
+        options: dict[str, Any] | None = None,
+        model: Model | None = None,
+        data: dict[str, Source] | None = None,
+        steps: dict[str, Step] | None = None,
+        neutral: dict[str, Any] | None = None,
+    ) -> Step:
+        """Add a step.
+
+        Args:
+            kind: the directory's prefix.
+            run: 'module:function' that makes it; named, not imported: most need torch.
+            title: words for people, after the stage's name.
+            options: what decides the result; for steps that read text the task and the system
+                message are added.
+            model: weights it reads.
+            data: role -> source of rows it reads.
+            steps: name -> earlier step it reads.
+            neutral: settings that do not change the result.
+        """
+        inputs: dict[str, Any] = dict(steps or {})
+        places: dict[str, Any] = {}
+        merged = dict(options or {})
+        if model is not None or data:
+            merged |= {"task": self.recipe.task, "system": self.recipe.system}
+        if model is not None:
+            inputs["base"] = model.base or model_identity(self.recipe.model, self.recipe.revision)
+            if model.base is None:
+                places["base"] = self.recipe.model
+            if model.adapter is not None:
+                inputs["adapter"] = model.adapter
+        for role, source in (data or {}).items():
+            inputs[role] = data_identity(source, default_split=role)
+            places[role] = {**source.model_dump(), "split": source.split or role}
+        added = Step(
+            kind=kind,
+            run=run,
+            stage=self.stage_name,
+            seed=self.seed,
+            title=title,
+            options=merged,
+            inputs=inputs,
+            places=places,
+            neutral=neutral or {},
+        )
+        self.steps.append(added)
+        return added
+
+    def train(
+        self,
+        run: str,
+        *,
+        title: str,
+        model: Model,
+        data: dict[str, Source] | None = None,
+        steps: dict[str, Step] | None = None,
+        more: dict[str, Any] | None = None,
+    ) -> Model:
+        """Add a training step and return the weights it makes.
+
+        An adapter is merged first, as a step of its own, only where the stage says
+        `merge_adapter: true`.
+        """
+        recipe, stage = self.recipe, self.stage
+        lora = recipe.lora_for(stage)
+        if model.adapter is not None and stage.merge_adapter:
+            model = self.merge(model)
+        trainer = recipe.trainer_for(stage)
+        result = {key: value for key, value in trainer.items() if key not in options.NEUTRAL}
+        trained = self.step(
+            "train",
+            run,
+            title=title,
+            model=model,
+            data=data,
+            steps=steps,
+            options={
+                "trainer": result,
+                "lora": lora,
+                "dtype": recipe.dtype,
+                "batch_size": recipe.batch_size,
+                **(more or {}),
+            },
+            neutral={
+                "trainer": {key: trainer[key] for key in trainer.keys() - result.keys()},
+                "micro_batch_size": recipe.micro_batch_size,
+            },
+        )
+        return Model(base=trained) if lora is None else Model(base=model.base, adapter=trained)
+
+    def merge(self, model: Model) -> Model:
+        """Add a step that merges an adapter into its base."""
+        merged = self.step("merge", "pipeline.model:merge", title="merge adapter", model=model)
+        return Model(base=merged)
+
+    def answers(
+        self,
+        model: Model,
+        *,
+        source: Source,
+        role: str,
+        title: str,
+        samples: int = 1,
+        temperature: float = 0.0,
+    ) -> Step:
+        """Add a step in which the model answers every prompt of a source, greedily by default."""
+        generation = self.recipe.generation
+        return self.step(
+            "answers",
+            "pipeline.generate:write_answers",
+            title=title,
+            model=model,
+            data={role: source},
+            options={
+                "max_new_tokens": generation.max_new_tokens,
+                "dtype": generation.dtype,
+                "samples": samples,
+                "temperature": temperature,
+            },
+            neutral={"batch_size": generation.batch_size},
+        )
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Expand a checked recipe into steps.
+
+    Raises:
+        InputError: when a model or data source cannot be identified (hub not reachable and so on).
+    """
+    plan = Plan(recipe=recipe, steps=[], results={}, stage_steps={}, models={})
+    known: dict[str, Step] = {}
+    for seed in recipe.seeds:
+        for name, stage in recipe.stages.items():
+            start = plan.models[stage.start, seed] if stage.start else Model(base=None)
+            builder = Builder(recipe, name, seed, start)
+            model = method_module(stage.method).plan(stage, builder)
+            plan.models[name, seed] = model
+            plan.stage_steps[name, seed] = list(builder.steps)
+            _add_evaluation(plan, builder, model)
+            for step in builder.steps:
+                if step.fingerprint not in known:
+                    known[step.fingerprint] = step
+                    plan.steps.append(step)
+    return plan
+
+
+def _add_evaluation(plan: Plan, builder: Builder, model: Model) -> None:
+    for name in plan.recipe.evaluate:
+        benchmark = BENCHMARKS[name]
+        test = plan.recipe.data.test
+        assert test is not None  # the recipe's check has seen to it
+        answers = builder.answers(model, source=test, role="test", title=f"answers for {name}")
+        result = builder.step(
+            name, benchmark.grader, title=f"grade {name}", steps={"answers": answers}
+        )
+        plan.results[builder.stage_name, name, builder.seed] = result

@@ -1,0 +1,90 @@
+"""Text to tokens, in one place: training, generation and evaluation all come through here.
+
+Prompt and answer are tokenised apart and joined as ids, so the prompt is always a prefix of the
+row. Decisions: (1) a model with a chat template gets the template, one without gets the task's
+plain prompt; (2) the answer ends with exactly one end-of-turn token: the special token that the
+template puts after an assistant turn, else the tokenizer's end token; (3) a beginning token is
+added once, by the template or by the tokenizer, never by both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.tasks import Example
+
+_PROBE = "bashrac-probe"
+
+
+@dataclass
+class Renderer:
+    """Renders examples for one tokenizer.
+
+    Attributes:
+        tokenizer: a transformers tokenizer.
+        system: a system message put before every prompt that has none, or None.
+    """
+
+    tokenizer: Any
+    system: str | None = None
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    @cached_property
+    def end_of_turn_id(self) -> int:
+        """The token that ends an answer.
+
+        Raises:
+            InputError: when the tokenizer has no end token and the template shows none.
+        """
+        if self.has_template:
+            turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
+            text = self.tokenizer.apply_chat_template(turn, tokenize=False)
+            after = self.tokenizer(text.split(_PROBE)[-1], add_special_tokens=False)["input_ids"]
+            special = set(self.tokenizer.all_special_ids)
+            # A template may put white space before the token, and text of a next turn after it.
+            for token_id in after:
+                if token_id in special:
+                    return token_id
+                if self.tokenizer.decode([token_id]).strip():
+                    break
+        if self.tokenizer.eos_token_id is None:
+            raise InputError(
+                "the model's tokenizer has neither an end token nor a chat template that ends a "
+                "turn with a special token: a model trained with it would never learn to stop"
+            )
+        return self.tokenizer.eos_token_id
+
+    def prompt_ids(self, example: Example) -> list[int]:
+        """Token ids of the prompt, ready for the answer's first token."""
+        if not self.has_template:
+            prompt = f"{self.system}\n\n{example.plain_prompt}" if self.system else None
+            return self.tokenizer(prompt or example.plain_prompt)["input_ids"]
+        messages = example.messages
+        if self.system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # jinja2 errors, which templates raise on purpose
+            if type(error).__module__.split(".")[0] != "jinja2":
+                raise
+            raise InputError(f"the model's chat template refuses a row: {error}") from None
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def answer_ids(self, example: Example, text: str) -> list[int]:
+        """Token ids of an answer, ended by the end-of-turn token."""
+        joined = text if self.has_template else example.plain_separator + text
+        ids = self.tokenizer(joined, add_special_tokens=False)["input_ids"]
+        return [*ids, self.end_of_turn_id]
+
+    def answer_text(self, ids: list[int]) -> str:
+        """The text of generated ids, without special tokens or surrounding space."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()

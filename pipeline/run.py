@@ -1,0 +1,232 @@
+"""Runs a plan: starts launched processes, shows how far they are, resumes what was stopped.
+
+The parent imports no torch. It starts `accelerate launch ... -m pipeline step DIR/step.json ...`,
+follows the progress files, and on failure prints the error, the log and the command to retry.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifact, shipped
+from pipeline.errors import InputError, StepFailedError
+from pipeline.plan import Plan, Step
+from pipeline.show import Display
+from pipeline.step import ERROR, read_progress, run_steps, write_spec
+
+_POLL_SECONDS = 0.2
+_STOP_SECONDS = 8
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where and how a plan runs.
+
+    Attributes:
+        runs: the folder of all results.
+        launch: the launch config.
+        retry: the command to print after a failure.
+        stage: run only this stage, or None for all.
+    """
+
+    runs: Path
+    launch: shipped.Launch
+    retry: str
+    stage: str | None = None
+
+
+def launched_by_accelerate() -> bool:
+    """Whether this process was started by `accelerate launch` (or torchrun)."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_RANK" in os.environ
+
+
+def select_steps(plan: Plan, stage: str | None) -> list[Step]:
+    """The plan's steps, or those of one stage.
+
+    Raises:
+        InputError: for an unknown stage.
+    """
+    if stage is None:
+        return plan.steps
+    if stage not in plan.recipe.stages:
+        known = ", ".join(plan.recipe.stages)
+        raise InputError(f"--stage {stage}: no such stage; stages: {known}")
+    return [step for step in plan.steps if step.stage == stage]
+
+
+def launch_command(launch: shipped.Launch, spec_files: list[Path]) -> list[str]:
+    """The command that runs steps, as `bashrac plan` prints it."""
+    config = ["--config_file", str(launch.path)]
+    return ["accelerate", "launch", *config, "-m", "pipeline", "step", *map(str, spec_files)]
+
+
+def run_plan(plan: Plan, settings: RunSettings) -> None:
+    """Run every step that is not finished, in order.
+
+    Raises:
+        InputError, StepFailedError: when a step fails; its sentence, log and retry command.
+        KeyboardInterrupt: when stopped; the launched processes have ended by then.
+    """
+    steps = select_steps(plan, settings.stage)
+    pending = [step for step in steps if not artifact.is_finished(step.directory(settings.runs))]
+    _check_inputs(pending, settings)
+    display = Display(steps, {step.fingerprint for step in steps} - {s.fingerprint for s in pending})
+    with display:
+        for group in _groups(pending, shared=settings.launch.processes == 1):
+            _run_group(group, settings, plan.recipe.name, display)
+
+
+def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
+    """Run a stage's unfinished steps inside processes the user launched; returns the exit code."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"))
+    use_cpu = state.device.type == "cpu"
+    steps = select_steps(plan, settings.stage)
+    # All processes decide together what is to do, before one of them can finish anything.
+    pending = [step for step in steps if not artifact.is_finished(step.directory(settings.runs))]
+    state.wait_for_everyone()
+    _check_inputs(pending, settings)
+    for step in pending:
+        if state.is_main_process:
+            print(f"{step.stage}: {step.title}", flush=True)
+            write_spec(step, settings.runs, processes=state.num_processes, use_cpu=use_cpu)
+        state.wait_for_everyone()
+        code = run_steps([step.directory(settings.runs) / "step.json"])
+        if code:
+            return code
+    return 0
+
+
+def _check_inputs(pending: list[Step], settings: RunSettings) -> None:
+    """Refuse to run a stage whose earlier stages are not finished."""
+    coming = {step.fingerprint for step in pending}
+    for step in pending:
+        for value in step.inputs.values():
+            if not isinstance(value, Step) or value.fingerprint in coming:
+                continue
+            if not artifact.is_finished(value.directory(settings.runs)):
+                raise InputError(
+                    f"stage {step.stage} needs stage {value.stage} ({value.title}), which is not "
+                    f"finished; run it first: --stage {value.stage}"
+                )
+
+
+def _groups(pending: list[Step], *, shared: bool) -> list[list[Step]]:
+    """Consecutive steps of one stage and seed share a process, which saves its start-up."""
+    groups: list[list[Step]] = []
+    for step in pending:
+        last = groups[-1][-1] if groups else None
+        if shared and last is not None and (last.stage, last.seed) == (step.stage, step.seed):
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
+def _run_group(group: list[Step], settings: RunSettings, recipe: str, display: Display) -> None:
+    launch = settings.launch
+    specs = [
+        write_spec(step, settings.runs, processes=launch.processes, use_cpu=launch.use_cpu)
+        for step in group
+    ]
+    for spec in specs:
+        (spec.parent / ERROR).unlink(missing_ok=True)
+    log = settings.runs / recipe / "logs" / f"{group[0].stage}-seed{group[0].seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = launch_command(launch, specs)
+    with log.open("a", encoding="utf-8") as output:
+        output.write(f"\n$ {shlex.join(command)}\n")
+        output.flush()
+        module = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command[1:]]
+        process = subprocess.Popen(
+            module,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=_environment(launch),
+            start_new_session=True,
+        )
+        try:
+            _follow(process, group, settings.runs, display)
+        except BaseException:
+            _stop(process)
+            raise
+    _raise_failure(process.returncode, group, settings, log, display)
+
+
+def _environment(launch: shipped.Launch) -> dict[str, str]:
+    threads = str(max((os.cpu_count() or 1) // launch.processes, 1))
+    defaults = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"TRANSFORMERS_VERBOSITY": "warning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    # glibc gives large blocks back to the kernel and takes them again zeroed, page by page, at every
+    # tensor: keeping them makes training on a CPU 1.7 times as fast (benchmarks/allocator.py).
+    keep = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+    fixed = {"PYTHONUNBUFFERED": "1"}
+    return {**defaults, **quiet, **(keep if launch.use_cpu else {}), **os.environ, **fixed}
+
+
+def _follow(process: Any, group: list[Step], runs: Path, display: Display) -> None:
+    """Show progress until the process ends. The first unfinished step of a group is running."""
+    running = 0
+    display.start(group[0])
+    while True:
+        ended = process.poll() is not None
+        while running < len(group) and artifact.is_finished(group[running].directory(runs)):
+            display.finish(group[running])
+            running += 1
+            if running < len(group) and not ended:
+                display.start(group[running])
+        if ended:
+            return
+        if running < len(group):
+            display.update(group[running], read_progress(group[running].directory(runs)))
+        time.sleep(_POLL_SECONDS)
+
+
+def _stop(process: Any) -> None:
+    """End a launched process group: politely, then for certain."""
+    for chosen, patience in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, 5)):
+        try:
+            os.killpg(process.pid, chosen)
+            process.wait(timeout=patience)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+def _raise_failure(
+    code: int, group: list[Step], settings: RunSettings, log: Path, display: Display
+) -> None:
+    failed = [step for step in group if not artifact.is_finished(step.directory(settings.runs))]
+    if not failed:
+        return
+    step = failed[0]
+    display.fail(step)
+    error_file = step.directory(settings.runs) / ERROR
+    if error_file.exists():
+        error = artifact.read_json(error_file)
+    else:
+        killed = " (killed: often out of memory)" if code in (-9, 137) else ""
+        message = f"its process ended with code {code}{killed} before it said why; {_last_line(log)}"
+        error = {"message": message, "exit_code": 1}
+    kind = InputError if error["exit_code"] == InputError.exit_code else StepFailedError
+    raise kind(
+        f"{step.stage}: {step.title} failed: {error['message']}\n"
+        f"  log:   {log}\n  retry: {settings.retry}"
+    )
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"the log ends: {lines[-1].strip()}" if lines else "the log is empty"

@@ -1,0 +1,143 @@
+"""Shows a run: a live table on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.plan import Step
+
+_PLAIN_SECONDS = 30  # between two lines about the same step, where nobody watches a table
+
+
+@dataclass
+class _Row:
+    state: str
+    started: float | None = None
+    seconds: float | None = None
+    share: float | None = None
+    detail: str = ""
+
+
+def duration(seconds: float | None) -> str:
+    """Return e.g. '42 s', '3 min 05 s', '2 h 10 min', or '' for None."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Display:
+    """The state of every step, on screen. Use as a context manager around the run."""
+
+    def __init__(self, steps: list[Step], finished: set[str]):
+        self.steps = steps
+        self.rows = {
+            step.fingerprint: _Row("done before" if step.fingerprint in finished else "waiting")
+            for step in steps
+        }
+        self.live: Any = None
+        self.last_line = 0.0
+        self.began = time.monotonic()
+
+    def __enter__(self) -> Display:
+        before = sum(row.state == "done before" for row in self.rows.values())
+        if before == len(self.rows):
+            return self
+        _say(f"{len(self.rows)} steps, {before} finished before")
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self.live = Live(self._table(), refresh_per_second=4, transient=False)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live:
+            self.live.update(self._table())
+            self.live.stop()
+
+    def start(self, step: Step) -> None:
+        """A step begins to run."""
+        self.rows[step.fingerprint] = _Row("running", started=time.monotonic())
+        self._changed(f"{self._name(step)}: started")
+
+    def update(self, step: Step, progress: dict[str, Any] | None) -> None:
+        """A step goes on; `progress` is {'done', 'total', 'unit'} or None."""
+        row = self.rows[step.fingerprint]
+        row.seconds = time.monotonic() - (row.started or time.monotonic())
+        if progress and progress["total"]:
+            row.share = progress["done"] / progress["total"]
+            row.detail = f"{progress['done']} of {progress['total']} {progress['unit']}"
+        if self.live:
+            self.live.update(self._table())
+        elif time.monotonic() - self.last_line > _PLAIN_SECONDS:
+            expected = f", {duration(_left(row))} left" if _left(row) is not None else ""
+            detail = f": {row.detail}" if row.detail else ": starting"
+            self._changed(f"{self._name(step)}{detail}, {duration(row.seconds)}{expected}")
+
+    def finish(self, step: Step) -> None:
+        """A step is done."""
+        self._end(step, "done")
+
+    def fail(self, step: Step) -> None:
+        """A step has failed."""
+        self._end(step, "failed")
+
+    def _end(self, step: Step, state: str) -> None:
+        row = self.rows[step.fingerprint]
+        row.seconds = time.monotonic() - row.started if row.started else row.seconds
+        row.state, row.share = state, None
+        self._changed(f"{self._name(step)}: {state} in {duration(row.seconds)}")
+
+    def _changed(self, line: str) -> None:
+        self.last_line = time.monotonic()
+        if self.live:
+            self.live.update(self._table())
+        else:
+            _say(line)
+
+    def _name(self, step: Step) -> str:
+        several = len({other.seed for other in self.steps}) > 1
+        return f"{step.stage}{f' (seed {step.seed})' if several else ''}, {step.title}"
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        table = Table(title=f"elapsed {duration(time.monotonic() - self.began)}", title_justify="left")
+        for column, justify in (("step", "left"), ("state", "left"), ("elapsed", "right")):
+            table.add_column(column, justify=justify, no_wrap=column != "state")  # type: ignore[arg-type]
+        table.add_column("still expected", justify="right", no_wrap=True)
+        for step in self._visible():
+            row = self.rows[step.fingerprint]
+            state = f"{row.state} ({row.detail})" if row.state == "running" and row.detail else row.state
+            style = {"running": "bold", "failed": "red", "waiting": "dim"}.get(row.state)
+            left = duration(_left(row)) if row.state == "running" else ""
+            table.add_row(self._name(step), state, duration(row.seconds), left, style=style)
+        return table
+
+    def _visible(self) -> list[Step]:
+        """The steps around the running one, as many as fit the terminal."""
+        import shutil
+
+        room = max(shutil.get_terminal_size().lines - 8, 5)
+        states = [self.rows[step.fingerprint].state for step in self.steps]
+        at = next((i for i, state in enumerate(states) if state in ("running", "waiting", "failed")), 0)
+        first = max(min(at - room // 2, len(self.steps) - room), 0)
+        return self.steps[first : first + room]
+
+
+def _left(row: _Row) -> float | None:
+    if not row.share or row.seconds is None:
+        return None
+    return row.seconds * (1 - row.share) / row.share
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

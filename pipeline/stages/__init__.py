@@ -1,0 +1,7 @@
+"""One file a method. Adding a method is a file here, a line in METHODS, and its test."""
+
+METHODS = {
+    "sft": "pipeline.stages.sft",
+    "bash": "pipeline.stages.bash",
+    "dpo": "pipeline.stages.dpo",
+}

@@ -1,0 +1,177 @@
+"""BASH: train each reference token on contexts that mix reference and self-generated tokens.
+
+L = L_SFT(y | x, y) + lambda ( - sum_t log pi_theta(y_t | x, g_<t) )     (Cen et al. 2025)
+
+Each round: the current model writes contexts g (pipeline/contexts.py, which numbers the choices the
+paper leaves open), then stock SFT trains on reference rows and on rows with `input_ids` = x + g and
+`labels` = y, shuffled together. `lambda` is the ratio of the two kinds of row.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal, Union
+
+from pydantic import Field
+
+from pipeline.errors import Problem
+from pipeline.recipe import Recipe, StageOptions, Strict
+from pipeline.stages import sft
+
+if TYPE_CHECKING:
+    from pipeline.plan import Builder, Model
+    from pipeline.step import StepRun
+
+TRAINER = "trl.SFTConfig"
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class Schedule(Strict):
+    """Beta over rounds r = 1..R, after the three decays of Bengio et al. (2015).
+
+    linear: from `start` to `end`. exponential: 1 - k^r, k in (0, 1). inverse_sigmoid:
+    1 - k / (k + exp(r / k)), k > 0.
+    """
+
+    schedule: Literal["linear", "exponential", "inverse_sigmoid"]
+    start: Rate | None = None
+    end: Rate | None = None
+    k: Annotated[float, Field(gt=0)] | None = None
+
+    def at(self, round_number: int, rounds: int) -> float:
+        """Beta in a round, counted from 1."""
+        if self.schedule == "linear":
+            assert self.start is not None and self.end is not None  # seen to by `check`
+            share = (round_number - 1) / (rounds - 1) if rounds > 1 else 0.0
+            return self.start + share * (self.end - self.start)
+        assert self.k is not None
+        if self.schedule == "exponential":
+            return 1 - self.k**round_number
+        return 1 - self.k / (self.k + math.exp(round_number / self.k))
+
+
+class Options(StageOptions):
+    """Keys of a `bash` stage."""
+
+    method: Literal["bash"]
+    beta: Union[Rate, Schedule] = 0.2
+    rounds: int = Field(default=1, ge=1)
+    ratio: float = Field(default=1.0, ge=0, alias="lambda")
+    context: Literal["mixed", "gold"] = "mixed"
+    engine: Literal["sequential"] = "sequential"
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    excluded_ids: list[int] | None = None
+
+
+def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
+    """A schedule needs the numbers of its kind, and only those."""
+    del recipe
+    if not isinstance(stage.beta, Schedule):
+        return []
+    given = {key for key in ("start", "end", "k") if getattr(stage.beta, key) is not None}
+    needed = {"start", "end"} if stage.beta.schedule == "linear" else {"k"}
+    problems = []
+    if given != needed:
+        message = f"a {stage.beta.schedule} schedule takes {' and '.join(sorted(needed))}, no more"
+        problems.append(Problem(f"stages.{name}.beta", message))
+    elif stage.beta.schedule == "exponential" and not 0 < (stage.beta.k or 0) < 1:
+        problems.append(Problem(f"stages.{name}.beta.k", "an exponential schedule needs k below 1"))
+    return problems
+
+
+def plan(stage: Options, build: Builder) -> Model:
+    """Two steps a round: contexts, train."""
+    model = build.start
+    data = {"train": build.recipe.data.train}
+    for number in range(1, stage.rounds + 1):
+        words = f", round {number}" if stage.rounds > 1 else ""
+        beta = stage.beta.at(number, stage.rounds) if isinstance(stage.beta, Schedule) else stage.beta
+        contexts = build.step(
+            "contexts",
+            "pipeline.stages.bash:write_contexts",
+            title=f"contexts{words}",
+            model=model,
+            data=data,
+            options={
+                "beta": float(beta),
+                "round": number,
+                "context": stage.context,
+                "temperature": stage.temperature,
+                "top_k": stage.top_k,
+                "top_p": stage.top_p,
+                "excluded_ids": stage.excluded_ids,
+                "max_length": build.recipe.trainer_for(stage).get("max_length", sft.DEFAULT_MAX_LENGTH),
+                "dtype": build.recipe.generation.dtype,
+            },
+            neutral={"batch_size": build.recipe.generation.batch_size, "engine": stage.engine},
+        )
+        model = build.train(
+            sft.TRAIN,
+            title=f"train{words}",
+            model=model,
+            data=data,
+            steps={"rows": contexts},
+            more={"lambda": stage.ratio},
+        )
+    return model
+
+
+def write_contexts(step: StepRun) -> None:
+    """Step: write one mixed-context row per training row."""
+    from pipeline.contexts import mix_contexts
+    from pipeline.data import TokenRow, load_examples, tokenise
+    from pipeline.model import load_for, resolve_dtype, tokenizer_for
+    from pipeline.render import Renderer
+    from pipeline.shards import write_in_shards
+
+    options = step.options
+    renderer = Renderer(tokenizer_for(step), options["system"])
+    examples = load_examples(step.inputs["train"], options["task"])
+    token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
+    model = load_for(step, dtype=resolve_dtype(options["dtype"], trains_all_weights=False))
+    model.to(step.device)
+
+    def make(batch: list[TokenRow]) -> list[dict]:
+        mixed = mix_contexts(
+            model,
+            [row.prompt for row in batch],
+            [row.answer for row in batch],
+            beta=options["beta"],
+            # Rounds must not repeat each other's positions and noise.
+            seed=step.seed * 1_000_003 + options["round"],
+            row_ids=[row.row_id for row in batch],
+            engine=step.neutral["engine"],
+            temperature=options["temperature"],
+            top_k=options["top_k"],
+            top_p=options["top_p"],
+            excluded_ids=options["excluded_ids"],
+            context=options["context"],
+            batch_size=step.neutral["batch_size"],
+        )
+        return [
+            {"id": row.row_id, **sft.training_row(row.prompt, context, row.answer)}
+            for row, context in zip(batch, mixed, strict=True)
+        ]
+
+    rows = write_in_shards(
+        step,
+        sorted(token_rows, key=lambda row: (-len(row.answer), row.row_id)),
+        make,
+        key=lambda row: (row.row_id,),
+        row_key=lambda row: (row["id"],),
+        batch_size=step.neutral["batch_size"],
+        file_name=sft.ROWS,
+    )
+    labels = [label for row in rows for label in row["labels"]]
+    inputs = [token for row in rows for token in row["input_ids"]]
+    answers = sum(label != -100 for label in labels)
+    changed = sum(b not in (-100, a) for a, b in zip(inputs, labels, strict=True))
+    step.metrics |= {
+        "rows": len(rows),
+        "answer_tokens": answers,
+        "tokens_changed": changed,
+        "share_changed": round(changed / answers, 4),
+        "tokens_generated": answers,
+    }

@@ -1,0 +1,306 @@
+"""Runs steps inside a launched process: reads step.json, does the work, writes the record last.
+
+The same code serves `accelerate launch -m pipeline step DIR/step.json ...` (started by the parent)
+and `accelerate launch -m pipeline run RECIPE --stage S` (started by the user).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifact
+from pipeline.errors import EXIT_FAILED, BashracError, InputError, StepFailedError
+
+SPEC = "step.json"
+ERROR = "error.json"
+PROGRESS = "progress.json"
+LOG = "step.log"
+# Files of a step's directory that describe the run rather than the result.
+NOT_RESULTS = (artifact.RECORD, SPEC, ERROR, PROGRESS, LOG)
+_VERSIONED = (
+    "bashrac", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes",
+)  # fmt: skip
+
+
+@dataclass
+class StepRun:
+    """What a step's function is given: its specification, and where and how to work.
+
+    Attributes:
+        directory: where results go.
+        options: what decides the result (`Step.options`).
+        inputs: name -> folder of an earlier step, or the place of a model or data from outside.
+        neutral: settings that do not change the result.
+        seed: the seed.
+        metrics: figures for the record; the function adds to them.
+    """
+
+    directory: Path
+    kind: str
+    run: str
+    title: str
+    stage: str
+    fingerprint: str
+    identity: dict[str, Any]
+    options: dict[str, Any]
+    inputs: dict[str, Any]
+    neutral: dict[str, Any]
+    seed: int
+    processes: int
+    use_cpu: bool
+    metrics: dict[str, Any] = field(default_factory=dict)
+    _last_progress: float = 0.0
+
+    @classmethod
+    def read(cls, spec_file: Path) -> StepRun:
+        """Read step.json."""
+        spec = artifact.read_json(spec_file)
+        return cls(directory=spec_file.resolve().parent, **spec)
+
+    @cached_property
+    def state(self) -> Any:
+        """The processes of this launch, as `accelerate.PartialState`."""
+        from accelerate import PartialState
+
+        return PartialState(cpu=self.use_cpu)
+
+    @property
+    def device(self) -> Any:
+        """The torch device of this process."""
+        return self.state.device
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """Say how far the step is, at most once a second, from the main process only."""
+        now = time.monotonic()
+        if not self.state.is_main_process or (now - self._last_progress < 1 and done < total):
+            return
+        self._last_progress = now
+        artifact.write_json(self.directory / PROGRESS, {"done": done, "total": total, "unit": unit})
+
+    def warn(self, sentence: str) -> None:
+        """Note something the user should read: in the log now, in the record afterwards."""
+        if self.state.is_main_process:
+            print(f"warning: {sentence}", flush=True)
+            self.metrics.setdefault("warnings", []).append(sentence)
+
+
+def write_spec(step: Any, runs: Path, *, processes: int, use_cpu: bool) -> Path:
+    """Write step.json for a `pipeline.plan.Step`; returns its path."""
+    directory = step.directory(runs)
+    inputs: dict[str, Any] = dict(step.places)
+    for name, value in step.inputs.items():
+        if hasattr(value, "directory"):
+            inputs[name] = str(value.directory(runs).resolve())
+    spec = {
+        "kind": step.kind,
+        "run": step.run,
+        "title": step.title,
+        "stage": step.stage,
+        "fingerprint": step.fingerprint,
+        "identity": step.identity,
+        "options": step.options,
+        "inputs": inputs,
+        "neutral": step.neutral,
+        "seed": step.seed,
+        "processes": processes,
+        "use_cpu": use_cpu,
+    }
+    artifact.write_json(directory / SPEC, spec)
+    return directory / SPEC
+
+
+def run_steps(spec_files: list[Path]) -> int:
+    """Run steps one after the other in this process (group); returns the exit code."""
+    for spec_file in spec_files:
+        step = StepRun.read(spec_file)
+        if artifact.is_finished(step.directory):
+            continue
+        try:
+            execute(step)
+        except BashracError as error:
+            _write_error(step, str(error), error.exit_code)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return error.exit_code
+        except Exception as error:  # noqa: BLE001 - the last stop: the traceback goes to the log
+            traceback.print_exc()
+            known = _known_failure(step, error)
+            _write_error(step, str(known or f"{type(error).__name__}: {error}"), EXIT_FAILED)
+            return EXIT_FAILED
+    return 0
+
+
+def execute(step: StepRun) -> None:
+    """Run one step and write its record."""
+    _check_launch(step)
+    for leftover in (ERROR, PROGRESS):
+        if step.state.is_main_process:
+            (step.directory / leftover).unlink(missing_ok=True)
+    for name, place in step.inputs.items():
+        folder = isinstance(place, str) and (Path(place) / SPEC).exists()
+        if folder and not artifact.is_finished(Path(place)):
+            raise StepFailedError(
+                f"its input {name} ({place}) is not finished; run that stage first"
+            )
+    module, _, function = step.run.partition(":")
+    if module.split(".")[0] not in ("pipeline", "eval"):
+        raise InputError(f"{step.directory / SPEC} names code outside bashrac: {step.run}")
+    started, clock = datetime.now(timezone.utc), time.monotonic()
+    _reset_peak_memory(step)
+    getattr(import_module(module), function)(step)
+    step.state.wait_for_everyone()
+    if step.state.is_main_process:
+        seconds = time.monotonic() - clock
+        artifact.write_json(
+            step.directory / artifact.RECORD, make_record(step, started=started, seconds=seconds)
+        )
+        (step.directory / PROGRESS).unlink(missing_ok=True)
+    step.state.wait_for_everyone()
+
+
+def make_record(step: StepRun, *, started: datetime, seconds: float) -> dict[str, Any]:
+    """Return the record of a step that has just finished: what, on what, with what, how long."""
+    return {
+        "kind": step.kind,
+        "title": step.title,
+        "fingerprint": step.fingerprint,
+        "identity": step.identity,
+        "inputs": step.inputs,
+        "neutral": step.neutral,
+        "seed": step.seed,
+        "versions": _versions(),
+        "host": platform.node(),
+        "device": _device_words(step),
+        "processes": step.state.num_processes,
+        "git_commit": _git_commit(),
+        "started": started.isoformat(timespec="seconds"),
+        "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": _peak_memory(step),
+        "metrics": step.metrics,
+        "files": artifact.tree_digests(step.directory, ignore=NOT_RESULTS),
+    }
+
+
+def _check_launch(step: StepRun) -> None:
+    """Refuse to run on other hardware than was asked for (accelerate changes it silently)."""
+    state = step.state
+    if state.num_processes != step.processes:
+        raise InputError(
+            f"the launch config asks for {step.processes} processes but accelerate started "
+            f"{state.num_processes}; choose another with --launch"
+        )
+    if not step.use_cpu and state.device.type == "cpu":
+        raise InputError("the launch config asks for a GPU and there is none; use --launch cpu")
+
+
+def _write_error(step: StepRun, message: str, exit_code: int) -> None:
+    with contextlib.suppress(BashracError):  # a full disk must not hide the error itself
+        artifact.write_json(step.directory / ERROR, {"message": message, "exit_code": exit_code})
+
+
+def _known_failure(step: StepRun, error: BaseException) -> BashracError | None:
+    if isinstance(error, OSError) and error.errno is not None and error.errno in (28, 30, 122):
+        return artifact.disk_error(step.directory, error)
+    if "No space left" in str(error):
+        return BashracError(
+            f"the disk of {step.directory} is full; free space, then run the same command again"
+        )
+    if "out of memory" in str(error).lower():
+        return BashracError(
+            f"out of memory: {str(error).splitlines()[0]}; lower micro_batch_size or "
+            "generation.batch_size (neither changes results), or use lora"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def quiet_progress_bars() -> Iterator[None]:
+    """Keep the libraries' own progress bars out of the log."""
+    from datasets.utils.logging import disable_progress_bar
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    disable_progress_bar()
+    yield
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in _VERSIONED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of bashrac's own checkout, '+changes' when it has uncommitted ones."""
+    import subprocess
+
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = [
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--dirty=+changes",
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _device_words(step: StepRun) -> str:
+    if step.device.type == "cuda":
+        import torch
+
+        return f"{step.state.num_processes} x {torch.cuda.get_device_name()}"
+    return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
+
+
+def _reset_peak_memory(step: StepRun) -> None:
+    if step.device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_memory(step: StepRun) -> int:
+    """Peak bytes of the main process: of the GPU where there is one, else resident memory.
+
+    Resident memory counts from the start of the process, which several steps may share.
+    """
+    if step.device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def read_progress(directory: Path) -> dict[str, Any] | None:
+    """Return {'done', 'total', 'unit'} of a running step, or None."""
+    try:
+        return json.loads((directory / PROGRESS).read_text())
+    except (OSError, ValueError):
+        return None

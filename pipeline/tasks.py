@@ -1,0 +1,155 @@
+"""What a task's rows look like, and how a row becomes a prompt and a reference answer.
+
+`Example.messages` is what the user says; `Example.plain_prompt` is the same for a model without a
+chat template. `pipeline.render` turns either into tokens, in one place for training, generation and
+evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a task.
+
+    Attributes:
+        messages: the prompt as chat messages, ending with the user's turn.
+        plain_prompt: the prompt for models without a chat template.
+        reference: the reference answer, without any leading space or end token.
+        plain_separator: what stands between plain prompt and answer.
+    """
+
+    messages: Messages
+    plain_prompt: str
+    reference: str
+    plain_separator: str = " "
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """A prompt with a better and a worse answer."""
+
+    example: Example
+    chosen: str
+    rejected: str
+
+
+class RowError(ValueError):
+    """A row that does not have the task's fields. `field` names the one that is wrong."""
+
+    def __init__(self, field: str, message: str):
+        self.field = field
+        super().__init__(message)
+
+
+def example_of(task: str, row: Mapping[str, Any]) -> Example:
+    """Read one row of a task.
+
+    Raises:
+        RowError: when a field is missing, empty or of the wrong type.
+    """
+    return _READERS[task](row)
+
+
+def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
+    """Read one `prompt/chosen/rejected` row, conversational or plain text.
+
+    Raises:
+        RowError: as `example_of`; also when chosen equals rejected.
+    """
+    del task  # preference rows look the same for every task
+    prompt = row.get("prompt")
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages = _messages("prompt", messages)
+    if messages[-1]["role"] != "user":
+        raise RowError("prompt", "must end with a user message")
+    chosen, rejected = _answer("chosen", row, messages), _answer("rejected", row, messages)
+    if chosen == rejected:
+        raise RowError("rejected", "equals chosen, so there is no preference")
+    return PreferencePair(_chat_example(messages, chosen), chosen, rejected)
+
+
+def _gsm8k(row: Mapping[str, Any]) -> Example:
+    question, answer = _text("question", row), _text("answer", row)
+    return Example(
+        messages=[{"role": "user", "content": question}],
+        plain_prompt=f"Question: {question}\nAnswer:",
+        reference=answer,
+    )
+
+
+def _tldr(row: Mapping[str, Any]) -> Example:
+    names = ("subreddit", "title", "post", "summary")
+    subreddit, title, post, summary = (_text(name, row) for name in names)
+    prompt = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+    return Example(
+        messages=[{"role": "user", "content": prompt}], plain_prompt=prompt, reference=summary
+    )
+
+
+def _chat(row: Mapping[str, Any]) -> Example:
+    messages = _messages("messages", row.get("messages"))
+    if messages[-1]["role"] != "assistant" or len(messages) < 2:
+        raise RowError("messages", "must end with a user message and the assistant's answer")
+    return _chat_example(messages[:-1], messages[-1]["content"])
+
+
+def _chat_example(messages: Messages, answer: str) -> Example:
+    names = {"system": "System", "user": "Human", "assistant": "Assistant"}
+    lines = [f"{names[message['role']]}: {message['content']}" for message in messages]
+    return Example(
+        messages=messages, plain_prompt="\n\n".join([*lines, "Assistant:"]), reference=answer
+    )
+
+
+def _text(field: str, row: Mapping[str, Any]) -> str:
+    value = row.get(field)
+    if value is None:
+        raise RowError(field, f"is missing; the row has {', '.join(map(str, row)) or 'no fields'}")
+    if not isinstance(value, str):
+        raise RowError(field, f"is {type(value).__name__}, expected text")
+    if not value.strip():
+        raise RowError(field, "is empty")
+    return value.strip()
+
+
+def _messages(field: str, value: Any) -> Messages:
+    if not isinstance(value, list) or not value:
+        raise RowError(field, "is missing or not a list of {role, content} messages")
+    messages = []
+    for number, message in enumerate(value):
+        if not isinstance(message, Mapping):
+            raise RowError(field, f"message {number} is not a mapping with role and content")
+        role, content = message.get("role"), message.get("content")
+        if role not in ("system", "user", "assistant"):
+            raise RowError(field, f"message {number} has role {role!r}: system, user or assistant")
+        if not isinstance(content, str) or not content.strip():
+            raise RowError(field, f"message {number} ({role}) has no text")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def _answer(field: str, row: Mapping[str, Any], prompt: Messages) -> str:
+    """The text of a chosen or rejected answer: plain, one message, or the whole dialogue."""
+    value = row.get(field)
+    if isinstance(value, str) or value is None:
+        return _text(field, row)
+    messages = _messages(field, value)
+    if len(messages) > 1 and messages[:-1] != prompt:
+        raise RowError(field, "holds other messages than the prompt and one answer")
+    if messages[-1]["role"] != "assistant":
+        raise RowError(field, "must end with an assistant message")
+    return messages[-1]["content"].strip()
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any]], Example]] = {
+    "gsm8k": _gsm8k,
+    "tldr": _tldr,
+    "chat": _chat,
+}

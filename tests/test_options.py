@@ -1,0 +1,83 @@
+"""The options read from source must be exactly the dataclasses of the installed libraries."""
+
+import dataclasses
+import importlib
+
+import pytest
+
+from pipeline.options import OWNED, RENAMED, SOURCES, fields_of, problem_with
+
+
+@pytest.mark.parametrize("options_class", SOURCES)
+def test_fields_read_from_source_equal_the_installed_dataclass(options_class):
+    module, name = options_class.split(".")
+    installed = getattr(importlib.import_module(module), name)
+    assert set(fields_of(options_class)) == {field.name for field in dataclasses.fields(installed)}
+
+
+@pytest.mark.parametrize("options_class", SOURCES)
+def test_every_simple_default_passes_its_own_type_check(options_class):
+    module, name = options_class.split(".")
+    installed = getattr(importlib.import_module(module), name)
+    checked = 0
+    for field in dataclasses.fields(installed):
+        if type(field.default) in (int, float, bool, str) and field.name not in OWNED:
+            assert problem_with(options_class, field.name, field.default) is None
+            checked += 1
+    assert checked >= 10
+
+
+def test_renamed_options_are_really_gone_and_none_is_also_owned():
+    for name in RENAMED:
+        if name == "processing_class":
+            continue
+        assert name not in fields_of("trl.SFTConfig"), name
+        assert name not in OWNED
+
+
+def test_owned_options_exist_so_that_refusing_them_matters():
+    assert set(OWNED) <= set(fields_of("trl.SFTConfig"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("learning_rte", 0.1, "did you mean learning_rate?"),
+        ("learning_rate", "5e-7", "text '5e-7': YAML needs a point, 5.0e-7"),
+        ("learning_rate", "1.5E-5", "1.5e-5"),
+        ("learning_rate", True, "expected a number"),
+        ("max_steps", 1.5, "expected a whole number"),
+        ("max_steps", "12", "YAML needs a point, 12"),
+        ("max_seq_length", 512, "use max_length"),
+        ("warmup_ratio", 0.1, "use warmup_steps"),
+        ("per_device_train_batch_size", 4, "use batch_size"),
+        ("bf16", "yes", "true or false"),
+        ("loss_type", 3, "expected text"),
+    ],
+)
+def test_a_wrong_trainer_option_is_named_with_a_way_out(name, value, expected):
+    assert expected in problem_with("trl.SFTConfig", name, value)
+
+
+@pytest.mark.parametrize(
+    ("options_class", "name", "value"),
+    [
+        ("trl.SFTConfig", "learning_rate", 5.0e-7),
+        ("trl.SFTConfig", "learning_rate", 1),
+        ("trl.SFTConfig", "lr_scheduler_type", "cosine"),
+        ("trl.SFTConfig", "max_length", None),
+        ("trl.SFTConfig", "optim", "adamw_8bit"),
+        ("trl.DPOConfig", "loss_type", ["sigmoid", "sft"]),
+        ("trl.DPOConfig", "loss_weights", [1, 0.5]),
+        ("peft.LoraConfig", "target_modules", "all-linear"),
+        ("peft.LoraConfig", "target_modules", ["q_proj", "v_proj"]),
+        ("peft.LoraConfig", "init_lora_weights", "gaussian"),
+        ("peft.LoraConfig", "bias", "none"),
+    ],
+)
+def test_a_right_option_is_accepted(options_class, name, value):
+    assert problem_with(options_class, name, value) is None
+
+
+def test_literal_values_are_checked():
+    assert "expected" in problem_with("peft.LoraConfig", "bias", "everything")
