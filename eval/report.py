@@ -99,12 +99,12 @@ class Report:
         interval = "Wilson" if one else "two-level bootstrap over seeds and examples"
         p_value = ", p from McNemar's exact test in the JSON" if one else ""
         lines = [
-            f"Model {self.model}, task {self.task}, seeds {seeds}. GSM8K accuracy: strict reads the "
-            "number after the last ####, flexible the last number; cut off = answers that hit the "
+            f"Model {self.model}, task {self.task}, seeds {seeds}. GSM8K accuracy: strict "
+            "reads the number after the last ####, flexible the last one; cut off = hit the "
             f"token limit. Interval: {interval}.",
             f"vs {self.baseline}: points on the same examples, paired bootstrap (10,000 resamples"
-            f"{p_value}); noise = the interval holds 0. train = seconds of the stage's own training "
-            "and row-writing, without evaluation.",
+            f"{p_value}); noise = the interval holds 0. train = seconds of the stage's own "
+            "training and row-writing, without evaluation.",
             f"Made with {versions} on {'; '.join(self.machines)}." if self.machines else "",
         ]
         if any("*" in row.published for row in self.rows):
@@ -268,6 +268,8 @@ def _markdown_table(head: list[str], body: list[list[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
     lines = [head, ["-" * width for width in widths], *body]
     return [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
         for line in lines
     ]

@@ -1,4 +1,7 @@
-"""The `bashrac` command. Exit codes: 0 done, 1 a step failed, 2 the user's input, 130 interrupted."""
+"""The `bashrac` command.
+
+Exit codes: 0 done, 1 a step failed, 2 the user's input, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -59,13 +62,17 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="list the steps, and why each would run")
     _add_recipe(plan)
-    plan.add_argument("--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's")
+    plan.add_argument(
+        "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
+    )
     plan.set_defaults(command=_plan)
 
     run = commands.add_parser("run", help="run what is not finished, then print the table")
     _add_recipe(run)
     run.add_argument("--stage", metavar="S", help="only this stage")
-    run.add_argument("--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's")
+    run.add_argument(
+        "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
+    )
     run.set_defaults(command=_run)
 
     report = commands.add_parser("report", help="print the table of what is finished")
@@ -103,15 +110,15 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 
 def _load_plan(given: Any) -> Any:
+    from pipeline.load import load_recipe
     from pipeline.plan import make_plan
-    from pipeline.recipe import load_recipe
 
     return make_plan(load_recipe(given.recipe, given.overrides))
 
 
 def _check(given: Any) -> int:
+    from pipeline.load import load_recipe
     from pipeline.plan import make_plan
-    from pipeline.recipe import load_recipe
 
     code = 0
     for source in given.recipes:
@@ -121,7 +128,9 @@ def _check(given: Any) -> int:
             print(error, file=sys.stderr)
             code = error.exit_code
         else:
-            print(f"{source}: no problems, {len(plan.recipe.stages)} stages, {len(plan.steps)} steps")
+            print(
+                f"{source}: no problems, {len(plan.recipe.stages)} stages, {len(plan.steps)} steps"
+            )
     return code
 
 
@@ -197,7 +206,9 @@ def _recipes(given: Any) -> int:
     from pipeline import shipped
 
     for name in shipped.recipe_names():
-        first = (shipped.folder("recipes") / f"{name}.yaml").read_text(encoding="utf-8").split("\n")[0]
+        first = (
+            (shipped.folder("recipes") / f"{name}.yaml").read_text(encoding="utf-8").split("\n")[0]
+        )
         print(f"{name:<20} {first.removeprefix('#').strip()}")
     return 0
 

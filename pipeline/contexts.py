@@ -39,7 +39,7 @@ class Sampling:
     top_p: float
     excluded_ids: tuple[int, ...]
 
-    def pick(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    def pick(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
         """Return one sampled token id per row, [N], by the Gumbel-max trick."""
         scores = logits_NV.float()
         if self.excluded_ids:
@@ -48,7 +48,7 @@ class Sampling:
         return (scores + noise.gumbel(key_N, scores.shape[-1])).argmax(dim=-1)
 
 
-def warp(scores_NV: torch.Tensor, *, top_k: int, top_p: float) -> torch.Tensor:  # noqa: N803
+def warp(scores_NV: torch.Tensor, *, top_k: int, top_p: float) -> torch.Tensor:
     """Set scores outside the top k (0: all) or the top-p nucleus to -inf. [N, V] -> [N, V]."""
     from transformers import TopKLogitsWarper, TopPLogitsWarper
 
@@ -78,7 +78,7 @@ def replaced_positions(
     """Return which reference tokens are to be replaced: bool [rows, longest reference]."""
     longest = max(len(reference) for reference in reference_ids)
     rows = torch.tensor(list(row_ids))[:, None]
-    key_BT = noise.keys(seed, rows, torch.arange(longest)[None, :], stream=noise.REPLACE)  # noqa: N806
+    key_BT = noise.keys(seed, rows, torch.arange(longest)[None, :], stream=noise.REPLACE)
     chosen = noise.uniform(key_BT) < beta
     excluded = set(excluded_ids)
     for row, reference in enumerate(reference_ids):
@@ -187,10 +187,10 @@ def _mix_sequentially(
     """Decode one position at a time, feeding g_t back (axes: B rows, T answer positions)."""
     device = model.device
     input_ids, mask = pad_left(prompts, device)
-    reference_BT = pad_right(references, device)  # noqa: N806
-    replaced_BT = replaced.to(device)  # noqa: N806
-    rows_B = torch.tensor(row_ids, device=device)  # noqa: N806
-    mixed_BT = reference_BT.clone()  # noqa: N806
+    reference_BT = pad_right(references, device)
+    replaced_BT = replaced.to(device)
+    rows_B = torch.tensor(row_ids, device=device)
+    mixed_BT = reference_BT.clone()
     last = int(replaced_BT.any(dim=0).nonzero().max())  # nothing is sampled after it
     past = None
     for position in range(last + 1):

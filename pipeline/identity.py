@@ -88,7 +88,7 @@ def hub_commit(name: str, revision: str | None, *, repo_type: str) -> str:
         reason = "HF_HUB_OFFLINE is set"
     except HfHubHTTPError as error:
         reason = f"the hub answers: {' '.join(str(error).split())[:200]}"
-    except Exception as error:  # noqa: BLE001 - the hub client raises its transport's own types
+    except Exception as error:
         reason = f"the hub cannot be reached ({type(error).__name__})"
     if cached.is_file():
         return cached.read_text().strip()

@@ -31,7 +31,7 @@ def uniform(key: torch.Tensor) -> torch.Tensor:
     return (_shift(_mix(key + _GOLDEN), 12).to(torch.float64) + 0.5) / _WIDTH
 
 
-def gumbel(key_N: torch.Tensor, size: int) -> torch.Tensor:  # noqa: N803 - axis suffix
+def gumbel(key_N: torch.Tensor, size: int) -> torch.Tensor:
     """Return standard Gumbel noise, float32 [N, size]: argmax(logits + noise) is a sample.
 
     float64 inside: with 24 random bits the largest values, which decide rare tokens, would tie.

@@ -87,16 +87,49 @@ OWNED = {
 # Options that decide speed, logging or memory but not the trained weights: not part of a step's
 # identity, so changing them never trains a finished step again.
 NEUTRAL = frozenset(
-    """logging_strategy logging_steps logging_first_step log_on_each_node log_level
-    log_level_replica logging_nan_inf_filter include_num_input_tokens_seen disable_tqdm report_to
-    run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
-    save_strategy save_steps save_total_limit save_on_each_node enable_jit_checkpoint
-    gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing
-    activation_checkpointing_kwargs activation_offloading torch_empty_cache_steps
-    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
-    dataloader_prefetch_factor dataloader_multiprocessing_context dataset_num_proc
-    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend
-    ddp_timeout skip_memory_metrics precompute_ref_batch_size per_device_eval_batch_size""".split()
+    [
+        "logging_strategy",
+        "logging_steps",
+        "logging_first_step",
+        "log_on_each_node",
+        "log_level",
+        "log_level_replica",
+        "logging_nan_inf_filter",
+        "include_num_input_tokens_seen",
+        "disable_tqdm",
+        "report_to",
+        "run_name",
+        "project",
+        "trackio_space_id",
+        "trackio_bucket_id",
+        "trackio_static_space_id",
+        "save_strategy",
+        "save_steps",
+        "save_total_limit",
+        "save_on_each_node",
+        "enable_jit_checkpoint",
+        "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
+        "activation_checkpointing",
+        "activation_checkpointing_kwargs",
+        "activation_offloading",
+        "torch_empty_cache_steps",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_persistent_workers",
+        "dataloader_prefetch_factor",
+        "dataloader_multiprocessing_context",
+        "dataset_num_proc",
+        "ddp_find_unused_parameters",
+        "ddp_bucket_cap_mb",
+        "ddp_broadcast_buffers",
+        "ddp_static_graph",
+        "ddp_backend",
+        "ddp_timeout",
+        "skip_memory_metrics",
+        "precompute_ref_batch_size",
+        "per_device_eval_batch_size",
+    ]
 )
 
 

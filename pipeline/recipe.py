@@ -1,33 +1,23 @@
-"""The recipe: its schema, and a strict load that reports every problem at once.
-
-Nothing here imports torch, trl or datasets. After `load_recipe` a recipe is frozen data.
-"""
+"""The recipe's schema. After `pipeline.load.load_recipe` a recipe is frozen data."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from eval import BENCHMARKS
-from pipeline import options, shipped
-from pipeline.builtin import SPLITS
-from pipeline.errors import InputError, Problem, RecipeError, suggest
+from pipeline import options
 from pipeline.stages import METHODS
 
-TASKS = ("gsm8k", "tldr", "chat")
 DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Strict(BaseModel):
     """Unknown keys are errors, values are not coerced, instances are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Source(Strict):
@@ -63,7 +53,7 @@ class Data(Strict):
 
     train: Source
     test: Source | None = None
-    preferences: Union[Source, Literal["self"], None] = None
+    preferences: Source | Literal["self"] | None = None
 
     @field_validator("train", "test", "preferences", mode="before")
     @classmethod
@@ -108,7 +98,7 @@ class Recipe(Strict):
     generation: Generation = Generation()
     stages: dict[str, Any] = Field(min_length=1)
     evaluate: list[str] = []
-    published: dict[str, dict[str, Union[float, str]]] = {}
+    published: dict[str, dict[str, float | str]] = {}
 
     def trainer_for(self, stage: StageOptions) -> dict[str, Any]:
         """The recipe's trainer options that the stage's trainer knows, under the stage's own."""
@@ -117,7 +107,7 @@ class Recipe(Strict):
         return {**shared, **stage.trainer}
 
     def lora_for(self, stage: StageOptions) -> dict[str, Any] | None:
-        """LoRA options of a stage: its own when given (null means all weights), else the recipe's."""
+        """LoRA options of a stage: its own when given (null: all weights), else the recipe's."""
         return stage.lora if "lora" in stage.model_fields_set else self.lora
 
 
@@ -129,271 +119,3 @@ def method_module(method: str) -> Any:
 def trainer_of(method: str) -> str:
     """The trl options class a method trains with, such as 'trl.SFTConfig'."""
     return method_module(method).TRAINER
-
-
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and check a recipe.
-
-    Args:
-        source: a path, or the name of a shipped recipe.
-        overrides: `key.path=value` texts, values read as YAML.
-
-    Raises:
-        InputError: when the file cannot be read; RecipeError with all problems at once.
-    """
-    path = shipped.find_recipe(str(source))
-    raw = _read_yaml(path)
-    for override in overrides:
-        _apply_override(raw, override)
-    problems: list[Problem] = []
-    recipe = _validate(Recipe, raw, "", problems)
-    stages = _validate_stages(raw.get("stages"), problems)
-    if recipe is not None:
-        recipe = recipe.model_copy(update={"stages": stages})
-        problems += _cross_check(recipe)
-    if problems or recipe is None:
-        raise RecipeError(str(path), sorted(problems, key=lambda problem: problem.key))
-    return recipe
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, which YAML would silently drop."""
-
-
-def _mapping_without_duplicates(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
-    seen = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
-        if not isinstance(key, (str, int, float, bool, type(None))):
-            raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a key must be plain text")
-        if key in seen:
-            raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: '{key}' is given twice")
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply to be a recipe") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: a recipe is a mapping of keys; `bashrac copy demo FILE` is one")
-    return raw
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise InputError(f"--set {override}: write it as key=value, e.g. --set data.train.limit=64")
-    try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: the value is not valid YAML: {error}") from None
-    node: Any = raw
-    for part in parts[:-1]:
-        child = node.get(part)
-        if isinstance(child, str) and parts[0] == "data" and child != "self":
-            child = {"source": child}
-        if not isinstance(child, dict):
-            child = {}
-        node[part] = child
-        node = child
-    node[parts[-1]] = value
-
-
-def _validate(schema: type[BaseModel], raw: Any, prefix: str, problems: list[Problem]) -> Any:
-    try:
-        return schema.model_validate(raw)
-    except ValidationError as error:
-        seen = set()
-        for item in error.errors(include_url=False):
-            path = [str(part) for part in item["loc"] if not _is_union_tag(part)]
-            key = ".".join([prefix, *path] if prefix else path)
-            if key not in seen:
-                seen.add(key)
-                problems.append(Problem(key or "recipe", _sentence(schema, item, path)))
-        return None
-
-
-def _is_union_tag(part: int | str) -> bool:
-    return isinstance(part, str) and (part in ("Source", "str", "float") or "literal[" in part)
-
-
-def _sentence(schema: type[BaseModel], item: Any, path: list[str]) -> str:
-    kind, value = item["type"], item.get("input")
-    if kind == "extra_forbidden":
-        known = _keys_at(schema, path[:-1])
-        hint = suggest(path[-1], known) or f"; keys: {', '.join(known)}"
-        return f"not a key bashrac knows{hint}"
-    if kind == "missing":
-        return "is missing"
-    if kind == "string_pattern_mismatch":
-        return f"{value!r} may hold letters, digits, '.', '_' and '-', starting with one of the first two"
-    if kind in ("float_type", "int_type") and isinstance(value, str):
-        number = options._number_in(value)
-        if number is not None:
-            return f"text '{value}': YAML needs a point, {number}"
-    message = item["msg"].replace("Input should be", "should be").replace("'", "")
-    return f"{value!r}: {message}" if not isinstance(value, (dict, list)) else message
-
-
-def _keys_at(schema: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        field = schema.model_fields.get(part)
-        inner = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        nested = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not nested:
-            return []
-        schema = nested[0]
-    return [field.alias or name for name, field in schema.model_fields.items()]
-
-
-def _validate_stages(raw: Any, problems: list[Problem]) -> dict[str, StageOptions]:
-    stages: dict[str, StageOptions] = {}
-    if not isinstance(raw, dict):
-        return stages  # the schema has said so
-    for name, body in raw.items():
-        key = f"stages.{name}"
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            problems.append(Problem(key, "a stage's name is letters, digits, '-' and '_'"))
-            continue
-        if not isinstance(body, dict) or "method" not in body:
-            problems.append(Problem(key, f"needs a method: {', '.join(METHODS)}"))
-            continue
-        method = body["method"]
-        if method not in METHODS:
-            hint = suggest(str(method), list(METHODS))
-            known = ", ".join(METHODS)
-            problems.append(
-                Problem(f"{key}.method", f"no method {method!r}{hint}; methods: {known}")
-            )
-            continue
-        stage = _validate(method_module(method).Options, body, key, problems)
-        if stage is not None:
-            stages[name] = stage
-    return stages
-
-
-def _cross_check(recipe: Recipe) -> list[Problem]:
-    """Problems that need more than one key, or the file system, to see."""
-    return [
-        *_check_passed_through(recipe),
-        *_check_starts(recipe),
-        *_check_data(recipe),
-        *_check_names(recipe),
-    ]
-
-
-def _check_passed_through(recipe: Recipe) -> list[Problem]:
-    problems = []
-    classes = sorted({trainer_of(stage.method) for stage in recipe.stages.values()})
-    for name, value in recipe.trainer.items():
-        # A shared option is right if any stage's trainer has it: DPO's beta may stand at the top.
-        found = [options.problem_with(options_class, name, value) for options_class in classes]
-        if found and None not in found:
-            problems.append(Problem(f"trainer.{name}", str(found[-1])))
-    blocks = [("trainer", trainer_of(s.method), f"stages.{n}", s) for n, s in recipe.stages.items()]
-    blocks += [("lora", "peft.LoraConfig", f"stages.{n}", s) for n, s in recipe.stages.items()]
-    blocks += [("lora", "peft.LoraConfig", "", recipe)]
-    for block, options_class, prefix, holder in blocks:
-        for name, value in (getattr(holder, block) or {}).items():
-            problem = options.problem_with(options_class, name, value)
-            if problem:
-                problems.append(Problem(f"{prefix}.{block}.{name}".strip("."), problem))
-    return problems
-
-
-def _check_starts(recipe: Recipe) -> list[Problem]:
-    problems: list[Problem] = []
-    above: list[str] = []
-    for name, stage in recipe.stages.items():
-        if stage.start is not None and stage.start not in above:
-            hint = suggest(stage.start, above)
-            known = f"; stages: {', '.join(above)}" if above else "; it is the first stage"
-            message = f'no stage "{stage.start}" above it{hint}{known}'
-            problems.append(Problem(f"stages.{name}.from", message))
-        elif stage.start is not None:
-            parent = recipe.lora_for(recipe.stages[stage.start])
-            ours = recipe.lora_for(stage)
-            if parent is not None and ours != parent and not stage.merge_adapter:
-                what = "all weights" if ours is None else "another adapter"
-                problems.append(
-                    Problem(
-                        f"stages.{name}.lora",
-                        f"trains {what} but starts from {stage.start}, a LoRA adapter: repeat its "
-                        "lora options, or write merge_adapter: true to merge it into the weights first",
-                    )
-                )
-        problems += method_module(stage.method).check(name, stage, recipe)
-        above.append(name)
-    return problems
-
-
-def _check_data(recipe: Recipe) -> list[Problem]:
-    problems = []
-    for role in ("train", "test", "preferences"):
-        source = getattr(recipe.data, role)
-        if not isinstance(source, Source):
-            continue
-        key = f"data.{role}.source"
-        if source.builtin is not None and source.builtin not in SPLITS:
-            known = ", ".join(f"builtin:{name}" for name in SPLITS)
-            problems.append(Problem(key, f"no built-in set {source.source!r}; there are {known}"))
-        elif source.builtin is not None:
-            splits = SPLITS[source.builtin]
-            if (source.split or role) not in splits:
-                message = (
-                    f"{source.source} has no split {source.split or role!r}: {', '.join(splits)}"
-                )
-                problems.append(Problem(f"data.{role}.split", message))
-        elif source.path is not None and not source.path.exists():
-            problems.append(Problem(key, f"there is no file or folder {source.source}"))
-    if recipe.evaluate and recipe.data.test is None:
-        problems.append(Problem("data.test", "evaluate: needs held-out rows; add data.test"))
-    return problems
-
-
-def _check_names(recipe: Recipe) -> list[Problem]:
-    problems = []
-    for benchmark in recipe.evaluate:
-        if benchmark not in BENCHMARKS:
-            hint = suggest(benchmark, list(BENCHMARKS))
-            known = ", ".join(BENCHMARKS)
-            problems.append(
-                Problem("evaluate", f"no benchmark {benchmark!r}{hint}; there are {known}")
-            )
-        elif BENCHMARKS[benchmark].task != recipe.task:
-            message = f"{benchmark} grades task {BENCHMARKS[benchmark].task}, this is {recipe.task}"
-            problems.append(Problem("evaluate", message))
-    for stage in recipe.published:
-        if stage not in recipe.stages:
-            message = f"no stage {stage!r}{suggest(stage, list(recipe.stages))}"
-            problems.append(Problem(f"published.{stage}", message))
-    duplicates = len(recipe.seeds) != len(set(recipe.seeds))
-    if duplicates:
-        problems.append(Problem("seeds", f"{recipe.seeds} holds a seed twice"))
-    model_path = Path(recipe.model).expanduser()
-    if recipe.model.startswith(("./", "../", "/", "~")) and not model_path.is_dir():
-        problems.append(Problem("model", f"there is no folder {recipe.model}"))
-    try:
-        launch = shipped.read_launch(recipe.launch)
-    except InputError as error:
-        problems.append(Problem("launch", str(error)))
-    else:
-        if recipe.batch_size % launch.processes:
-            message = f"{recipe.batch_size} is not a multiple of the {launch.processes} processes of {recipe.launch}"
-            problems.append(Problem("batch_size", message))
-    return problems

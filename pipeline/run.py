@@ -22,6 +22,9 @@ from pipeline.plan import Plan, Step
 from pipeline.show import Display
 from pipeline.step import ERROR, read_progress, run_steps, write_spec
 
+# glibc gives large blocks back to the kernel and takes them again, zeroed page by page, at every
+# tensor. Keeping them makes training on a CPU faster (benchmarks/allocator.py prints by how much).
+CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 8
 
@@ -78,7 +81,9 @@ def run_plan(plan: Plan, settings: RunSettings) -> None:
     steps = select_steps(plan, settings.stage)
     pending = [step for step in steps if not artifact.is_finished(step.directory(settings.runs))]
     _check_inputs(pending, settings)
-    display = Display(steps, {step.fingerprint for step in steps} - {s.fingerprint for s in pending})
+    display = Display(
+        steps, {step.fingerprint for step in steps} - {s.fingerprint for s in pending}
+    )
     with display:
         for group in _groups(pending, shared=settings.launch.processes == 1):
             _run_group(group, settings, plan.recipe.name, display)
@@ -167,11 +172,8 @@ def _environment(launch: shipped.Launch) -> dict[str, str]:
     threads = str(max((os.cpu_count() or 1) // launch.processes, 1))
     defaults = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"TRANSFORMERS_VERBOSITY": "warning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    # glibc gives large blocks back to the kernel and takes them again zeroed, page by page, at every
-    # tensor: keeping them makes training on a CPU 1.7 times as fast (benchmarks/allocator.py).
-    keep = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
     fixed = {"PYTHONUNBUFFERED": "1"}
-    return {**defaults, **quiet, **(keep if launch.use_cpu else {}), **os.environ, **fixed}
+    return {**defaults, **quiet, **(CPU_ALLOCATOR if launch.use_cpu else {}), **os.environ, **fixed}
 
 
 def _follow(process: Any, group: list[Step], runs: Path, display: Display) -> None:
@@ -218,7 +220,9 @@ def _raise_failure(
         error = artifact.read_json(error_file)
     else:
         killed = " (killed: often out of memory)" if code in (-9, 137) else ""
-        message = f"its process ended with code {code}{killed} before it said why; {_last_line(log)}"
+        message = (
+            f"its process ended with code {code}{killed} before it said why; {_last_line(log)}"
+        )
         error = {"message": message, "exit_code": 1}
     kind = InputError if error["exit_code"] == InputError.exit_code else StepFailedError
     raise kind(

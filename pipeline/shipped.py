@@ -62,7 +62,9 @@ def read_launch(name_or_file: str) -> Launch:
     path = Path(name_or_file).expanduser()
     if not path.is_file():
         path = folder("accelerate_configs") / f"{name_or_file}.yaml"
-    if "/" in name_or_file and not Path(name_or_file).expanduser().is_file() or not path.is_file():
+    if (
+        "/" in name_or_file and not Path(name_or_file).expanduser().is_file()
+    ) or not path.is_file():
         names = sorted(file.stem for file in folder("accelerate_configs").glob("*.yaml"))
         raise InputError(
             f"no launch config {name_or_file!r}{suggest(name_or_file, names)}; "

@@ -110,13 +110,19 @@ class Display:
     def _table(self) -> Any:
         from rich.table import Table
 
-        table = Table(title=f"elapsed {duration(time.monotonic() - self.began)}", title_justify="left")
+        table = Table(
+            title=f"elapsed {duration(time.monotonic() - self.began)}", title_justify="left"
+        )
         for column, justify in (("step", "left"), ("state", "left"), ("elapsed", "right")):
             table.add_column(column, justify=justify, no_wrap=column != "state")  # type: ignore[arg-type]
         table.add_column("still expected", justify="right", no_wrap=True)
         for step in self._visible():
             row = self.rows[step.fingerprint]
-            state = f"{row.state} ({row.detail})" if row.state == "running" and row.detail else row.state
+            state = (
+                f"{row.state} ({row.detail})"
+                if row.state == "running" and row.detail
+                else row.state
+            )
             style = {"running": "bold", "failed": "red", "waiting": "dim"}.get(row.state)
             left = duration(_left(row)) if row.state == "running" else ""
             table.add_row(self._name(step), state, duration(row.seconds), left, style=style)
@@ -128,7 +134,9 @@ class Display:
 
         room = max(shutil.get_terminal_size().lines - 8, 5)
         states = [self.rows[step.fingerprint].state for step in self.steps]
-        at = next((i for i, state in enumerate(states) if state in ("running", "waiting", "failed")), 0)
+        at = next(
+            (i for i, state in enumerate(states) if state in ("running", "waiting", "failed")), 0
+        )
         first = max(min(at - room // 2, len(self.steps) - room), 0)
         return self.steps[first : first + room]
 

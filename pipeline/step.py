@@ -7,6 +7,8 @@ and `accelerate launch -m pipeline run RECIPE --stage S` (started by the user).
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -135,7 +137,7 @@ def run_steps(spec_files: list[Path]) -> int:
             _write_error(step, str(error), error.exit_code)
             print(f"error: {error}", file=sys.stderr, flush=True)
             return error.exit_code
-        except Exception as error:  # noqa: BLE001 - the last stop: the traceback goes to the log
+        except Exception as error:
             traceback.print_exc()
             known = _known_failure(step, error)
             _write_error(step, str(known or f"{type(error).__name__}: {error}"), EXIT_FAILED)
@@ -279,23 +281,30 @@ def _device_words(step: StepRun) -> str:
 
 
 def _reset_peak_memory(step: StepRun) -> None:
+    """Give back what an earlier step of this process left, and measure anew."""
+    gc.collect()
     if step.device.type == "cuda":
         import torch
 
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # not glibc, or no right to: no harm
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory(step: StepRun) -> int:
-    """Peak bytes of the main process: of the GPU where there is one, else resident memory.
-
-    Resident memory counts from the start of the process, which several steps may share.
-    """
+    """Peak bytes of the main process in this step: of the GPU where there is one, else resident."""
     if step.device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        high_water = next(line for line in lines if line.startswith("VmHWM"))
+        return int(high_water.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS; since the process began
 
 
 def read_progress(directory: Path) -> dict[str, Any] | None:

@@ -85,9 +85,7 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     if any(not math.isfinite(loss) for loss in losses):
-        raise StepFailedError(
-            "the loss became infinite or NaN; lower trainer.learning_rate or set trainer.max_grad_norm"
-        )
+        raise StepFailedError("the loss became infinite or NaN; lower trainer.learning_rate")
     step.metrics |= {
         "optimizer_steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0, 4),

@@ -10,7 +10,7 @@ paper leaves open), then stock SFT trains on reference rows and on rows with `in
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -54,7 +54,7 @@ class Options(StageOptions):
     """Keys of a `bash` stage."""
 
     method: Literal["bash"]
-    beta: Union[Rate, Schedule] = 0.2
+    beta: Rate | Schedule = 0.2
     rounds: int = Field(default=1, ge=1)
     ratio: float = Field(default=1.0, ge=0, alias="lambda")
     context: Literal["mixed", "gold"] = "mixed"
@@ -87,7 +87,9 @@ def plan(stage: Options, build: Builder) -> Model:
     data = {"train": build.recipe.data.train}
     for number in range(1, stage.rounds + 1):
         words = f", round {number}" if stage.rounds > 1 else ""
-        beta = stage.beta.at(number, stage.rounds) if isinstance(stage.beta, Schedule) else stage.beta
+        beta = (
+            stage.beta.at(number, stage.rounds) if isinstance(stage.beta, Schedule) else stage.beta
+        )
         contexts = build.step(
             "contexts",
             "pipeline.stages.bash:write_contexts",
@@ -102,7 +104,9 @@ def plan(stage: Options, build: Builder) -> Model:
                 "top_k": stage.top_k,
                 "top_p": stage.top_p,
                 "excluded_ids": stage.excluded_ids,
-                "max_length": build.recipe.trainer_for(stage).get("max_length", sft.DEFAULT_MAX_LENGTH),
+                "max_length": build.recipe.trainer_for(stage).get(
+                    "max_length", sft.DEFAULT_MAX_LENGTH
+                ),
                 "dtype": build.recipe.generation.dtype,
             },
             neutral={"batch_size": build.recipe.generation.batch_size, "engine": stage.engine},

@@ -48,7 +48,9 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
         message = "dpo needs data.preferences: a source of prompt/chosen/rejected rows, or self"
         return [Problem(f"stages.{name}", message)]
     if recipe.data.preferences == "self" and recipe.task != "gsm8k":
-        message = f"self needs answers that can be checked; task {recipe.task} has none: give a source"
+        message = (
+            f"self needs answers that can be checked; task {recipe.task} has none: give a source"
+        )
         return [Problem("data.preferences", message)]
     return []
 
@@ -156,7 +158,9 @@ def train(step: StepRun) -> None:
     )
     if set(arguments.loss_type) in _LN2_LOSSES:
         trainer.add_callback(_first_loss_check())
-    lengths = [2 * len(r["row_prompt"]) + len(r["row_chosen"]) + len(r["row_rejected"]) for r in rows]
+    lengths = [
+        2 * len(r["row_prompt"]) + len(r["row_chosen"]) + len(r["row_rejected"]) for r in rows
+    ]
     fit(step, trainer, tokens_per_epoch=sum(lengths))
 
 
@@ -231,7 +235,11 @@ def _collator(tokenizer: Any, arguments: Any) -> Any:
     )
 
     def collate(examples: list[dict[str, Any]]) -> Any:
-        names = {"row_prompt": "prompt_ids", "row_chosen": "chosen_ids", "row_rejected": "rejected_ids"}
+        names = {
+            "row_prompt": "prompt_ids",
+            "row_chosen": "chosen_ids",
+            "row_rejected": "rejected_ids",
+        }
         reference = ("ref_chosen_logps", "ref_rejected_logps")
         return stock(
             [

@@ -68,9 +68,7 @@ def train(step: StepRun) -> None:
     fit_rows(step, rows, tokenizer)
 
 
-def training_row(
-    prompt: list[int], context: list[int], labels: list[int]
-) -> dict[str, list[int]]:
+def training_row(prompt: list[int], context: list[int], labels: list[int]) -> dict[str, list[int]]:
     """A row whose model input is prompt + context and whose loss is on `labels` only.
 
     `context` and `labels` have one entry per answer position; the prompt carries no loss.

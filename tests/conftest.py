@@ -1,0 +1,167 @@
+"""Tiny real models, real recipes, and the real command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_tokenizer(*, template: bool):
+    """A byte-level BPE tokenizer of 400 tokens, trained on the built-in word problems."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from pipeline.builtin import builtin_rows
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rows = builtin_rows("maths", "train", limit=50)
+    tokenizer.train_from_iterator([row["question"] + row["answer"] for row in rows], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    if template:
+        fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def save_tiny_model(folder: Path, *, architecture: str = "llama", template: bool = True) -> str:
+    """Save a random model of about 60,000 weights with its tokenizer; returns the folder."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = build_tokenizer(template=template)
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if architecture in ("llama", "mistral"):
+        sizes["num_key_value_heads"] = 2
+    torch.manual_seed(0)
+    # A wide initialisation, so that the random model is sure enough of itself to be tested.
+    config = AutoConfig.for_model(architecture, **sizes, initializer_range=0.3)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """A tiny Llama with a chat template."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory) -> str:
+    """A tiny GPT-NeoX (the architecture of Pythia) without a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "neox"
+    return save_tiny_model(folder, architecture="gpt_neox", template=False)
+
+
+@pytest.fixture
+def recipe_dict(tiny_model) -> dict:
+    """A recipe of all methods that runs in seconds; tests change what they need."""
+    return {
+        "name": "tiny",
+        "task": "gsm8k",
+        "model": tiny_model,
+        "data": {
+            "train": {"source": "builtin:maths", "limit": 6},
+            "test": {"source": "builtin:maths", "limit": 4},
+            "preferences": {"source": "builtin:maths", "limit": 4},
+        },
+        "launch": "cpu",
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "trainer": {"learning_rate": 0.001, "max_steps": 2, "max_length": 256, "bf16": False},
+        "generation": {"max_new_tokens": 8, "batch_size": 4, "dtype": "float32"},
+        "stages": {
+            "sft": {"method": "sft"},
+            "bash": {"method": "bash", "from": "sft"},
+            "sft-dpo": {"method": "dpo", "from": "sft"},
+            "bash-dpo": {"method": "dpo", "from": "bash"},
+        },
+        "evaluate": ["gsm8k"],
+    }
+
+
+@pytest.fixture
+def write_recipe(tmp_path):
+    """Write a recipe dict to a file of this test."""
+
+    def write(recipe: dict, name: str = "recipe.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def bashrac(tmp_path):
+    """Run the command line as a user would, in this test's folder."""
+
+    def run(*arguments, env=None, **options) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture
+def run_steps_here(tmp_path):
+    """Run a recipe's steps in this process; returns (plan, runs folder)."""
+
+    def run(recipe_path, *overrides, until=None):
+        from pipeline.load import load_recipe
+        from pipeline.plan import make_plan
+        from pipeline.step import StepRun, execute, write_spec
+
+        plan = make_plan(load_recipe(recipe_path, overrides))
+        runs = tmp_path / "runs"
+        for step in plan.steps:
+            if not (step.directory(runs) / "record.json").exists():
+                execute(StepRun.read(write_spec(step, runs, processes=1, use_cpu=True)))
+            if until is not None and until(step):
+                break
+        return plan, runs
+
+    return run

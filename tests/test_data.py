@@ -1,0 +1,153 @@
+import json
+
+import pytest
+
+from pipeline.data import describe_losses, load_examples, load_preferences, tokenise
+from pipeline.errors import InputError
+from pipeline.render import Renderer
+
+GOOD = {"question": "What is 1 + 1?", "answer": "#### 2"}
+
+
+def write(tmp_path, rows, name="rows.jsonl"):
+    path = tmp_path / name
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return {"source": str(path)}
+
+
+def test_jsonl_json_csv_parquet_and_a_folder_give_the_same_rows(tmp_path):
+    import pandas
+
+    rows = [GOOD, {"question": "What is 2 + 2?", "answer": "#### 4"}]
+    frame = pandas.DataFrame(rows)
+    (tmp_path / "folder").mkdir()
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    frame.to_json(tmp_path / "a.json", orient="records")
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_json(tmp_path / "folder" / "train.jsonl", orient="records", lines=True)
+    expected = load_examples({"source": str(tmp_path / "a.jsonl")}, "gsm8k")
+    assert [example.reference for example in expected] == ["#### 2", "#### 4"]
+    for name in ("a.json", "a.csv", "a.parquet"):
+        assert load_examples({"source": str(tmp_path / name)}, "gsm8k") == expected
+    folder = {"source": str(tmp_path / "folder"), "split": "train"}
+    assert load_examples(folder, "gsm8k") == expected
+
+
+def test_limit_takes_the_first_rows(tmp_path):
+    source = write(tmp_path, [{**GOOD, "question": f"q{i}"} for i in range(5)])
+    examples = load_examples({**source, "limit": 2}, "gsm8k")
+    assert [example.messages[0]["content"] for example in examples] == ["q0", "q1"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([GOOD, {"question": "q"}], r"rows.jsonl:2: field 'answer' is missing"),
+        ([GOOD, "", {"question": " ", "answer": "a"}], r"rows.jsonl:3: field 'question' is empty"),
+        ([GOOD, '{"question": "q", "answer"'], r"rows.jsonl:2: not valid JSON"),
+        ([GOOD, '{"question": ["q"], "answer": "a"}'], r"rows.jsonl:2: field 'question' is list"),
+        ([GOOD, "[1, 2]"], r"rows.jsonl:2: a row must be a JSON object"),
+        (
+            ['{"question": 5, "answer": "a"}'],
+            r"rows.jsonl:1: field 'question' is int, expected text",
+        ),
+    ],
+    ids=["missing field", "blank", "cut off", "changed type", "not an object", "number"],
+)
+def test_a_malformed_row_is_named_by_line_and_field(tmp_path, rows, message):
+    with pytest.raises(InputError, match=message):
+        load_examples(write(tmp_path, rows), "gsm8k")
+
+
+def test_bytes_that_are_no_text_are_named_by_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + b"\n" + b'{"question": "\xff", "answer": "a"}\n')
+    with pytest.raises(InputError, match=r"rows.jsonl:2: not UTF-8"):
+        load_examples({"source": str(path)}, "gsm8k")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_is_an_error_not_zero_rows(tmp_path, content):
+    path = tmp_path / "empty.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"empty\.jsonl"):
+        load_examples({"source": str(path)}, "gsm8k")
+
+
+def test_an_unknown_file_type_names_the_known_ones(tmp_path):
+    (tmp_path / "rows.txt").write_text("hello")
+    with pytest.raises(InputError, match=r"not a \.jsonl, \.json, \.csv, \.parquet file"):
+        load_examples({"source": str(tmp_path / "rows.txt")}, "gsm8k")
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "tldr", "chat"])
+def test_every_task_reads_its_builtin_rows(task):
+    name = {"gsm8k": "maths", "tldr": "posts", "chat": "chat"}[task]
+    examples = load_examples({"source": f"builtin:{name}", "split": "test", "limit": 20}, task)
+    assert len(examples) == 20
+    assert all(example.messages[-1]["role"] == "user" for example in examples)
+    assert len({example.plain_prompt for example in examples}) == 20
+
+
+@pytest.mark.parametrize("name", ["maths", "chat"])
+def test_builtin_preferences_are_read_and_differ(name):
+    pairs = load_preferences(
+        {"source": f"builtin:{name}", "split": "preferences", "limit": 20}, "chat"
+    )
+    assert len(pairs) == 20 and all(pair.chosen != pair.rejected for pair in pairs)
+
+
+def test_preferences_may_be_plain_text_or_whole_dialogues(tmp_path):
+    user = {"role": "user", "content": "Hi"}
+    rows = [
+        {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
+        {
+            "prompt": [user],
+            "chosen": [{"role": "assistant", "content": "Hello!"}],
+            "rejected": [{"role": "assistant", "content": "What?"}],
+        },
+        {
+            "prompt": "Hi",
+            "chosen": [user, {"role": "assistant", "content": "Hello!"}],
+            "rejected": [user, {"role": "assistant", "content": "What?"}],
+        },
+    ]
+    for row in rows:  # one file each: a JSONL column has one type
+        (pair,) = load_preferences(write(tmp_path, [row]), "chat")
+        assert (pair.example.messages, pair.chosen, pair.rejected) == ([user], "Hello!", "What?")
+
+
+def test_a_preference_without_a_difference_is_refused(tmp_path):
+    source = write(tmp_path, [{"prompt": "Hi", "chosen": "a", "rejected": "a"}])
+    with pytest.raises(InputError, match="equals chosen"):
+        load_preferences(source, "chat")
+
+
+def test_rows_that_are_too_long_are_dropped_or_cut_and_counted(tiny_model):
+    from pipeline.model import load_tokenizer
+
+    renderer = Renderer(load_tokenizer(tiny_model))
+    examples = load_examples({"source": "builtin:maths", "split": "train", "limit": 30}, "gsm8k")
+    whole, counts = tokenise(examples, renderer, max_length=None)
+    assert counts == {"rows": 30, "dropped": 0, "cut": 0}
+    prompts = sorted(len(row.prompt) for row in whole)
+    limit = prompts[15]
+    rows, counts = tokenise(examples, renderer, max_length=limit)
+    assert counts["dropped"] == sum(length >= limit for length in prompts) > 0
+    assert counts["rows"] + counts["dropped"] == 30
+    assert all(len(row.prompt) + len(row.answer) <= limit for row in rows)
+    cut = [row for row in rows if row.answer != whole[row.row_id].answer]
+    assert len(cut) == counts["cut"] > 0
+    assert all(row.answer[-1] != renderer.end_of_turn_id or len(row.answer) == 0 for row in cut)
+    assert "raise trainer.max_length" in describe_losses(counts, limit)
+
+
+def test_prompts_that_all_fill_the_limit_are_an_error(tiny_model):
+    from pipeline.model import load_tokenizer
+
+    renderer = Renderer(load_tokenizer(tiny_model))
+    examples = load_examples({"source": "builtin:maths", "split": "train", "limit": 3}, "gsm8k")
+    with pytest.raises(InputError, match="all 3 prompts fill"):
+        tokenise(examples, renderer, max_length=4)

@@ -1,0 +1,178 @@
+import pytest
+import yaml
+
+from pipeline import shipped
+from pipeline.errors import InputError, RecipeError
+from pipeline.load import load_recipe
+
+
+def problems_of(path, *overrides) -> dict[str, str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return {problem.key: problem.message for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("name", shipped.recipe_names())
+def test_every_shipped_recipe_passes_the_check(name):
+    from pipeline.plan import make_plan
+
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert make_plan(recipe).steps
+
+
+def test_all_problems_come_at_once_each_with_a_way_out(recipe_dict, write_recipe):
+    recipe_dict["stages"]["sft"]["trainer"] = {"learning_rte": 0.1}
+    recipe_dict["stages"]["bash-dpo"]["from"] = "bsh"
+    recipe_dict["trainer"]["learning_rate"] = "5e-7"
+    recipe_dict["data"]["train"] = "no/such.jsonl"
+    recipe_dict["evaluate"] = ["gsm8"]
+    recipe_dict["launch"] = "cpuu"
+    recipe_dict["lora"] = {"rank": 8}
+    recipe_dict["published"] = {"sfft": {"gsm8k": 1.0}}
+    found = problems_of(write_recipe(recipe_dict))
+    assert "did you mean learning_rate?" in found["stages.sft.trainer.learning_rte"]
+    assert 'no stage "bsh" above it; did you mean bash?' in found["stages.bash-dpo.from"]
+    assert found["trainer.learning_rate"] == "text '5e-7': YAML needs a point, 5.0e-7"
+    assert "no file or folder no/such.jsonl" in found["data.train.source"]
+    assert "did you mean gsm8k?" in found["evaluate"]
+    assert "did you mean cpu?" in found["launch"]
+    assert "not a field of peft.LoraConfig" in found["lora.rank"]
+    assert "did you mean sft?" in found["published.sfft"]
+    assert len(found) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "message"),
+    [
+        ({"sedes": [1]}, "sedes", "did you mean seeds?"),
+        ({"batch_size": "4"}, "batch_size", "should be a valid integer"),
+        ({"batch_size": 0}, "batch_size", "greater than or equal to 1"),
+        ({"seeds": []}, "seeds", "at least 1"),
+        ({"seeds": [1, 1]}, "seeds", "twice"),
+        ({"name": "../up"}, "name", "letters, digits"),
+        ({"model": "./nowhere"}, "model", "no folder ./nowhere"),
+        ({"task": "poetry"}, "task", "gsm8k"),
+        ({"data": {"train": "builtin:math", "test": "builtin:maths"}}, "data.train.source", "builtin:maths"),
+        ({"data": {"train": {"source": "builtin:maths", "limt": 3}}}, "data.train.limt", "did you mean limit?"),
+        ({"data": {"train": "builtin:maths", "test": None}}, "data.test", "needs held-out rows"),
+        ({"stages": {}}, "stages", "at least 1"),
+        ({"stages": {"a": {"method": "bsah"}}}, "stages.a.method", "did you mean bash?"),
+        ({"stages": {"a": {}}}, "stages.a", "needs a method"),
+        ({"stages": {"a b": {"method": "sft"}}}, "stages.a b", "letters, digits"),
+        ({"stages": {"a": {"method": "sft", "from": "a"}}}, "stages.a.from", "it is the first stage"),
+        ({"stages": {"a": {"method": "bash", "beta": 2}}}, "stages.a.beta", "less than or equal to 1"),
+        ({"stages": {"a": {"method": "bash", "beta": {"schedule": "linear"}}}}, "stages.a.beta", "end and start"),
+        ({"stages": {"a": {"method": "bash", "bta": 0.2}}}, "stages.a.bta", "did you mean beta?"),
+        ({"trainer": {"beta": 0.1}, "stages": {"a": {"method": "sft"}}}, "trainer.beta", "not a field of trl.SFTConfig"),
+        ({"trainer": {"output_dir": "x"}}, "trainer.output_dir", "is set by bashrac"),
+        ({"task": "tldr"}, "evaluate", "gsm8k grades task gsm8k"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)  # fmt: skip
+def test_a_problem_is_named_by_its_key(recipe_dict, write_recipe, change, key, message):
+    found = problems_of(write_recipe(recipe_dict | change))
+    assert message in found[key], found
+
+
+def test_a_shared_trainer_option_of_dpo_reaches_only_dpo_stages(recipe_dict, write_recipe):
+    recipe_dict["trainer"]["beta"] = 0.3
+    recipe = load_recipe(write_recipe(recipe_dict))
+    assert "beta" not in recipe.trainer_for(recipe.stages["sft"])
+    assert recipe.trainer_for(recipe.stages["sft-dpo"])["beta"] == 0.3
+
+
+def test_training_all_weights_from_an_adapter_needs_merge_adapter(recipe_dict, write_recipe):
+    recipe_dict["lora"] = {"r": 4}
+    recipe_dict["stages"]["sft-dpo"]["lora"] = None
+    found = problems_of(write_recipe(recipe_dict))
+    assert "merge_adapter: true" in found["stages.sft-dpo.lora"]
+    recipe_dict["stages"]["sft-dpo"]["merge_adapter"] = True
+    load_recipe(write_recipe(recipe_dict))
+
+
+def test_dpo_without_preferences_says_what_to_give(recipe_dict, write_recipe):
+    del recipe_dict["data"]["preferences"]
+    assert "data.preferences" in problems_of(write_recipe(recipe_dict))["stages.sft-dpo"]
+
+
+def test_a_key_given_twice_is_refused_where_yaml_would_take_the_last(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\nbatch_size: 4\nbatch_size: 8\n")
+    with pytest.raises(InputError, match="line 3: 'batch_size' is given twice"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- a\n- b\n", "a recipe is a mapping"),
+        (b"", "a recipe is a mapping"),
+        (b"name: [\n", "not valid YAML"),
+        (b"name: \xff\xfe\n", "not UTF-8"),
+        (b"!!python/object/apply:os.system ['true']", "not valid YAML"),
+        (b"? [a, b]\n: 1\n", "plain text"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_a_sentence(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_recipe(path)
+
+
+def test_a_missing_recipe_names_the_shipped_ones():
+    with pytest.raises(InputError, match=r"shipped recipes: .*demo"):
+        load_recipe("demoo")
+
+
+def test_overrides_reach_any_key_and_are_checked_like_the_file(recipe_dict, write_recipe):
+    path = write_recipe(recipe_dict)
+    recipe = load_recipe(
+        path,
+        [
+            "data.train.limit=64",
+            "stages.bash.beta=0.4",
+            "seeds=[0, 1]",
+            "trainer.learning_rate=1.0e-5",
+        ],
+    )
+    assert recipe.data.train.limit == 64
+    assert recipe.stages["bash"].beta == 0.4
+    assert recipe.seeds == [0, 1]
+    assert recipe.trainer["learning_rate"] == 1.0e-5
+    assert (
+        "YAML needs a point"
+        in problems_of(path, "trainer.learning_rate=1e-5")["trainer.learning_rate"]
+    )
+    assert "did you mean limit?" in problems_of(path, "data.train.limits=64")["data.train.limits"]
+    with pytest.raises(InputError, match="key=value"):
+        load_recipe(path, ["batch_size"])
+
+
+def test_an_override_may_go_below_a_source_given_as_plain_text(recipe_dict, write_recipe):
+    recipe_dict["data"]["train"] = "builtin:maths"
+    recipe = load_recipe(write_recipe(recipe_dict), ["data.train.limit=3"])
+    assert (recipe.data.train.source, recipe.data.train.limit) == ("builtin:maths", 3)
+
+
+def test_a_recipe_is_frozen(recipe_dict, write_recipe):
+    recipe = load_recipe(write_recipe(recipe_dict))
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.batch_size = 8
+
+
+def test_the_readme_example_is_a_valid_recipe(tmp_path):
+    """The first yaml block of the README that is a whole recipe, with a data file beside it."""
+    from pathlib import Path
+
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = [block.split("```")[0] for block in text.split("```yaml")[1:]]
+    raw = next(yaml.safe_load(block) for block in blocks if "stages:" in block)
+    for role in ("train", "test"):
+        file = tmp_path / f"{role}.jsonl"
+        file.write_text("{}\n")
+        raw["data"][role]["source"] = str(file)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    assert load_recipe(path).stages

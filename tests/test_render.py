@@ -1,0 +1,76 @@
+import pytest
+from conftest import build_tokenizer
+
+from pipeline.errors import InputError
+from pipeline.render import Renderer
+from pipeline.tasks import example_of
+
+EXAMPLE = example_of("gsm8k", {"question": "What is 2 + 3?", "answer": "2 + 3 = 5.\n#### 5"})
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return build_tokenizer(template=True)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return build_tokenizer(template=False)
+
+
+def test_the_answer_ends_with_exactly_one_end_of_turn(chat):
+    renderer = Renderer(chat)
+    ids = renderer.answer_ids(EXAMPLE, EXAMPLE.reference)
+    assert ids[-1] == chat.convert_tokens_to_ids("<|im_end|>") == renderer.end_of_turn_id
+    assert ids.count(renderer.end_of_turn_id) == 1
+
+
+def test_prompt_plus_answer_is_what_the_template_makes_of_the_whole_dialogue(chat):
+    renderer = Renderer(chat)
+    joined = renderer.prompt_ids(EXAMPLE) + renderer.answer_ids(EXAMPLE, EXAMPLE.reference)
+    dialogue = [*EXAMPLE.messages, {"role": "assistant", "content": EXAMPLE.reference}]
+    whole = chat.apply_chat_template(dialogue, tokenize=False)
+    assert chat.decode(joined) == whole.rstrip("\n")
+
+
+def test_a_system_message_comes_first_and_never_twice(chat):
+    renderer = Renderer(chat, system="Be brief.")
+    text = chat.decode(renderer.prompt_ids(EXAMPLE))
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    own = example_of("chat", {"messages": [
+        {"role": "system", "content": "Be long."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+    ]})  # fmt: skip
+    assert "Be brief" not in chat.decode(renderer.prompt_ids(own))
+
+
+def test_a_model_without_template_gets_the_plain_prompt_and_a_space(plain):
+    renderer = Renderer(plain)
+    assert plain.decode(renderer.prompt_ids(EXAMPLE)) == "Question: What is 2 + 3?\nAnswer:"
+    ids = renderer.answer_ids(EXAMPLE, EXAMPLE.reference)
+    assert plain.decode(ids[:-1]) == " 2 + 3 = 5.\n#### 5"
+    assert ids[-1] == plain.eos_token_id
+
+
+def test_the_end_of_turn_is_the_templates_not_the_tokenizers(chat):
+    """As in Llama 3: the template closes turns with another token than the tokenizer's eos."""
+    other = build_tokenizer(template=True)
+    other.eos_token = "<|pad|>"
+    assert Renderer(other).end_of_turn_id == other.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_a_template_that_closes_no_turn_falls_back_to_the_end_token():
+    tokenizer = build_tokenizer(template=True)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    assert Renderer(tokenizer).end_of_turn_id == tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="never learn to stop"):
+        _ = Renderer(tokenizer).end_of_turn_id
+
+
+def test_a_template_that_refuses_a_row_is_a_sentence():
+    tokenizer = build_tokenizer(template=True)
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(InputError, match="no system role"):
+        Renderer(tokenizer).prompt_ids(EXAMPLE)

@@ -1,0 +1,335 @@
+"""Each training step against values computed by hand, on tiny real models."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from pipeline import artifact
+from pipeline.errors import StepFailedError
+from pipeline.model import load_model, load_tokenizer
+from pipeline.stages import METHODS, bash, dpo, sft
+from pipeline.training import micro_batches
+
+
+def hand_loss(model, rows):
+    """Mean over labelled positions of -log p(label | everything before it), one row at a time."""
+    total, count = 0.0, 0
+    for row in rows:
+        with torch.no_grad():
+            log_probabilities = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        for position, label in enumerate(row["labels"]):
+            if label != -100:
+                total -= log_probabilities[position - 1, label].item()
+                count += 1
+    return total / count
+
+
+def steps_of(plan, stage):
+    return {step.kind: step for step in plan.steps if step.stage == stage}
+
+
+def test_a_bash_row_is_x_plus_g_with_labels_y():
+    row = sft.training_row([1, 2], [7, 8, 9], [3, 4, 5])
+    assert row == {"input_ids": [1, 2, 7, 8, 9], "labels": [-100, -100, 3, 4, 5]}
+    with pytest.raises(ValueError, match="3 context tokens but 2 labels"):
+        sft.training_row([1], [7, 8, 9], [3, 4])
+
+
+def test_the_bash_step_trains_the_loss_of_the_paper(recipe_dict, write_recipe, run_steps_here):
+    """L = L_SFT(y | x, y) + lambda sum_t -log pi(y_t | x, g_<t), averaged over labelled tokens.
+
+    With lambda 1, all rows of both kinds in one batch, and no update before it, the first loss
+    that stock SFTTrainer logs is the token mean over rows (x + y, y) and rows (x + g, y).
+    """
+    recipe_dict["batch_size"] = recipe_dict["micro_batch_size"] = 12  # 6 + 6 rows: one batch
+    recipe_dict["trainer"]["max_steps"] = 1
+    recipe_dict["stages"] = {"bash": {"method": "bash", "beta": 0.5}}
+    recipe_dict["evaluate"] = []
+    plan, runs = run_steps_here(write_recipe(recipe_dict))
+    steps = steps_of(plan, "bash")
+    mixed = artifact.read_rows(steps["contexts"].directory(runs) / sft.ROWS)
+    gold = [
+        {
+            "input_ids": [
+                label if label != -100 else token
+                for token, label in zip(row["input_ids"], row["labels"], strict=True)
+            ],
+            "labels": row["labels"],
+        }
+        for row in mixed
+    ]
+    assert all(a["input_ids"] != b["input_ids"] for a, b in zip(mixed, gold, strict=True))
+    expected = hand_loss(load_model(recipe_dict["model"]), gold + mixed)
+    record = artifact.read_record(steps["train"].directory(runs))
+    assert record["metrics"]["first_loss"] == pytest.approx(expected, rel=1e-4)
+    assert record["metrics"]["data"]["self_generated_rows"] == 6
+
+
+def test_the_sft_loss_is_on_the_answer_and_its_end_only(recipe_dict, write_recipe, run_steps_here):
+    recipe_dict["batch_size"] = recipe_dict["micro_batch_size"] = 6
+    recipe_dict["trainer"]["max_steps"] = 1
+    recipe_dict["stages"] = {"sft": {"method": "sft"}}
+    recipe_dict["evaluate"] = []
+    plan, runs = run_steps_here(write_recipe(recipe_dict))
+    from pipeline.data import load_examples, tokenise
+    from pipeline.render import Renderer
+
+    renderer = Renderer(load_tokenizer(recipe_dict["model"]))
+    examples = load_examples({"source": "builtin:maths", "split": "train", "limit": 6}, "gsm8k")
+    rows, _ = tokenise(examples, renderer, max_length=256)
+    by_hand = hand_loss(
+        load_model(recipe_dict["model"]),
+        [sft.training_row(row.prompt, row.answer, row.answer) for row in rows],
+    )
+    record = artifact.read_record(plan.steps[0].directory(runs))
+    assert record["metrics"]["first_loss"] == pytest.approx(by_hand, rel=1e-4)
+    tokens = sum(len(row.prompt) + len(row.answer) for row in rows)
+    assert record["metrics"]["tokens_trained"] == tokens
+
+
+@pytest.mark.parametrize(
+    "lora", [None, {"r": 4, "target_modules": "all-linear"}], ids=["full", "lora"]
+)
+@pytest.mark.parametrize("start", ["sft", "bash"])
+def test_the_first_dpo_loss_is_ln_2(recipe_dict, write_recipe, run_steps_here, lora, start):
+    """Policy = reference, so every log-ratio is 0 and the loss is -log sigmoid(0) = ln 2.
+
+    The stage before has moved the weights, so a reference loaded from the base would show.
+    """
+    recipe_dict["lora"] = lora
+    recipe_dict["trainer"]["learning_rate"] = 0.05
+    recipe_dict["stages"] = {
+        name: recipe_dict["stages"][name] for name in ("sft", "bash", f"{start}-dpo")
+    }
+    recipe_dict["stages"][f"{start}-dpo"]["trainer"] = {"learning_rate": 0.05}
+    recipe_dict["evaluate"] = []
+    plan, runs = run_steps_here(write_recipe(recipe_dict))
+    step = steps_of(plan, f"{start}-dpo")["train"]
+    history = json.loads((step.directory(runs) / "history.json").read_text())
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    record = artifact.read_record(step.directory(runs))
+    assert record["metrics"]["first_loss"] == losses[0]
+    names = {path.name for path in (step.directory(runs) / "model").iterdir()}
+    assert ("adapter_config.json" in names) == (lora is not None)
+    assert "training_args.bin" not in names and "ref" not in names
+
+
+def test_a_wrong_reference_model_stops_the_run():
+    callback = dpo._first_loss_check()
+    state = type("State", (), {"global_step": 1})
+    callback.on_log(None, state, None, logs={"loss": 0.6932})
+    with pytest.raises(StepFailedError, match="not ln 2"):
+        callback.on_log(None, state, None, logs={"loss": 0.58})
+
+
+def test_lora_trains_on_from_the_adapter_of_the_stage_before(
+    recipe_dict, write_recipe, run_steps_here
+):
+    """BASH from an SFT adapter starts at the SFT loss, not at the base model's."""
+    recipe_dict["lora"] = {"r": 4, "target_modules": "all-linear"}
+    recipe_dict["trainer"] |= {"learning_rate": 0.02, "max_steps": 20}
+    recipe_dict["stages"] = {
+        "sft": {"method": "sft"},
+        "bash": {"method": "bash", "from": "sft", "lambda": 0, "beta": 0.1},
+    }
+    recipe_dict["evaluate"] = []
+    plan, runs = run_steps_here(write_recipe(recipe_dict))
+    first = artifact.read_record(steps_of(plan, "sft")["train"].directory(runs))["metrics"]
+    second = artifact.read_record(steps_of(plan, "bash")["train"].directory(runs))["metrics"]
+    assert first["last_loss"] < first["first_loss"] - 0.5
+    assert second["first_loss"] < first["first_loss"] - 0.5
+    adapter = json.loads(
+        (steps_of(plan, "bash")["train"].directory(runs) / "model/adapter_config.json").read_text()
+    )
+    assert adapter["r"] == 4
+
+
+def test_merging_gives_plain_weights_that_answer_alike(recipe_dict, write_recipe, run_steps_here):
+    recipe_dict["lora"] = {"r": 4, "target_modules": "all-linear"}
+    recipe_dict["trainer"]["learning_rate"] = 0.05
+    recipe_dict["stages"] = {
+        "sft": {"method": "sft"},
+        "dpo": {"method": "dpo", "from": "sft", "lora": None, "merge_adapter": True},
+    }
+    recipe_dict["evaluate"] = []
+    plan, runs = run_steps_here(write_recipe(recipe_dict))
+    steps = {step.kind: step.directory(runs) for step in plan.steps}
+    merged = load_model(str(steps["merge"]))
+    adapted = load_model(
+        recipe_dict["model"], adapter=str(steps_of(plan, "sft")["train"].directory(runs))
+    )
+    base = load_model(recipe_dict["model"])
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-4)
+        assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-2)
+    record = artifact.read_record(steps_of(plan, "dpo")["train"].directory(runs))
+    assert record["metrics"]["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_self_made_pairs_reject_wrong_answers_and_count_the_rest():
+    def answer(text, finished=True):
+        return {"id": 0, "messages": ["m"], "reference": "2 + 3 = 5\n#### 5", "answer": text,
+                "finished": finished}  # fmt: skip
+
+    pair, has_right = dpo.pair_of([answer("#### 4"), answer("2+3\n#### 5"), answer("#### 9")])
+    assert has_right and (pair["chosen"], pair["rejected"]) == ("2+3\n#### 5", "#### 4")
+    pair, has_right = dpo.pair_of([answer("#### 4"), answer("so it goes", finished=False)])
+    assert not has_right and pair["chosen"] == "2 + 3 = 5\n#### 5"
+    assert pair["rejected_finished"]
+    pair, has_right = dpo.pair_of([answer("#### 5"), answer("#### 5")])
+    assert pair is None and has_right
+
+
+def test_self_made_pairs_run_as_a_stage(recipe_dict, write_recipe, run_steps_here):
+    recipe_dict["data"]["preferences"] = "self"
+    recipe_dict["stages"] = {"dpo": {"method": "dpo", "samples": 3}}
+    recipe_dict["evaluate"] = []
+    plan, runs = run_steps_here(write_recipe(recipe_dict))
+    assert [step.kind for step in plan.steps] == ["answers", "pairs", "train"]
+    answers = artifact.read_rows(plan.steps[0].directory(runs) / artifact.SAMPLES)
+    assert len(answers) == 6 * 3
+    assert len({row["answer"] for row in answers if row["id"] == 0}) > 1, "samples share noise"
+    metrics = artifact.read_record(plan.steps[1].directory(runs))["metrics"]
+    assert metrics["prompts"] == 6
+    assert metrics["pairs"] + metrics["prompts_without_wrong_answer"] == 6
+
+
+def test_a_model_without_template_trains_too(
+    plain_model, recipe_dict, write_recipe, run_steps_here
+):
+    recipe_dict["model"] = plain_model
+    plan, runs = run_steps_here(write_recipe(recipe_dict))
+    assert all(artifact.is_finished(step.directory(runs)) for step in plan.steps)
+
+
+def test_a_stopped_training_resumes_to_the_same_weights(recipe_dict, write_recipe, tmp_path):
+    """Stopped at step 3 of 5 and run again, it ends with the weights of an unbroken run."""
+    from pipeline.load import load_recipe
+    from pipeline.plan import make_plan
+    from pipeline.step import StepRun, execute, write_spec
+    from pipeline.training import _Progress
+
+    recipe_dict["trainer"] |= {"max_steps": 5, "save_steps": 1}
+    recipe_dict["stages"] = {"sft": {"method": "sft"}}
+    recipe_dict["evaluate"] = []
+    step = make_plan(load_recipe(write_recipe(recipe_dict))).steps[0]
+
+    def run(folder):
+        spec = write_spec(step, tmp_path / folder, processes=1, use_cpu=True)
+        execute(StepRun.read(spec))
+
+    run("unbroken")
+    told = _Progress.on_step_end
+
+    def stop_at_3(self, args, state, control, **more):
+        told(self, args, state, control, **more)
+        if state.global_step == 4:  # the checkpoint of step 3 is whole by now
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Progress, "on_step_end", stop_at_3)
+        run("broken")
+    broken = step.directory(tmp_path / "broken")
+    assert not artifact.is_finished(broken) and not (broken / "model").exists()
+    assert list((broken / "checkpoints").glob("checkpoint-*"))
+    run("broken")
+    assert not (broken / "checkpoints").exists()
+    digests = [
+        artifact.read_record(step.directory(tmp_path / name))["files"]["model/model.safetensors"]
+        for name in ("unbroken", "broken")
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_contexts_stopped_midway_keep_their_rows(recipe_dict, write_recipe, tmp_path):
+    from pipeline import contexts
+    from pipeline.load import load_recipe
+    from pipeline.plan import make_plan
+    from pipeline.step import StepRun, execute, write_spec
+
+    recipe_dict["generation"]["batch_size"] = 2
+    recipe_dict["stages"] = {"bash": {"method": "bash", "beta": 0.5}}
+    recipe_dict["evaluate"] = []
+    step = make_plan(load_recipe(write_recipe(recipe_dict))).steps[0]
+
+    def run(folder):
+        execute(StepRun.read(write_spec(step, tmp_path / folder, processes=1, use_cpu=True)))
+        return artifact.read_rows(step.directory(tmp_path / folder) / sft.ROWS)
+
+    unbroken = run("unbroken")
+    mix, calls = contexts.mix_contexts, []
+
+    def counted(*arguments, **options):
+        calls.append(options["row_ids"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return mix(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contexts, "mix_contexts", counted)
+        with pytest.raises(KeyboardInterrupt):
+            run("broken")
+        assert run("broken") == unbroken
+    # 3 batches of 2 rows: two done before the stop, the third tried twice.
+    assert len(calls) == 4 and calls[2] == calls[3]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "largest", "expected"),
+    [(128, 1, 8, (8, 16)), (128, 8, 8, (8, 2)), (16, 1, 16, (16, 1)), (6, 1, 4, (3, 2)), (7, 1, 4, (1, 7))],
+)  # fmt: skip
+def test_the_global_batch_is_split_without_remainder(batch_size, processes, largest, expected):
+    rows, passes = micro_batches(batch_size, processes, largest)
+    assert (rows, passes) == expected and rows * passes * processes == batch_size
+
+
+def test_a_batch_that_processes_do_not_divide_is_refused():
+    with pytest.raises(StepFailedError, match="not a multiple of 3 processes"):
+        micro_batches(128, 3, 8)
+
+
+def test_lambda_is_a_ratio_of_rows():
+    rows = [{"id": number} for number in range(10)]
+    assert sft.repeated(rows, 1.0, seed=0) == rows
+    assert sft.repeated(rows, 0.0, seed=0) == []
+    assert sft.repeated(rows, 2.0, seed=0) == rows * 2
+    half = sft.repeated(rows, 0.5, seed=0)
+    assert len(half) == 5 and half == sft.repeated(rows, 0.5, seed=0)
+    assert half != sft.repeated(rows, 0.5, seed=1)
+    assert len(sft.repeated(rows, 1.3, seed=0)) == 13
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"schedule": "linear", "start": 0.1, "end": 0.5}, [0.1, 0.3, 0.5]),
+        ({"schedule": "exponential", "k": 0.5}, [0.5, 0.75, 0.875]),
+        # k / (k + exp(r / k)) with k = 1: 1 / (1 + e^r)
+        ({"schedule": "inverse_sigmoid", "k": 1.0}, [1 - 1 / (1 + math.exp(r)) for r in (1, 2, 3)]),
+    ],
+    ids=lambda value: value["schedule"] if isinstance(value, dict) else "",
+)
+def test_beta_schedules_over_three_rounds(schedule, expected):
+    parsed = bash.Schedule.model_validate(schedule)
+    assert [parsed.at(number, 3) for number in (1, 2, 3)] == pytest.approx(expected)
+
+
+def test_the_default_length_limits_are_trls_own():
+    from dataclasses import fields
+
+    from trl import DPOConfig, SFTConfig
+
+    for config, ours in ((SFTConfig, sft.DEFAULT_MAX_LENGTH), (DPOConfig, dpo.DEFAULT_MAX_LENGTH)):
+        assert next(f.default for f in fields(config) if f.name == "max_length") == ours
+
+
+def test_every_method_module_has_what_the_plan_calls():
+    from pipeline.recipe import method_module
+
+    for method in METHODS:
+        module = method_module(method)
+        assert all(hasattr(module, name) for name in ("TRAINER", "Options", "check", "plan"))
