@@ -106,12 +106,14 @@ def _source(source: dict[str, Any] | Source) -> Source:
 
 def _read_each(source: Source, read: Callable[[dict[str, Any]], Read]) -> list[Read]:
     items = []
-    for position, row in enumerate(_rows(source)):
-        try:
+    try:
+        for row in _rows(source):
             items.append(read(row))
-        except RowError as error:
-            place = _place(source, position)
-            raise InputError(f"{place}: field {error.field!r} {error}") from None
+    except RowError as error:
+        place = _place(source, len(items))
+        raise InputError(f"{place}: field {error.field!r} {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(_damaged_line(source.path) or f"{source.source}: {error}") from None
     if not items:
         raise InputError(f"{source.source}: there are no rows in it")
     return items
@@ -154,7 +156,7 @@ def _load(source: Source) -> Any:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
         return datasets.load_dataset(loader, data_files=str(path), split="train")
-    except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError) as error:
+    except datasets.exceptions.DatasetGenerationError as error:
         raise InputError(_damaged_line(path) or f"{source.source}: {_cause(error)}") from None
     except (datasets.exceptions.DatasetNotFoundError, ValueError, FileNotFoundError) as error:
         raise InputError(f"{source.source}: {_cause(error)}") from None

@@ -108,18 +108,31 @@ def _validate(schema: type[BaseModel], raw: Any, prefix: str, problems: list[Pro
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        seen = set()
-        for item in error.errors(include_url=False):
-            path = [str(part) for part in item["loc"] if not _is_union_tag(part)]
-            key = ".".join([prefix, *path] if prefix else path)
-            if key not in seen:
-                seen.add(key)
-                problems.append(Problem(key or "recipe", _sentence(schema, item, path)))
+        items = error.errors(include_url=False)
+        paths = [_path_in(raw, item) for item in items]
+        seen: set[tuple[str, ...]] = set()
+        for path, item in zip(paths, items, strict=True):
+            # Of the alternatives of a union, the one that the value resembles speaks.
+            deeper = any(len(other) > len(path) and other[: len(path)] == path for other in paths)
+            if not deeper and path not in seen:
+                seen.add(path)
+                key = ".".join([prefix, *path] if prefix else path)
+                problems.append(Problem(key or "recipe", _sentence(schema, item, list(path))))
         return None
 
 
-def _is_union_tag(part: int | str) -> bool:
-    return isinstance(part, str) and (part in ("Source", "str", "float") or "literal[" in part)
+def _path_in(raw: Any, item: Any) -> tuple[str, ...]:
+    """Where an error stands in the file: pydantic's location without the names of union members."""
+    path = []
+    for part in item["loc"]:
+        if isinstance(raw, dict) and part in raw:
+            raw = raw[part]
+        elif isinstance(raw, list) and isinstance(part, int):
+            raw = raw[part]
+        elif item["type"] != "missing" or part != item["loc"][-1]:
+            continue
+        path.append(str(part))
+    return tuple(path)
 
 
 def _sentence(schema: type[BaseModel], item: Any, path: list[str]) -> str:
@@ -133,9 +146,9 @@ def _sentence(schema: type[BaseModel], item: Any, path: list[str]) -> str:
     if kind == "string_pattern_mismatch":
         return f"{value!r} may hold letters, digits, '.', '_', '-', starting with a letter or digit"
     if kind in ("float_type", "int_type") and isinstance(value, str):
-        number = options._number_in(value)
-        if number is not None:
-            return f"text '{value}': YAML needs a point, {number}"
+        hint = options.number_hint(value)
+        if hint:
+            return hint
     message = item["msg"].replace("Input should be", "should be").replace("'", "")
     return f"{value!r}: {message}" if not isinstance(value, (dict, list)) else message
 

@@ -185,10 +185,8 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
     annotation = fields[name]
     if annotation is None or _accepts(annotation, value):
         return None
-    if isinstance(value, str):
-        number = _number_in(value)
-        if number is not None:
-            return f"text '{value}': YAML needs a point, {number}"
+    if isinstance(value, str) and (hint := number_hint(value)):
+        return hint
     return f"{value!r} is {_type_word(value)}, expected {_readable(annotation)}"
 
 
@@ -232,21 +230,16 @@ def _accepts_generic(annotation: ast.Subscript, value: Any) -> bool:
     return isinstance(value, dict) if outer in ("dict", "Dict") else True
 
 
-def _number_in(text: str) -> str | None:
+def number_hint(text: str) -> str | None:
+    """Say how to write a number that YAML took for text (5e-7, or '4' in quotes), else None."""
     try:
         number = float(text)
     except ValueError:
         return None
-    if number.is_integer() and "e" not in text.lower():
-        return text.strip()
-    written = f"{number:e}" if "e" in text.lower() else repr(number)
-    mantissa, _, exponent = written.partition("e")
-    if not exponent:
-        return written
-    mantissa = mantissa.rstrip("0")
-    return (
-        f"{mantissa}0e{int(exponent)}" if mantissa.endswith(".") else f"{mantissa}e{int(exponent)}"
-    )
+    mantissa, exponent, power = text.strip().lower().partition("e")
+    if exponent and "." not in mantissa:
+        return f"text '{text}': YAML needs a point, {mantissa}.0e{int(power)}"
+    return f"text '{text}': a number stands without quotes, {number:g}"
 
 
 def _type_word(value: Any) -> str:

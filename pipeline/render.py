@@ -47,7 +47,9 @@ class Renderer:
             turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
             text = self.tokenizer.apply_chat_template(turn, tokenize=False)
             after = self.tokenizer(text.split(_PROBE)[-1], add_special_tokens=False)["input_ids"]
-            special = set(self.tokenizer.all_special_ids)
+            added = self.tokenizer.added_tokens_decoder
+            special = {token_id for token_id, token in added.items() if token.special}
+            special.update(self.tokenizer.all_special_ids)
             # A template may put white space before the token, and text of a next turn after it.
             for token_id in after:
                 if token_id in special:

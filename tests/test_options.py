@@ -44,10 +44,10 @@ def test_owned_options_exist_so_that_refusing_them_matters():
     [
         ("learning_rte", 0.1, "did you mean learning_rate?"),
         ("learning_rate", "5e-7", "text '5e-7': YAML needs a point, 5.0e-7"),
-        ("learning_rate", "1.5E-5", "1.5e-5"),
+        ("learning_rate", "1.5E-5", "without quotes, 1.5e-05"),
         ("learning_rate", True, "expected a number"),
         ("max_steps", 1.5, "expected a whole number"),
-        ("max_steps", "12", "YAML needs a point, 12"),
+        ("max_steps", "12", "without quotes, 12"),
         ("max_seq_length", 512, "use max_length"),
         ("warmup_ratio", 0.1, "use warmup_steps"),
         ("per_device_train_batch_size", 4, "use batch_size"),

@@ -46,7 +46,8 @@ def test_all_problems_come_at_once_each_with_a_way_out(recipe_dict, write_recipe
     ("change", "key", "message"),
     [
         ({"sedes": [1]}, "sedes", "did you mean seeds?"),
-        ({"batch_size": "4"}, "batch_size", "should be a valid integer"),
+        ({"batch_size": "4"}, "batch_size", "without quotes, 4"),
+        ({"batch_size": "many"}, "batch_size", "should be a valid integer"),
         ({"batch_size": 0}, "batch_size", "greater than or equal to 1"),
         ({"seeds": []}, "seeds", "at least 1"),
         ({"seeds": [1, 1]}, "seeds", "twice"),
