@@ -6,16 +6,19 @@ written beside it, flushed to disk, renamed. The record is written last.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import BashracError, InputError
 
+# Errors of the place written to, not of the program.
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 RECORD = "record.json"
 SAMPLES = "samples.jsonl"  # a model's answers, stored before anything grades them
 RESULT = "result.json"
@@ -68,7 +71,8 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def disk_error(path: Path, error: OSError) -> BashracError:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.errors import EXIT_INTERRUPTED, BashracError, InputError
+from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, BashracError, InputError
 
 _EPILOG = """commands to begin with:
   bashrac recipes                 the recipes that come with bashrac
@@ -43,6 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone: `bashrac report | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        from pipeline.artifact import DISK_ERRNOS, disk_error
+
+        if error.errno not in DISK_ERRNOS:
+            raise
+        print(f"error: {disk_error(Path(error.filename or '.'), error)}", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:

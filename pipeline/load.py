@@ -40,7 +40,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     stages = _validate_stages(raw.get("stages"), problems)
     if recipe is not None:
         recipe = recipe.model_copy(update={"stages": stages})
-        problems += _cross_check(recipe)
+        problems += _cross_check(recipe, [str(name) for name in raw["stages"]])
     if problems or recipe is None:
         raise RecipeError(str(path), sorted(problems, key=lambda problem: problem.key))
     return recipe
@@ -190,13 +190,16 @@ def _validate_stages(raw: Any, problems: list[Problem]) -> dict[str, StageOption
     return stages
 
 
-def _cross_check(recipe: Recipe) -> list[Problem]:
-    """Problems that need more than one key, or the file system, to see."""
+def _cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
+    """Problems that need more than one key, or the file system, to see.
+
+    `written` names the stages in the file, among them those that have problems of their own.
+    """
     return [
         *_check_passed_through(recipe),
-        *_check_starts(recipe),
+        *_check_starts(recipe, written),
         *_check_data(recipe),
-        *_check_names(recipe),
+        *_check_names(recipe, written),
     ]
 
 
@@ -219,16 +222,16 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
     return problems
 
 
-def _check_starts(recipe: Recipe) -> list[Problem]:
+def _check_starts(recipe: Recipe, written: list[str]) -> list[Problem]:
     problems: list[Problem] = []
-    above: list[str] = []
     for name, stage in recipe.stages.items():
+        above = written[: written.index(name)]
         if stage.start is not None and stage.start not in above:
             hint = suggest(stage.start, above)
             known = f"; stages: {', '.join(above)}" if above else "; it is the first stage"
             message = f'no stage "{stage.start}" above it{hint}{known}'
             problems.append(Problem(f"stages.{name}.from", message))
-        elif stage.start is not None:
+        elif stage.start in recipe.stages:
             parent = recipe.lora_for(recipe.stages[stage.start])
             ours = recipe.lora_for(stage)
             if parent is not None and ours != parent and not stage.merge_adapter:
@@ -241,7 +244,6 @@ def _check_starts(recipe: Recipe) -> list[Problem]:
                     )
                 )
         problems += method_module(stage.method).check(name, stage, recipe)
-        above.append(name)
     return problems
 
 
@@ -269,7 +271,7 @@ def _check_data(recipe: Recipe) -> list[Problem]:
     return problems
 
 
-def _check_names(recipe: Recipe) -> list[Problem]:
+def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
     problems = []
     for benchmark in recipe.evaluate:
         if benchmark not in BENCHMARKS:
@@ -282,8 +284,8 @@ def _check_names(recipe: Recipe) -> list[Problem]:
             message = f"{benchmark} grades task {BENCHMARKS[benchmark].task}, this is {recipe.task}"
             problems.append(Problem("evaluate", message))
     for stage in recipe.published:
-        if stage not in recipe.stages:
-            message = f"no stage {stage!r}{suggest(stage, list(recipe.stages))}"
+        if stage not in written:
+            message = f"no stage {stage!r}{suggest(stage, written)}"
             problems.append(Problem(f"published.{stage}", message))
     duplicates = len(recipe.seeds) != len(set(recipe.seeds))
     if duplicates:

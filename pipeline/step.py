@@ -215,7 +215,7 @@ def _write_error(step: StepRun, message: str, exit_code: int) -> None:
 
 
 def _known_failure(step: StepRun, error: BaseException) -> BashracError | None:
-    if isinstance(error, OSError) and error.errno is not None and error.errno in (28, 30, 122):
+    if isinstance(error, OSError) and error.errno in artifact.DISK_ERRNOS:
         return artifact.disk_error(step.directory, error)
     if "No space left" in str(error):
         return BashracError(
