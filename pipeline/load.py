@@ -258,9 +258,9 @@ def _check_data(recipe: Recipe) -> list[Problem]:
             problems.append(Problem(key, f"no built-in set {source.source!r}; there are {known}"))
         elif source.builtin is not None:
             splits = SPLITS[source.builtin]
-            if (source.split or role) not in splits:
+            if source.split_for(role) not in splits:
                 message = (
-                    f"{source.source} has no split {source.split or role!r}: {', '.join(splits)}"
+                    f"{source.source} has no split {source.split_for(role)!r}: {', '.join(splits)}"
                 )
                 problems.append(Problem(f"data.{role}.split", message))
         elif source.path is not None and not source.path.exists():

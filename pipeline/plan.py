@@ -87,6 +87,8 @@ class Plan:
     results: dict[tuple[str, str, int], Step]
     # (stage, seed) -> the stage's own steps, for cost
     stage_steps: dict[tuple[str, int], list[Step]]
+    # (stage, seed) -> those and the steps of its evaluation
+    all_steps: dict[tuple[str, int], list[Step]]
     # (stage, seed) -> the weights the stage ends with
     models: dict[tuple[str, int], Model]
 
@@ -139,8 +141,8 @@ class Builder:
             if model.adapter is not None:
                 inputs["adapter"] = model.adapter
         for role, source in (data or {}).items():
-            inputs[role] = data_identity(source, default_split=role)
-            places[role] = {**source.model_dump(), "split": source.split or role}
+            inputs[role] = data_identity(source, role=role)
+            places[role] = {**source.model_dump(), "split": source.split_for(role)}
         added = Step(
             kind=kind,
             run=run,
@@ -236,7 +238,7 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises:
         InputError: when a model or data source cannot be identified (hub not reachable and so on).
     """
-    plan = Plan(recipe=recipe, steps=[], results={}, stage_steps={}, models={})
+    plan = Plan(recipe, steps=[], results={}, stage_steps={}, all_steps={}, models={})
     known: dict[str, Step] = {}
     for seed in recipe.seeds:
         for name, stage in recipe.stages.items():
@@ -246,6 +248,7 @@ def make_plan(recipe: Recipe) -> Plan:
             plan.models[name, seed] = model
             plan.stage_steps[name, seed] = list(builder.steps)
             _add_evaluation(plan, builder, model)
+            plan.all_steps[name, seed] = builder.steps
             for step in builder.steps:
                 if step.fingerprint not in known:
                     known[step.fingerprint] = step

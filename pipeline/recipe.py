@@ -34,6 +34,14 @@ class Source(Strict):
         """The built-in set's name, or None."""
         return self.source.split(":", 1)[1] if self.source.startswith("builtin:") else None
 
+    def split_for(self, role: str) -> str:
+        """The split to read for train, test or preferences, where the recipe names none.
+
+        Hub sets and folders seldom have a split called preferences; there it is their train split.
+        """
+        role_is_split = role != "preferences" or self.builtin is not None
+        return self.split or (role if role_is_split else "train")
+
     @property
     def path(self) -> Path | None:
         """The local file or folder, or None for hub ids and built-in sets."""

@@ -62,7 +62,14 @@ def select_steps(plan: Plan, stage: str | None) -> list[Step]:
     if stage not in plan.recipe.stages:
         known = ", ".join(plan.recipe.stages)
         raise InputError(f"--stage {stage}: no such stage; stages: {known}")
-    return [step for step in plan.steps if step.stage == stage]
+    # By fingerprint, since another stage may need the same step and be named in it.
+    wanted = {
+        step.fingerprint
+        for (name, _), steps in plan.all_steps.items()
+        if name == stage
+        for step in steps
+    }
+    return [step for step in plan.steps if step.fingerprint in wanted]
 
 
 def launch_command(launch: shipped.Launch, spec_files: list[Path]) -> list[str]:

@@ -54,7 +54,8 @@ def example_of(task: str, row: Mapping[str, Any]) -> Example:
     Raises:
         RowError: when a field is missing, empty or of the wrong type.
     """
-    return _READERS[task](row)
+    messages, reference = _READERS[task](row)
+    return Example(messages, _plain_prompt(task, messages), reference)
 
 
 def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
@@ -63,7 +64,6 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     Raises:
         RowError: as `example_of`; also when chosen equals rejected.
     """
-    del task  # preference rows look the same for every task
     prompt = row.get("prompt")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     messages = _messages("prompt", messages)
@@ -72,40 +72,39 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     chosen, rejected = _answer("chosen", row, messages), _answer("rejected", row, messages)
     if chosen == rejected:
         raise RowError("rejected", "equals chosen, so there is no preference")
-    return PreferencePair(_chat_example(messages, chosen), chosen, rejected)
-
-
-def _gsm8k(row: Mapping[str, Any]) -> Example:
-    question, answer = _text("question", row), _text("answer", row)
-    return Example(
-        messages=[{"role": "user", "content": question}],
-        plain_prompt=f"Question: {question}\nAnswer:",
-        reference=answer,
+    return PreferencePair(
+        Example(messages, _plain_prompt(task, messages), chosen), chosen, rejected
     )
 
 
-def _tldr(row: Mapping[str, Any]) -> Example:
+def _gsm8k(row: Mapping[str, Any]) -> tuple[Messages, str]:
+    question, answer = _text("question", row), _text("answer", row)
+    return [{"role": "user", "content": question}], answer
+
+
+def _tldr(row: Mapping[str, Any]) -> tuple[Messages, str]:
     names = ("subreddit", "title", "post", "summary")
     subreddit, title, post, summary = (_text(name, row) for name in names)
     prompt = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
-    return Example(
-        messages=[{"role": "user", "content": prompt}], plain_prompt=prompt, reference=summary
-    )
+    return [{"role": "user", "content": prompt}], summary
 
 
-def _chat(row: Mapping[str, Any]) -> Example:
+def _chat(row: Mapping[str, Any]) -> tuple[Messages, str]:
     messages = _messages("messages", row.get("messages"))
     if messages[-1]["role"] != "assistant" or len(messages) < 2:
         raise RowError("messages", "must end with a user message and the assistant's answer")
-    return _chat_example(messages[:-1], messages[-1]["content"])
+    return messages[:-1], messages[-1]["content"]
 
 
-def _chat_example(messages: Messages, answer: str) -> Example:
+def _plain_prompt(task: str, messages: Messages) -> str:
+    """The prompt without a chat template, the same for training rows and preference pairs."""
+    if len(messages) == 1 and task == "gsm8k":
+        return f"Question: {messages[0]['content']}\nAnswer:"
+    if len(messages) == 1 and task == "tldr":
+        return messages[0]["content"]
     names = {"system": "System", "user": "Human", "assistant": "Assistant"}
     lines = [f"{names[message['role']]}: {message['content']}" for message in messages]
-    return Example(
-        messages=messages, plain_prompt="\n\n".join([*lines, "Assistant:"]), reference=answer
-    )
+    return "\n\n".join([*lines, "Assistant:"])
 
 
 def _text(field: str, row: Mapping[str, Any]) -> str:
@@ -148,7 +147,7 @@ def _answer(field: str, row: Mapping[str, Any], prompt: Messages) -> str:
     return messages[-1]["content"].strip()
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any]], Example]] = {
+_READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Messages, str]]] = {
     "gsm8k": _gsm8k,
     "tldr": _tldr,
     "chat": _chat,

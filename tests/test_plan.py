@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
+from pipeline.run import select_steps
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ def test_two_stages_with_the_same_options_are_one_step(recipe_dict, plan_of):
     plan = plan_of()
     assert [step.kind for step in plan.steps] == ["train", "answers", "gsm8k"]
     assert plan.results["a", "gsm8k", 0].fingerprint == plan.results["b", "gsm8k", 0].fingerprint
+    assert select_steps(plan, "b") == plan.steps, "--stage b must run what it shares with a"
 
 
 @pytest.mark.parametrize(
@@ -144,3 +146,11 @@ def test_every_function_that_a_step_names_exists(plan_of):
     for run in named:
         module, _, function = run.partition(":")
         assert callable(getattr(import_module(module), function))
+
+
+def test_a_folder_of_preferences_is_read_from_its_train_split_unless_named(plan_of, tmp_path):
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "train.jsonl").write_text("{}")
+    plan = plan_of(overrides=[f"data.preferences.source={tmp_path}/pairs"])
+    dpo = next(step for step in plan.steps if step.stage == "sft-dpo")
+    assert dpo.places["preferences"]["split"] == "train"

@@ -206,6 +206,23 @@ def test_a_model_without_template_trains_too(
     assert all(artifact.is_finished(step.directory(runs)) for step in plan.steps)
 
 
+@pytest.mark.parametrize("task", ["tldr", "chat"])
+def test_posts_and_chats_run_through_every_method(recipe_dict, write_recipe, run_steps_here, task):
+    train = {"tldr": "builtin:posts", "chat": "builtin:chat"}[task]
+    recipe_dict |= {"task": task, "evaluate": []}
+    recipe_dict["trainer"]["max_length"] = 400
+    recipe_dict["data"] = {
+        "train": {"source": train, "limit": 4},
+        "preferences": {"source": "builtin:chat", "limit": 4},
+    }
+    plan, runs = run_steps_here(write_recipe(recipe_dict))
+    assert [step.kind for step in plan.steps] == ["train", "contexts", "train", "train", "train"]
+    for step in plan.steps:
+        record = artifact.read_record(step.directory(runs))
+        data = record["metrics"].get("data", {"rows": 4, "dropped": 0})
+        assert (data["rows"], data["dropped"]) == (4, 0), "no row may be lost"
+
+
 def test_a_stopped_training_resumes_to_the_same_weights(recipe_dict, write_recipe, tmp_path):
     """Stopped at step 3 of 5 and run again, it ends with the weights of an unbroken run."""
     from pipeline.load import load_recipe

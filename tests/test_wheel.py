@@ -1,0 +1,34 @@
+"""The wheel, unpacked away from the checkout, finds its recipes and launch configs."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_an_installed_wheel_brings_its_recipes_and_launch_configs(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(ROOT)], check=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("bashrac-*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert not (site / "recipes").exists(), "nothing but packages at the top"
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", *arguments],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
+        )  # fmt: skip
+
+    where = subprocess.run(
+        [sys.executable, "-c", "import pipeline; print(pipeline.__file__)"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert str(site) in where.stdout
+    assert "demo" in run("recipes").stdout
+    plan = run("plan", "demo")
+    assert plan.returncode == 0 and "shipped/accelerate_configs/cpu.yaml" in plan.stdout
+    assert run("copy", "demo", "mine.yaml").returncode == 0 and (tmp_path / "mine.yaml").exists()
