@@ -25,7 +25,7 @@ from pipeline.run import CPU_ALLOCATOR  # noqa: E402 - from this checkout
 
 def main() -> None:
     """Print seconds and peak memory of a training step with and without the settings."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=int, default=96)
     given = parser.parse_args()
     seconds = {}

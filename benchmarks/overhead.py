@@ -59,7 +59,7 @@ trainer.save_model(settings["out"] + "/model")
 
 def main() -> None:
     """Print wall seconds of both and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=2)
     given = parser.parse_args()

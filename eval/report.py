@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv as csv_module
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,6 @@ from pipeline import artifact
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan
-
-_COLUMNS = (
-    "stage", "method", "benchmark", "n", "seeds", "score", "low", "high", "flexible", "truncated",
-    "difference", "difference_low", "difference_high", "p_value", "seconds", "tokens_trained",
-    "tokens_generated", "published",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,9 @@ class Report:
     def csv(self) -> str:
         """One line a row, all columns, no rounding."""
         output = io.StringIO()
-        writer = csv_module.DictWriter(output, _COLUMNS, lineterminator="\n")
+        writer = csv_module.DictWriter(
+            output, [field.name for field in fields(Row)], lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(asdict(row) for row in self.rows)
         return output.getvalue().rstrip("\n")

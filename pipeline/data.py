@@ -141,6 +141,7 @@ def _rows(source: Source) -> Iterable[dict[str, Any]]:
 
 def _load(source: Source) -> Any:
     import datasets
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     path = source.path
     try:
@@ -156,9 +157,9 @@ def _load(source: Source) -> Any:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
         return datasets.load_dataset(loader, data_files=str(path), split="train")
-    except datasets.exceptions.DatasetGenerationError as error:
+    except DatasetGenerationError as error:
         raise InputError(_damaged_line(path) or f"{source.source}: {_cause(error)}") from None
-    except (datasets.exceptions.DatasetNotFoundError, ValueError, FileNotFoundError) as error:
+    except (DatasetNotFoundError, ValueError, FileNotFoundError) as error:
         raise InputError(f"{source.source}: {_cause(error)}") from None
     except ConnectionError as error:
         raise InputError(

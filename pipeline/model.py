@@ -114,28 +114,20 @@ def resolve_dtype(dtype: str, *, trains_all_weights: bool) -> str:
     return "float32" if trains_all_weights else "bfloat16"
 
 
-def save_model(step: StepRun, model: Any, tokenizer: Any) -> None:
-    """Save weights (or the adapter called 'default') and tokenizer to the step's model folder.
-
-    Call it from the main process. The folder appears under its name only when whole.
-    """
-    from peft import PeftModel
-
-    temporary = step.directory / f".{MODEL_FOLDER}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    only = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
-    model.save_pretrained(temporary, **only)
-    tokenizer.save_pretrained(temporary)
-    shutil.rmtree(step.directory / MODEL_FOLDER, ignore_errors=True)
-    temporary.rename(step.directory / MODEL_FOLDER)
-
-
 def merge(step: StepRun) -> None:
-    """Step: merge an adapter into its base, in float32, and save plain weights."""
+    """Step: merge an adapter into its base, in float32, and save plain weights.
+
+    The folder appears under its name only when whole.
+    """
     model = load_for(step, dtype="float32").merge_and_unload()
     step.metrics["merged_adapter"] = step.inputs["adapter"]
     if step.state.is_main_process:
-        save_model(step, model, tokenizer_for(step))
+        temporary = step.directory / f".{MODEL_FOLDER}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(str(temporary))
+        tokenizer_for(step).save_pretrained(temporary)
+        shutil.rmtree(step.directory / MODEL_FOLDER, ignore_errors=True)
+        temporary.rename(step.directory / MODEL_FOLDER)
 
 
 def _revision(step: StepRun) -> str | None:
@@ -205,7 +197,7 @@ def _convert_gguf(file: Path, folder: Path) -> None:
     plain.generation_config = loaded.generation_config
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    plain.to(torch.bfloat16).save_pretrained(temporary)
+    plain.bfloat16().save_pretrained(temporary)
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     tokenizer.save_pretrained(temporary)
     temporary.rename(folder)

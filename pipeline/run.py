@@ -100,7 +100,7 @@ def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
     """Run a stage's unfinished steps inside processes the user launched; returns the exit code."""
     from accelerate import PartialState
 
-    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"))
+    state: Any = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"))
     use_cpu = state.device.type == "cpu"
     steps = select_steps(plan, settings.stage)
     # All processes decide together what is to do, before one of them can finish anything.

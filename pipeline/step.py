@@ -16,7 +16,6 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -227,17 +226,6 @@ def _known_failure(step: StepRun, error: BaseException) -> BashracError | None:
             "generation.batch_size (neither changes results), or use lora"
         )
     return None
-
-
-@contextlib.contextmanager
-def quiet_progress_bars() -> Iterator[None]:
-    """Keep the libraries' own progress bars out of the log."""
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    disable_progress_bar()
-    yield
 
 
 def _versions() -> dict[str, str]:

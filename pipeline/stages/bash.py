@@ -10,7 +10,8 @@ paper leaves open), then stock SFT trains on reference rows and on rows with `in
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -137,7 +138,7 @@ def write_contexts(step: StepRun) -> None:
     model = load_for(step, dtype=resolve_dtype(options["dtype"], trains_all_weights=False))
     model.to(step.device)
 
-    def make(batch: list[TokenRow]) -> list[dict]:
+    def make(batch: Sequence[TokenRow]) -> list[dict[str, Any]]:
         mixed = mix_contexts(
             model,
             [row.prompt for row in batch],
