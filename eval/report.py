@@ -136,7 +136,7 @@ def collect(plan: Plan, runs: Path) -> Report:
         if artifact.is_finished(step.directory(runs))
     ]
     machines = sorted({f"{record['device']}, host {record['host']}" for record in records})
-    versions = records[-1]["versions"] if records else {}
+    versions = _union([record["versions"] for record in records])
     return Report(
         recipe=recipe.name,
         task=recipe.task,
@@ -241,6 +241,14 @@ def _cost(plan: Plan, runs: Path, stage: str) -> dict[str, Any]:
         amount = sum(record["metrics"].get(name, 0) for records in totals for record in records)
         cost[name] = round(amount / len(totals))
     return cost
+
+
+def _union(versions: list[dict[str, str]]) -> dict[str, str]:
+    """Every version that took part, such as {"trl": "1.16.0 and 1.17.0"}."""
+    names = dict.fromkeys(name for one in versions for name in one)
+    return {
+        name: " and ".join(sorted({one[name] for one in versions if name in one})) for name in names
+    }
 
 
 def _published(value: float | str | None) -> str:

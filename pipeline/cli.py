@@ -164,7 +164,8 @@ def _run(given: Any) -> int:
             explain.remember(plan, given.runs)
             _print_report(plan, given.runs)
         return code
-    signal.signal(signal.SIGTERM, _interrupt)
+    for chosen in (signal.SIGTERM, signal.SIGHUP):  # the launched processes must end with us
+        signal.signal(chosen, _interrupt)
     explain.remember(plan, given.runs)
     run_plan(plan, settings)
     _print_report(plan, given.runs)

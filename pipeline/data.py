@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pipeline import builtin
 from pipeline.errors import InputError
+from pipeline.identity import cache_folder, local_digest
 from pipeline.recipe import LOCAL_SUFFIXES, Source
 from pipeline.render import Renderer
 from pipeline.tasks import Example, PreferencePair, RowError, example_of, preference_of
@@ -123,7 +124,7 @@ def _place(source: Source, position: int) -> str:
     """Where a row stands, as a person would look for it."""
     path = source.path
     if path is not None and path.suffix == ".jsonl":
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
             position -= bool(line.strip())
             if position < 0:
                 return f"{path}:{number}"
@@ -149,14 +150,19 @@ def _load(source: Source) -> Any:
             return datasets.load_dataset(
                 source.source, source.name, split=source.split, revision=source.revision
             )
+        # datasets knows its cached files by path and time; ours lie under what they hold.
+        cache = str(cache_folder() / "rows" / local_digest(path)[:16])
         if path.is_dir():
-            return datasets.load_dataset(str(path), source.name, split=source.split)
+            return datasets.load_dataset(
+                str(path), source.name, split=source.split, cache_dir=cache
+            )
         loader = _LOADERS.get(path.suffix)
         if loader is None:
             raise InputError(f"{path}: not a {', '.join(LOCAL_SUFFIXES)} file")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
-        return datasets.load_dataset(loader, data_files=str(path), split="train")
+        files = {"train": str(path)}
+        return datasets.load_dataset(loader, data_files=files, split="train", cache_dir=cache)
     except DatasetGenerationError as error:
         raise InputError(_damaged_line(path) or f"{source.source}: {_cause(error)}") from None
     except (DatasetNotFoundError, ValueError, FileNotFoundError) as error:

@@ -75,6 +75,8 @@ def generate_answers(
         temperature: 0 for greedy, else sampling at that temperature.
         seed: with row id, sample and position decides what is sampled.
 
+    The model's own generation config is replaced by an empty one.
+
     Returns:
         Per prompt the new token ids, with the stop token last when the answer was ended by one.
     """
@@ -88,6 +90,12 @@ def generate_answers(
             _KeyedSampling(prompts, seed=seed, temperature=temperature, start=start)  # type: ignore[arg-type]
         )
     model.eval()
+    # transformers fills what we leave open from the model's own config: a repetition penalty there
+    # would change answers without a word.
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner.generation_config = GenerationConfig()
+    if inner is not model:
+        model.generation_config = inner.generation_config
     output = model.generate(
         input_ids=input_ids,
         attention_mask=mask,
@@ -125,7 +133,7 @@ def write_answers(step: StepRun) -> None:
     """
     options = step.options
     role = next(name for name in ("test", "train") if name in step.inputs)
-    examples = load_examples(step.inputs[role], options["task"])
+    examples = load_examples(step.source(role), options["task"])
     tokenizer = tokenizer_for(step)
     renderer = Renderer(tokenizer, options["system"])
     model = load_for(step, dtype=resolve_dtype(options["dtype"], trains_all_weights=False))

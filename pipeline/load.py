@@ -5,8 +5,9 @@ Nothing here imports torch, trl or datasets.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     raw = _read_yaml(path)
     for override in overrides:
         _apply_override(raw, override)
-    problems: list[Problem] = []
+    problems: list[Problem] = list(_not_finite(raw, ""))
     recipe = _validate(Recipe, raw, "", problems)
     stages = _validate_stages(raw.get("stages"), problems)
     if recipe is not None:
@@ -90,7 +91,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override}: write it as key=value, e.g. --set data.train.limit=64")
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"--set {override}: the value is not valid YAML: {error}") from None
     node: Any = raw
     for part in parts[:-1]:
@@ -102,6 +103,15 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         node[part] = child
         node = child
     node[parts[-1]] = value
+
+
+def _not_finite(node: Any, key: str) -> Iterator[Problem]:
+    if isinstance(node, (dict, list)):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for name, value in items:
+            yield from _not_finite(value, f"{key}.{name}".strip("."))
+    elif isinstance(node, float) and not math.isfinite(node):
+        yield Problem(key, f"{node} is not a finite number; write a large one, such as 1.0e+9")
 
 
 def _validate(schema: type[BaseModel], raw: Any, prefix: str, problems: list[Problem]) -> Any:
@@ -176,7 +186,7 @@ def _validate_stages(raw: Any, problems: list[Problem]) -> dict[str, StageOption
             problems.append(Problem(key, f"needs a method: {', '.join(METHODS)}"))
             continue
         method = body["method"]
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             hint = suggest(str(method), list(METHODS))
             known = ", ".join(METHODS)
             problems.append(
@@ -207,9 +217,11 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
     classes = sorted({trainer_of(stage.method) for stage in recipe.stages.values()})
     for name, value in recipe.trainer.items():
         # A shared option is right if any stage's trainer has it: DPO's beta may stand at the top.
-        found = [options.problem_with(options_class, name, value) for options_class in classes]
-        if found and None not in found:
-            problems.append(Problem(f"trainer.{name}", str(found[-1])))
+        having = [kind for kind in classes if name in options.fields_of(kind)] or classes[:1]
+        found = [options.problem_with(options_class, name, value) for options_class in having]
+        wrong = [problem for problem in found if problem]
+        if wrong:
+            problems.append(Problem(f"trainer.{name}", wrong[0]))
     blocks = [("trainer", trainer_of(s.method), f"stages.{n}", s) for n, s in recipe.stages.items()]
     blocks += [("lora", "peft.LoraConfig", f"stages.{n}", s) for n, s in recipe.stages.items()]
     blocks += [("lora", "peft.LoraConfig", "", recipe)]
@@ -286,8 +298,11 @@ def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
         if stage not in written:
             message = f"no stage {stage!r}{suggest(stage, written)}"
             problems.append(Problem(f"published.{stage}", message))
-    duplicates = len(recipe.seeds) != len(set(recipe.seeds))
-    if duplicates:
+        for benchmark in recipe.published[stage] if stage in written else ():
+            if benchmark not in recipe.evaluate:
+                message = f"{benchmark!r} is not in evaluate{suggest(benchmark, recipe.evaluate)}"
+                problems.append(Problem(f"published.{stage}.{benchmark}", message))
+    if len(recipe.seeds) != len(set(recipe.seeds)):
         problems.append(Problem("seeds", f"{recipe.seeds} holds a seed twice"))
     model_path = Path(recipe.model).expanduser()
     if recipe.model.startswith(("./", "../", "/", "~")) and not model_path.is_dir():

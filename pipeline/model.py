@@ -8,7 +8,6 @@ weight is lost in bfloat16), bfloat16 for a base frozen under an adapter and for
 
 from __future__ import annotations
 
-import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -16,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL, EMBEDDED_PACKAGE
+from pipeline.identity import (
+    EMBEDDED_HUB_ID,
+    EMBEDDED_MODEL,
+    EMBEDDED_PACKAGE,
+    cache_folder,
+    forget,
+    model_identity,
+)
 from pipeline.step import StepRun
 
 MODEL_FOLDER = "model"
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $BASHRAC_CACHE, else ~/.cache/bashrac."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("BASHRAC_CACHE") or Path(base) / "bashrac")
 
 
 def locate(model: str) -> str:
@@ -92,7 +92,19 @@ def load_model(
 
 
 def load_for(step: StepRun, *, dtype: str, trainable_adapter: bool = False) -> Any:
-    """Load the model a step reads: its inputs `base` and `adapter`."""
+    """Load the model a step reads: its inputs `base` and `adapter`.
+
+    Raises:
+        InputError: when the model is not there, or a local one has changed since the plan.
+    """
+    planned = step.identity["inputs"]["base"]
+    if isinstance(planned, dict) and "files" in planned:
+        forget()
+        if model_identity(step.inputs["base"], None) != planned:
+            raise InputError(
+                f"{step.inputs['base']} has changed since this run began; run the same command "
+                "again to use what it holds now"
+            )
     return load_model(
         step.inputs["base"],
         adapter=step.inputs.get("adapter"),

@@ -38,10 +38,10 @@ SOURCES = {
 # What older recipes say, and what the installed versions call it.
 RENAMED = {
     "max_seq_length": "max_length",
-    "max_prompt_length": "max_length (bashrac cuts prompts when it reads the data)",
+    "max_prompt_length": "max_length (a prompt that fills it is dropped and counted)",
     "torch_dtype": "dtype, at the top of the recipe",
     "warmup_ratio": "warmup_steps (a value below 1 is a share of all steps)",
-    "evaluation_strategy": "eval_strategy",
+    "evaluation_strategy": "nothing: every stage is evaluated after training",
     "tokenizer": "nothing: the tokenizer comes with the model",
     "processing_class": "nothing: the tokenizer comes with the model",
     "no_cuda": "--launch cpu",
@@ -81,6 +81,21 @@ OWNED = {
     "do_train": "a step always trains",
     "use_cpu": "use launch: cpu",
     "trust_remote_code": "code from a model repository is not run",
+    "logging_strategy": "steps are logged, as logging_steps says",
+    "logging_first_step": "the first loss is always logged: DPO's must be ln 2",
+    "logging_nan_inf_filter": "a NaN loss must be seen",
+    "completion_only_loss": "the loss covers the answer only",
+    "assistant_only_loss": "the loss covers the answer only",
+    "shuffle_dataset": "rows are shuffled anyway",
+    "truncation_mode": "rows are cut at the end",
+    "dataset_text_field": "rows are tokenised before they reach the trainer",
+    "pad_token": "the tokenizer's own is used",
+    "eval_strategy": "every stage is evaluated after training",
+    "eval_on_start": "every stage is evaluated after training",
+    "load_best_model_at_end": "every stage is evaluated after training",
+    "auto_find_batch_size": "use micro_batch_size, which does not change the result",
+    "save_only_model": "checkpoints must be able to resume",
+    "ignore_data_skip": "a resumed run must see the rows it has not seen",
     "packing": "rows are fed as they are, so that labels may differ from inputs",
 }
 
@@ -88,13 +103,10 @@ OWNED = {
 # identity, so changing them never trains a finished step again.
 NEUTRAL = frozenset(
     [
-        "logging_strategy",
         "logging_steps",
-        "logging_first_step",
         "log_on_each_node",
         "log_level",
         "log_level_replica",
-        "logging_nan_inf_filter",
         "include_num_input_tokens_seen",
         "disable_tqdm",
         "report_to",

@@ -141,8 +141,11 @@ class Builder:
             if model.adapter is not None:
                 inputs["adapter"] = model.adapter
         for role, source in (data or {}).items():
-            inputs[role] = data_identity(source, role=role)
-            places[role] = {**source.model_dump(), "split": source.split_for(role)}
+            identity = data_identity(source, role=role)
+            inputs[role] = identity
+            revision = identity.get("revision")  # the commit, so that just this is loaded
+            split = source.split_for(role)
+            places[role] = {**source.model_dump(), "split": split, "revision": revision}
         added = Step(
             kind=kind,
             run=run,
@@ -174,10 +177,14 @@ class Builder:
         """
         recipe, stage = self.recipe, self.stage
         lora = recipe.lora_for(stage)
-        if model.adapter is not None and stage.merge_adapter:
+        if model is self.start and model.adapter is not None and stage.merge_adapter:
             model = self.merge(model)
         trainer = recipe.trainer_for(stage)
         result = {key: value for key, value in trainer.items() if key not in options.NEUTRAL}
+        neutral = {"trainer": {key: trainer[key] for key in trainer.keys() - result.keys()}}
+        micro = {"micro_batch_size": recipe.micro_batch_size}
+        if trainer.get("neftune_noise_alpha"):  # its noise scales with the padded batch
+            more = {**(more or {}), **micro}
         trained = self.step(
             "train",
             run,
@@ -192,10 +199,7 @@ class Builder:
                 "batch_size": recipe.batch_size,
                 **(more or {}),
             },
-            neutral={
-                "trainer": {key: trainer[key] for key in trainer.keys() - result.keys()},
-                "micro_batch_size": recipe.micro_batch_size,
-            },
+            neutral={**neutral, **micro},
         )
         return Model(base=trained) if lora is None else Model(base=model.base, adapter=trained)
 
@@ -263,6 +267,10 @@ def _add_evaluation(plan: Plan, builder: Builder, model: Model) -> None:
         assert test is not None  # the recipe's check has seen to it
         answers = builder.answers(model, source=test, role="test", title=f"answers for {name}")
         result = builder.step(
-            name, benchmark.grader, title=f"grade {name}", steps={"answers": answers}
+            name,
+            benchmark.grader,
+            title=f"grade {name}",
+            options={"grader": benchmark.version},
+            steps={"answers": answers},
         )
         plan.results[builder.stage_name, name, builder.seed] = result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -97,7 +97,7 @@ class Recipe(Strict):
     dtype: DTYPES = "auto"
     system: str | None = None
     data: Data
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     launch: str = "single_gpu"
     batch_size: int = Field(default=32, ge=1)
     micro_batch_size: int = Field(default=8, ge=1)

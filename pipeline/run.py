@@ -179,7 +179,8 @@ def _environment(launch: shipped.Launch) -> dict[str, str]:
     threads = str(max((os.cpu_count() or 1) // launch.processes, 1))
     defaults = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"TRANSFORMERS_VERBOSITY": "warning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    fixed = {"PYTHONUNBUFFERED": "1"}
+    # A file eval.py in the user's folder must not be taken for our package.
+    fixed = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
     return {**defaults, **quiet, **(CPU_ALLOCATOR if launch.use_cpu else {}), **os.environ, **fixed}
 
 
@@ -226,7 +227,7 @@ def _raise_failure(
     if error_file.exists():
         error = artifact.read_json(error_file)
     else:
-        killed = " (killed: often out of memory)" if code in (-9, 137) else ""
+        killed = " (killed: often out of memory)" if "SIGKILL" in _last_line(log) else ""
         message = (
             f"its process ended with code {code}{killed} before it said why; {_last_line(log)}"
         )

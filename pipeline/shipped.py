@@ -77,6 +77,11 @@ def read_launch(name_or_file: str) -> Launch:
     processes = config.get("num_processes", 1) if isinstance(config, dict) else None
     if not isinstance(processes, int) or processes < 1:
         raise InputError(f"{path}: not an accelerate config (num_processes must be a number)")
+    if str(config.get("mixed_precision", "no")) not in ("no", "None", "False"):
+        raise InputError(
+            f"{path}: mixed_precision changes results, so it belongs into the recipe: set it to "
+            "'no' here and write trainer: {bf16: true}"
+        )
     return Launch(
         path=path.resolve(),
         processes=processes,

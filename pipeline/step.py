@@ -16,8 +16,9 @@ import resource
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -29,9 +30,9 @@ from pipeline.errors import EXIT_FAILED, BashracError, InputError, StepFailedErr
 SPEC = "step.json"
 ERROR = "error.json"
 PROGRESS = "progress.json"
-LOG = "step.log"
+LOCK = "lock"
 # Files of a step's directory that describe the run rather than the result.
-NOT_RESULTS = (artifact.RECORD, SPEC, ERROR, PROGRESS, LOG)
+NOT_RESULTS = (artifact.RECORD, SPEC, ERROR, PROGRESS, LOCK)
 _VERSIONED = (
     "bashrac", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes",
 )  # fmt: skip
@@ -65,6 +66,8 @@ class StepRun:
     use_cpu: bool
     metrics: dict[str, Any] = field(default_factory=dict)
     _last_progress: float = 0.0
+    _began: float = field(default_factory=time.monotonic)
+    _seconds_before: float = 0.0
 
     @classmethod
     def read(cls, spec_file: Path) -> StepRun:
@@ -90,7 +93,30 @@ class StepRun:
         if not self.state.is_main_process or (now - self._last_progress < 1 and done < total):
             return
         self._last_progress = now
-        artifact.write_json(self.directory / PROGRESS, {"done": done, "total": total, "unit": unit})
+        state = {"done": done, "total": total, "unit": unit, "seconds": self.seconds()}
+        artifact.write_json(self.directory / PROGRESS, state)
+
+    def seconds(self) -> float:
+        """Seconds spent on the step so far, those before a stop included."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def source(self, role: str) -> Any:
+        """The place of a data input, if it still holds what the plan has seen.
+
+        Raises:
+            InputError: when it has changed since.
+        """
+        from pipeline.identity import data_identity, forget
+        from pipeline.recipe import Source
+
+        forget()
+        source = Source.model_validate(self.inputs[role])
+        if data_identity(source, role=role) != self.identity["inputs"][role]:
+            raise InputError(
+                f"{source.source} has changed since this run began; run the same command again to "
+                "use what it holds now"
+            )
+        return source
 
     def warn(self, sentence: str) -> None:
         """Note something the user should read: in the log now, in the record afterwards."""
@@ -145,11 +171,28 @@ def run_steps(spec_files: list[Path]) -> int:
 
 
 def execute(step: StepRun) -> None:
-    """Run one step and write its record."""
+    """Run one step and write its record.
+
+    Raises:
+        StepFailedError: when another process is working on the step, or an input is not finished.
+        BashracError, or anything the step's function raises.
+    """
+    from filelock import FileLock, Timeout
+
     _check_launch(step)
-    for leftover in (ERROR, PROGRESS):
-        if step.state.is_main_process:
-            (step.directory / leftover).unlink(missing_ok=True)
+    try:
+        # One writer: the main process holds the lock, and the operating system gives it back.
+        lock = FileLock(step.directory / LOCK) if step.state.is_main_process else nullcontext()
+        with lock.acquire(timeout=0) if isinstance(lock, FileLock) else lock:
+            _execute(step)
+    except Timeout:
+        raise StepFailedError(
+            f"another process is working on {step.directory}; wait for it or stop it, then run the "
+            "same command again"
+        ) from None
+
+
+def _execute(step: StepRun) -> None:
     for name, place in step.inputs.items():
         folder = isinstance(place, str) and (Path(place) / SPEC).exists()
         if folder and not artifact.is_finished(Path(place)):
@@ -159,16 +202,17 @@ def execute(step: StepRun) -> None:
     module, _, function = step.run.partition(":")
     if module.split(".")[0] not in ("pipeline", "eval"):
         raise InputError(f"{step.directory / SPEC} names code outside bashrac: {step.run}")
-    started, clock = datetime.now(timezone.utc), time.monotonic()
+    step._seconds_before = (read_progress(step.directory) or {}).get("seconds", 0.0)
+    step._began = time.monotonic()
+    started = datetime.now(UTC)
     _reset_peak_memory(step)
     getattr(import_module(module), function)(step)
     step.state.wait_for_everyone()
     if step.state.is_main_process:
-        seconds = time.monotonic() - clock
-        artifact.write_json(
-            step.directory / artifact.RECORD, make_record(step, started=started, seconds=seconds)
-        )
-        (step.directory / PROGRESS).unlink(missing_ok=True)
+        record = make_record(step, started=started, seconds=step.seconds())
+        artifact.write_json(step.directory / artifact.RECORD, record)
+        for leftover in (ERROR, PROGRESS):
+            (step.directory / leftover).unlink(missing_ok=True)
     step.state.wait_for_everyone()
 
 
@@ -188,7 +232,7 @@ def make_record(step: StepRun, *, started: datetime, seconds: float) -> dict[str
         "processes": step.state.num_processes,
         "git_commit": _git_commit(),
         "started": started.isoformat(timespec="seconds"),
-        "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "peak_memory_bytes": _peak_memory(step),
         "metrics": step.metrics,
@@ -209,6 +253,8 @@ def _check_launch(step: StepRun) -> None:
 
 
 def _write_error(step: StepRun, message: str, exit_code: int) -> None:
+    if (step.directory / ERROR).exists():
+        return  # another process was first, and the rest follows from its failure
     with contextlib.suppress(BashracError):  # a full disk must not hide the error itself
         artifact.write_json(step.directory / ERROR, {"message": message, "exit_code": exit_code})
 

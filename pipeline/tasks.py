@@ -78,7 +78,11 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
 
 
 def _gsm8k(row: Mapping[str, Any]) -> tuple[Messages, str]:
+    from eval.gsm8k import extract_answer
+
     question, answer = _text("question", row), _text("answer", row)
+    if extract_answer(answer) is None:
+        raise RowError("answer", "does not end with '#### number', which grading reads")
     return [{"role": "user", "content": question}], answer
 
 

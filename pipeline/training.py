@@ -44,10 +44,13 @@ def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
     arguments = {
         "report_to": [],
         "disable_tqdm": True,
-        "logging_first_step": True,
         "save_total_limit": 1,
         "dataloader_pin_memory": step.device.type != "cpu",
         **trainer,
+        # The first loss and any NaN must be seen; transformers would log NaN as 0.
+        "logging_strategy": "steps",
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
         "output_dir": str(step.directory / CHECKPOINTS),
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": passes,
@@ -84,8 +87,14 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    if any(not math.isfinite(loss) for loss in losses):
-        raise StepFailedError("the loss became infinite or NaN; lower trainer.learning_rate")
+    seen = [float(entry[key]) for entry in history for key in ("loss", "grad_norm") if key in entry]
+    weights = (weight for weight in trainer.model.parameters() if weight.requires_grad)
+    if not all(map(math.isfinite, seen)) or not all(bool(w.isfinite().all()) for w in weights):
+        shutil.rmtree(step.directory / CHECKPOINTS, ignore_errors=True)  # they hold the same
+        raise StepFailedError(
+            "training diverged: loss, gradient or weights became infinite or NaN; lower "
+            "trainer.learning_rate"
+        )
     step.metrics |= {
         "optimizer_steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0, 4),

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -76,6 +77,14 @@ def save_tiny_model(folder: Path, *, architecture: str = "llama", template: bool
     return str(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Tests keep converted models and digests to themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BASHRAC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
     """A tiny Llama with a chat template."""
@@ -132,9 +141,13 @@ def write_recipe(tmp_path):
 def bashrac(tmp_path):
     """Run the command line as a user would, in this test's folder."""
 
+    if SAFE_PATH:
+        (tmp_path / "eval.py").write_text("raise SystemExit('a file of the user was imported')")
+
     def run(*arguments, env=None, **options) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", "pipeline", *map(str, arguments)],
+            # As for the installed command, a user's eval.py is not taken for our package.
+            [sys.executable, *SAFE_PATH, "-m", "pipeline", *map(str, arguments)],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **(env or {})},
             capture_output=True,

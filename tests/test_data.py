@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from pipeline import identity
 from pipeline.data import describe_losses, load_examples, load_preferences, tokenise
 from pipeline.errors import InputError
 from pipeline.render import Renderer
@@ -45,7 +46,10 @@ def test_limit_takes_the_first_rows(tmp_path):
     ("rows", "message"),
     [
         ([GOOD, {"question": "q"}], r"rows.jsonl:2: field 'answer' is missing"),
-        ([GOOD, "", {"question": " ", "answer": "a"}], r"rows.jsonl:3: field 'question' is empty"),
+        (
+            [GOOD, "", {"question": " ", "answer": "#### 1"}],
+            r"rows.jsonl:3: field 'question' is empty",
+        ),
         ([GOOD, '{"question": "q", "answer"'], r"rows.jsonl:2: not valid JSON"),
         ([GOOD, '{"question": ["q"], "answer": "a"}'], r"rows.jsonl:2: field 'question' is list"),
         ([GOOD, "[1, 2]"], r"rows.jsonl:2: a row must be a JSON object"),
@@ -74,6 +78,25 @@ def test_an_empty_file_is_an_error_not_zero_rows(tmp_path, content):
     path.write_text(content)
     with pytest.raises(InputError, match=r"empty\.jsonl"):
         load_examples({"source": str(path)}, "gsm8k")
+
+
+def test_a_file_rewritten_with_the_same_time_and_size_gives_its_new_rows(tmp_path):
+    """datasets alone would serve the old rows from its cache, as after cp -p or rsync -t."""
+    import os
+
+    path = tmp_path / "rows.jsonl"
+    for answer in ("#### 2", "#### 3"):
+        path.write_text(json.dumps({**GOOD, "answer": answer}) + "\n")
+        os.utime(path, ns=(10**18, 10**18))
+        identity.forget()
+        (example,) = load_examples({"source": str(path)}, "gsm8k")
+        assert example.reference == answer
+
+
+def test_a_reference_without_its_number_is_named_before_anything_is_trained(tmp_path):
+    source = write(tmp_path, [GOOD, {**GOOD, "answer": "It is 5."}])
+    with pytest.raises(InputError, match=r"rows.jsonl:2: field 'answer' does not end with"):
+        load_examples(source, "gsm8k")
 
 
 def test_an_unknown_file_type_names_the_known_ones(tmp_path):

@@ -50,6 +50,15 @@ def test_a_sample_depends_on_seed_row_and_number_not_on_its_batch(tiny_model):
     assert generate_answers(model, second, **options) != together
 
 
+def test_a_models_own_generation_config_does_not_change_answers(tiny_model):
+    model, other = load_model(tiny_model), load_model(tiny_model)
+    other.generation_config.repetition_penalty = 5.0
+    other.generation_config.min_new_tokens = 9
+    prompts = prompts_of(4)
+    answers = [generate_answers(m, prompts, max_new_tokens=8, stop_ids=[2]) for m in (model, other)]
+    assert answers[0] == answers[1]
+
+
 def test_samples_follow_the_models_distribution(tiny_model):
     """First token of 4000 samples of one prompt: shares within 5 standard errors of softmax."""
     model = load_model(tiny_model)

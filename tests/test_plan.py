@@ -138,6 +138,34 @@ def test_an_adapter_is_merged_only_in_a_step_of_its_own(recipe_dict, plan_of):
     assert kinds(plan, "sft-dpo")[:2] == ["merge", "train"]
 
 
+def test_rounds_merge_the_parents_adapter_once_not_their_own(recipe_dict, plan_of):
+    recipe_dict["lora"] = {"r": 4}
+    recipe_dict["stages"]["bash"] |= {"rounds": 2, "lora": {"r": 8}, "merge_adapter": True}
+    recipe_dict["stages"].pop("bash-dpo")
+    made = kinds(plan_of(), "bash")
+    assert made.count("merge") == 1
+
+
+def test_neftune_noise_scales_with_the_padded_batch_so_micro_batches_count(plan_of):
+    neftune = ["stages.sft.trainer={neftune_noise_alpha: 5}"]
+    before, after = plan_of(overrides=neftune), plan_of(overrides=[*neftune, "micro_batch_size=1"])
+    assert before.steps[0].fingerprint != after.steps[0].fingerprint
+
+
+def test_a_hub_source_is_loaded_at_the_commit_in_its_identity(plan_of, tmp_path, monkeypatch):
+    from pipeline import identity
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "datasets--some--data" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("e53f048856ff4f594e959d75785d2c2d37b678ee")
+    identity.hub_commit.cache_clear()
+    step = plan_of(overrides=["data.train.source=some/data"]).steps[0]
+    assert step.inputs["train"]["revision"] == "e53f048856ff4f594e959d75785d2c2d37b678ee"
+    assert step.places["train"]["revision"] == step.inputs["train"]["revision"]
+
+
 def test_every_function_that_a_step_names_exists(plan_of):
     plan = plan_of({"data": {"train": "builtin:maths", "test": "builtin:maths", "preferences": "self"},
                     "lora": {"r": 2}}, ["stages.sft-dpo.merge_adapter=true"])  # fmt: skip

@@ -67,6 +67,13 @@ def test_all_problems_come_at_once_each_with_a_way_out(recipe_dict, write_recipe
         ({"stages": {"a": {"method": "bash", "bta": 0.2}}}, "stages.a.bta", "did you mean beta?"),
         ({"trainer": {"beta": 0.1}, "stages": {"a": {"method": "sft"}}}, "trainer.beta", "not a field of trl.SFTConfig"),
         ({"trainer": {"output_dir": "x"}}, "trainer.output_dir", "is set by bashrac"),
+        ({"stages": {"a": {"method": ["sft"]}}}, "stages.a.method", "no method ['sft']"),
+        ({"seeds": [-1]}, "seeds.0", "greater than or equal to 0"),
+        ({"trainer": {"max_grad_norm": float("inf")}}, "trainer.max_grad_norm", "not a finite number"),
+        ({"published": {"sft": {"gsm8": 1.0}}}, "published.sft.gsm8", "did you mean gsm8k?"),
+        ({"trainer": {"loss_type": "nll"}}, "trainer.loss_type", "expected list"),
+        ({"trainer": {"eval_strategy": "steps"}}, "trainer.eval_strategy", "is set by bashrac"),
+        ({"stages": {"a": {"method": "dpo", "samples": 3}}}, "stages.a.samples", "preferences: self"),
         ({"task": "tldr"}, "evaluate", "gsm8k grades task gsm8k"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -155,6 +162,13 @@ def test_an_override_may_go_below_a_source_given_as_plain_text(recipe_dict, writ
     recipe_dict["data"]["train"] = "builtin:maths"
     recipe = load_recipe(write_recipe(recipe_dict), ["data.train.limit=3"])
     assert (recipe.data.train.source, recipe.data.train.limit) == ("builtin:maths", 3)
+
+
+def test_a_launch_config_may_not_change_results(recipe_dict, write_recipe, tmp_path):
+    config = {"num_processes": 1, "mixed_precision": "bf16", "use_cpu": True}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    found = problems_of(write_recipe(recipe_dict | {"launch": str(tmp_path / "mine.yaml")}))
+    assert "trainer: {bf16: true}" in found["launch"]
 
 
 def test_a_recipe_is_frozen(recipe_dict, write_recipe):

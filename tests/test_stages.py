@@ -198,6 +198,78 @@ def test_self_made_pairs_run_as_a_stage(recipe_dict, write_recipe, run_steps_her
     assert metrics["pairs"] + metrics["prompts_without_wrong_answer"] == 6
 
 
+def test_a_diverged_training_fails_and_is_no_result(
+    recipe_dict, write_recipe, run_steps_here, tmp_path
+):
+    """transformers logs a NaN loss as 0 unless told otherwise."""
+    recipe_dict["trainer"] |= {"learning_rate": 1.0e30, "max_steps": 4, "max_grad_norm": 0.0}
+    recipe_dict["stages"] = {"sft": {"method": "sft"}}
+    with pytest.raises(StepFailedError, match="training diverged"):
+        run_steps_here(write_recipe(recipe_dict))
+    assert not list(tmp_path.glob("runs/steps/*/record.json"))
+    assert not list(tmp_path.glob("runs/steps/*/model"))
+
+
+def test_contexts_spare_the_templates_end_of_turn_though_the_generation_config_lacks_it(
+    tiny_model, recipe_dict, write_recipe, run_steps_here, tmp_path
+):
+    import shutil
+
+    folder = tmp_path / "base-with-template"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "generation_config.json").read_text())
+    config.pop("eos_token_id")
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
+    weights = load_model(str(folder))
+    with torch.no_grad():  # make the end of turn by far the likeliest token
+        weights.model.norm.weight.fill_(0.01)
+        weights.lm_head.weight[2] = 50 * weights.lm_head.weight[2].abs()
+    weights.save_pretrained(folder)
+    recipe_dict["model"] = str(folder)
+    recipe_dict["stages"] = {"bash": {"method": "bash", "beta": 0.9}}
+    plan, runs = run_steps_here(
+        write_recipe(recipe_dict), until=lambda step: step.kind == "contexts"
+    )
+    for row in artifact.read_rows(plan.steps[0].directory(runs) / sft.ROWS):
+        answers = [
+            t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100
+        ]
+        assert 2 not in answers[:-1] and answers[-1] == 2
+
+
+def test_a_second_process_on_the_same_step_is_refused(
+    recipe_dict, write_recipe, run_steps_here, tmp_path
+):
+    from filelock import FileLock
+
+    from pipeline.load import load_recipe
+    from pipeline.plan import make_plan
+
+    recipe_dict["stages"] = {"sft": {"method": "sft"}}
+    path = write_recipe(recipe_dict)
+    directory = make_plan(load_recipe(path)).steps[0].directory(tmp_path / "runs")
+    directory.mkdir(parents=True)
+    with FileLock(directory / "lock"), pytest.raises(StepFailedError, match="another process"):
+        run_steps_here(path)
+    run_steps_here(path)
+
+
+def test_a_data_file_changed_since_the_plan_is_noticed(recipe_dict, write_recipe, tmp_path):
+    from pipeline.errors import InputError
+    from pipeline.load import load_recipe
+    from pipeline.plan import make_plan
+    from pipeline.step import StepRun, execute, write_spec
+
+    data = tmp_path / "train.jsonl"
+    data.write_text(json.dumps({"question": "q", "answer": "#### 1"}) + "\n")
+    recipe_dict["data"]["train"] = {"source": str(data)}
+    step = make_plan(load_recipe(write_recipe(recipe_dict))).steps[0]
+    spec = write_spec(step, tmp_path / "runs", processes=1, use_cpu=True)
+    data.write_text(json.dumps({"question": "q", "answer": "#### 2"}) + "\n")
+    with pytest.raises(InputError, match="has changed since this run began"):
+        execute(StepRun.read(spec))
+
+
 def test_a_model_without_template_trains_too(
     plain_model, recipe_dict, write_recipe, run_steps_here
 ):

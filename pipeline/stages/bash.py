@@ -125,18 +125,23 @@ def plan(stage: Options, build: Builder) -> Model:
 
 def write_contexts(step: StepRun) -> None:
     """Step: write one mixed-context row per training row."""
-    from pipeline.contexts import mix_contexts
+    from pipeline.contexts import default_excluded_ids, mix_contexts
     from pipeline.data import TokenRow, load_examples, tokenise
     from pipeline.model import load_for, resolve_dtype, tokenizer_for
     from pipeline.render import Renderer
     from pipeline.shards import write_in_shards
 
     options = step.options
-    renderer = Renderer(tokenizer_for(step), options["system"])
-    examples = load_examples(step.inputs["train"], options["task"])
+    tokenizer = tokenizer_for(step)
+    renderer = Renderer(tokenizer, options["system"])
+    examples = load_examples(step.source("train"), options["task"])
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
     model = load_for(step, dtype=resolve_dtype(options["dtype"], trains_all_weights=False))
     model.to(step.device)
+    excluded = options["excluded_ids"]
+    if excluded is None:  # a template may end turns with a token the generation config lacks
+        special = {*default_excluded_ids(model), *tokenizer.all_special_ids}
+        excluded = sorted({*special, renderer.end_of_turn_id})
 
     def make(batch: Sequence[TokenRow]) -> list[dict[str, Any]]:
         mixed = mix_contexts(
@@ -151,7 +156,7 @@ def write_contexts(step: StepRun) -> None:
             temperature=options["temperature"],
             top_k=options["top_k"],
             top_p=options["top_p"],
-            excluded_ids=options["excluded_ids"],
+            excluded_ids=excluded,
             context=options["context"],
             batch_size=step.neutral["batch_size"],
         )

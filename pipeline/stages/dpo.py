@@ -28,8 +28,8 @@ TRAINER = "trl.DPOConfig"
 TRAIN = "pipeline.stages.dpo:train"
 PAIRS = "pairs.jsonl"
 DEFAULT_MAX_LENGTH = 1024  # TRL's own (a test compares)
-# Losses whose value is ln 2 where policy and reference agree.
-_LN2_LOSSES = ({"sigmoid"}, {"robust"})
+# Options under which the first loss need not be ln 2: other losses, other weights, noise.
+_NOT_LN2 = ("loss_weights", "use_weighting", "neftune_noise_alpha", "router_aux_loss_coef")
 
 
 class Options(StageOptions):
@@ -43,7 +43,6 @@ class Options(StageOptions):
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
     """DPO needs preferences, and self-made ones need answers that can be checked."""
-    del stage
     if recipe.data.preferences is None:
         message = "dpo needs data.preferences: a source of prompt/chosen/rejected rows, or self"
         return [Problem(f"stages.{name}", message)]
@@ -52,6 +51,9 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
             f"self needs answers that can be checked; task {recipe.task} has none: give a source"
         )
         return [Problem("data.preferences", message)]
+    own = sorted(stage.model_fields_set & {"samples", "temperature", "pairs_limit"})
+    if own and recipe.data.preferences != "self":
+        return [Problem(f"stages.{name}.{own[0]}", "is for data.preferences: self, not a source")]
     return []
 
 
@@ -122,9 +124,10 @@ def pair_of(rows: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, bool]:
     ]
     right = [row for row, outcome in graded if outcome == "correct" and row["finished"]]
     wrong = [row for row, outcome in graded if outcome != "correct" and row["answer"]]
+    chosen = right[0]["answer"] if right else rows[0]["reference"]
+    wrong = [row for row in wrong if row["answer"] != chosen]
     if not wrong:
         return None, bool(right)
-    chosen = right[0]["answer"] if right else rows[0]["reference"]
     pair = {
         "prompt": rows[0]["messages"],
         "chosen": chosen,
@@ -140,7 +143,7 @@ def train(step: StepRun) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from pipeline.model import tokenizer_for
+    from pipeline.model import load_for, resolve_dtype, tokenizer_for
     from pipeline.render import Renderer
     from pipeline.training import fit, load_trainable, training_arguments
 
@@ -148,20 +151,32 @@ def train(step: StepRun) -> None:
     rows = pair_rows(step, Renderer(tokenizer, step.options["system"]))
     model, peft_config = load_trainable(step)
     arguments = training_arguments(step, DPOConfig, remove_unused_columns=False)
+    reference = None  # of an adapter, TRL keeps a frozen copy itself
+    if step.options["lora"] is None:
+        dtype = resolve_dtype(step.options["dtype"], trains_all_weights=True)
+        reference = load_for(step, dtype=dtype)
     trainer = DPOTrainer(
         model=model,
+        ref_model=reference,
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         data_collator=_collator(tokenizer, arguments),
         peft_config=peft_config,
     )
-    if set(arguments.loss_type) in _LN2_LOSSES:
+    if starts_at_ln2(step.options["trainer"]):
         trainer.add_callback(_first_loss_check())
     lengths = [
         2 * len(r["row_prompt"]) + len(r["row_chosen"]) + len(r["row_rejected"]) for r in rows
     ]
     fit(step, trainer, tokens_per_epoch=sum(lengths))
+
+
+def starts_at_ln2(trainer: dict[str, Any]) -> bool:
+    """Whether the loss must be ln 2 where policy and reference agree."""
+    known_loss = trainer.get("loss_type", ["sigmoid"]) in (["sigmoid"], ["robust"])
+    no_dropout = trainer.get("disable_dropout", True)
+    return known_loss and no_dropout and not any(trainer.get(name) for name in _NOT_LN2)
 
 
 def pair_rows(step: StepRun, renderer: Any) -> list[dict[str, Any]]:
@@ -217,7 +232,7 @@ def _read_pairs(step: StepRun) -> list[tuple[Any, bool]]:
     from pipeline.tasks import preference_of
 
     if "preferences" in step.inputs:
-        pairs = load_preferences(step.inputs["preferences"], step.options["task"])
+        pairs = load_preferences(step.source("preferences"), step.options["task"])
         return [(pair, True) for pair in pairs]
     rows = read_rows(Path(step.inputs["pairs"]) / PAIRS)
     task = step.options["task"]

@@ -50,7 +50,7 @@ def train(step: StepRun) -> None:
 
     tokenizer = tokenizer_for(step)
     renderer = Renderer(tokenizer, step.options["system"])
-    examples = load_examples(step.inputs["train"], step.options["task"])
+    examples = load_examples(step.source("train"), step.options["task"])
     max_length = step.options["trainer"].get("max_length", DEFAULT_MAX_LENGTH)
     token_rows, counts = tokenise(examples, renderer, max_length=max_length)
     step.metrics["data"] = counts
