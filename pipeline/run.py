@@ -158,7 +158,8 @@ def _run_group(group: list[Step], settings: RunSettings, recipe: str, display: D
     with log.open("a", encoding="utf-8") as output:
         output.write(f"\n$ {shlex.join(command)}\n")
         output.flush()
-        module = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command[1:]]
+        # What `accelerate launch` runs, without importing its other commands (one second).
+        module = [sys.executable, "-m", "accelerate.commands.launch", *command[2:]]
         process = subprocess.Popen(
             module,
             stdout=output,

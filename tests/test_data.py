@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from conftest import SHARED
 
 from pipeline import identity
 from pipeline.data import describe_losses, load_examples, load_preferences, tokenise
@@ -174,3 +175,27 @@ def test_prompts_that_all_fill_the_limit_are_an_error(tiny_model):
     examples = load_examples({"source": "builtin:maths", "split": "train", "limit": 3}, "gsm8k")
     with pytest.raises(InputError, match="all 3 prompts fill"):
         tokenise(examples, renderer, max_length=4)
+
+
+@pytest.mark.parametrize(
+    ("file", "task", "rows"),
+    [
+        ("gsm8k/train.jsonl", "gsm8k", 7473),
+        ("gsm8k/test.jsonl", "gsm8k", 1319),
+        ("reddit_tldr/validation.jsonl", "tldr", None),
+        ("oasst_en100/sft_best.jsonl", "chat", 207),
+    ],
+)
+def test_real_data_is_read_whole(file, task, rows):
+    path = SHARED / file
+    if not path.exists():
+        pytest.skip(f"{path} is not beside this checkout")
+    expected = rows or sum(1 for line in path.read_text(encoding="utf-8").split("\n") if line)
+    assert len(load_examples({"source": str(path)}, task)) == expected > 100
+
+
+def test_real_human_preferences_are_read_whole():
+    path = SHARED / "oasst_en100" / "preferences.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path} is not beside this checkout")
+    assert len(load_preferences({"source": str(path)}, "chat")) == 732
