@@ -164,7 +164,11 @@ def _run(given: Any) -> int:
             explain.remember(plan, given.runs)
             _print_report(plan, given.runs)
         return code
-    for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the launched processes must end with us
+    for chosen in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # the launched processes must end with us
         signal.signal(chosen, _interrupt)
     explain.remember(plan, given.runs)
     run_plan(plan, settings)
