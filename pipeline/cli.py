@@ -164,11 +164,8 @@ def _run(given: Any) -> int:
             explain.remember(plan, given.runs)
             _print_report(plan, given.runs)
         return code
-    for chosen in (
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ):  # the launched processes must end with us
+    # The launched processes must end with us.
+    for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(chosen, _interrupt)
     explain.remember(plan, given.runs)
     run_plan(plan, settings)

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import artifact, shipped
 from pipeline.plan import Plan, Step
 from pipeline.run import launch_command
-from pipeline.step import SPEC
+from pipeline.step import PROGRESS, SPEC
 
 MEMORY = "plan.json"
 
@@ -51,8 +51,10 @@ def explain(plan: Plan, runs: Path, launch: shipped.Launch) -> str:
 def _state(step: Step, directory: Path, memory: dict[str, Any]) -> str:
     if artifact.is_finished(directory):
         return "done"
-    if any((directory / name).exists() for name in ("shards", "checkpoints")):
+    if any(directory.glob("shards/*.jsonl")) or any(directory.glob("checkpoints/checkpoint-*")):
         return "to run: it was stopped midway and goes on from there"
+    if (directory / PROGRESS).exists():
+        return "to run: it was stopped before anything could be kept"
     before = memory.get(_name(step))
     if before is None:
         return "to run: new"

@@ -148,7 +148,7 @@ def test_ctrl_c_ends_the_launched_processes_and_the_next_run_goes_on(
         except OSError:
             continue  # it has ended while we looked
     assert not list(tmp_path.glob("runs/steps/*/record.json"))
-    assert "stopped midway" in bashrac("plan", path).stdout
+    assert "to run: it was stopped" in bashrac("plan", path).stdout
 
 
 def test_check_exits_2_with_every_problem(bashrac, recipe_dict, write_recipe):
