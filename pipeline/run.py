@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pipeline.step import ERROR, read_progress, run_steps, write_spec
 # glibc gives large blocks back to the kernel and takes them again, zeroed page by page, at every
 # tensor. Keeping them makes training on a CPU faster (benchmarks/allocator.py prints by how much).
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+_LITTLE_DISK_MB = 64
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 8
 
@@ -228,16 +230,27 @@ def _raise_failure(
     if error_file.exists():
         error = artifact.read_json(error_file)
     else:
-        killed = " (killed: often out of memory)" if "SIGKILL" in _last_line(log) else ""
-        message = (
-            f"its process ended with code {code}{killed} before it said why; {_last_line(log)}"
-        )
+        likely = _likely_cause(settings.runs, _last_line(log))
+        message = f"its process ended with code {code} before it said why; {likely}"
         error = {"message": message, "exit_code": 1}
     kind = InputError if error["exit_code"] == InputError.exit_code else StepFailedError
     raise kind(
         f"{step.stage}: {step.title} failed: {error['message']}\n"
         f"  log:   {log}\n  retry: {settings.retry}"
     )
+
+
+def _likely_cause(runs: Path, end_of_log: str) -> str:
+    """What often stands behind a process that ended without a word."""
+    free = shutil.disk_usage(runs).free >> 20
+    if free < _LITTLE_DISK_MB:
+        return (
+            f"the disk of {runs} has {free} MB free, often the cause: free space, or choose "
+            "another folder with --runs DIR; finished steps are kept"
+        )
+    if "SIGKILL" in end_of_log:
+        return "it was killed, often for want of memory: lower micro_batch_size"
+    return end_of_log
 
 
 def _last_line(log: Path) -> str:
