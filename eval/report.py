@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.stats import mean_over_seeds, paired_difference
 from pipeline import artifact
 
 if TYPE_CHECKING:
@@ -183,6 +182,8 @@ def _results(plan: Plan, runs: Path, stage: str, benchmark: str) -> dict[int, di
 
 
 def _scores(results: list[dict[str, Any]]) -> dict[str, Any]:
+    from eval.stats import mean_over_seeds  # imports numpy, which an unfinished table can spare
+
     first = results[0]
     primary = first["primary"]
     if len(results) == 1:
@@ -205,6 +206,8 @@ def _scores(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _difference(ours: dict[int, Any], baseline: dict[int, Any]) -> dict[str, Any]:
+    from eval.stats import mean_over_seeds, paired_difference
+
     both = [seed for seed in ours if seed in baseline]
     if not both:
         return {}

@@ -21,8 +21,6 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from pipeline import builtin_chat, builtin_maths, builtin_posts
-
 VERSION: int = 1  # part of a data set's identity: raise it when any row changes
 SPLITS: dict[str, tuple[str, ...]] = {
     "maths": ("train", "test", "preferences"),
@@ -77,6 +75,9 @@ def _stream(name: str, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _draw(random: Random, name: str, *, pairs: bool) -> tuple[str, dict[str, Any]]:
+    # Here, so that a command that only names a set does not read the word lists.
+    from pipeline import builtin_chat, builtin_maths, builtin_posts
+
     if name == "maths":
         return builtin_maths.draw(random, pairs=pairs)
     if name == "chat":
