@@ -16,7 +16,7 @@ from pipeline import artifact, noise
 from pipeline.contexts import pad_left, warp
 from pipeline.data import load_examples
 from pipeline.errors import InputError
-from pipeline.model import load_for, resolve_dtype, tokenizer_for
+from pipeline.model import load_to_read, tokenizer_for
 from pipeline.render import Renderer
 from pipeline.shards import write_in_shards
 from pipeline.step import StepRun
@@ -136,8 +136,7 @@ def write_answers(step: StepRun) -> None:
     examples = load_examples(step.source(role), options["task"])
     tokenizer = tokenizer_for(step)
     renderer = Renderer(tokenizer, options["system"])
-    model = load_for(step, dtype=resolve_dtype(options["dtype"], trains_all_weights=False))
-    model.to(step.device)
+    model = load_to_read(step)
     stop_ids = stop_ids_of(model, renderer)
     prompts = [
         Prompt(row_id, sample, renderer.prompt_ids(example))

@@ -23,7 +23,7 @@ from pipeline.identity import (
     forget,
     model_identity,
 )
-from pipeline.step import StepRun
+from pipeline.step import StepRun, changed_error
 
 MODEL_FOLDER = "model"
 
@@ -101,10 +101,7 @@ def load_for(step: StepRun, *, dtype: str, trainable_adapter: bool = False) -> A
     if isinstance(planned, dict) and "files" in planned:
         forget()
         if model_identity(step.inputs["base"], None) != planned:
-            raise InputError(
-                f"{step.inputs['base']} has changed since this run began; run the same command "
-                "again to use what it holds now"
-            )
+            raise changed_error(step.inputs["base"])
     return load_model(
         step.inputs["base"],
         adapter=step.inputs.get("adapter"),
@@ -112,6 +109,12 @@ def load_for(step: StepRun, *, dtype: str, trainable_adapter: bool = False) -> A
         dtype=dtype,
         trainable_adapter=trainable_adapter,
     )
+
+
+def load_to_read(step: StepRun) -> Any:
+    """Load the model of a step that writes rows, in its `dtype` option, on its device."""
+    dtype = resolve_dtype(step.options["dtype"], trains_all_weights=False)
+    return load_for(step, dtype=dtype).to(step.device)
 
 
 def tokenizer_for(step: StepRun) -> Any:

@@ -112,10 +112,7 @@ class StepRun:
         forget()
         source = Source.model_validate(self.inputs[role])
         if data_identity(source, role=role) != self.identity["inputs"][role]:
-            raise InputError(
-                f"{source.source} has changed since this run began; run the same command again to "
-                "use what it holds now"
-            )
+            raise changed_error(source.source)
         return source
 
     def warn(self, sentence: str) -> None:
@@ -123,6 +120,14 @@ class StepRun:
         if self.state.is_main_process:
             print(f"warning: {sentence}", flush=True)
             self.metrics.setdefault("warnings", []).append(sentence)
+
+
+def changed_error(place: str) -> InputError:
+    """Return the sentence for data or a model that is no longer what the plan has seen."""
+    return InputError(
+        f"{place} has changed since this run began; run the same command again to use what it "
+        "holds now"
+    )
 
 
 def write_spec(step: Any, runs: Path, *, processes: int, use_cpu: bool) -> Path:
@@ -182,8 +187,8 @@ def execute(step: StepRun) -> None:
     _check_launch(step)
     try:
         # One writer: the main process holds the lock, and the operating system gives it back.
-        lock = FileLock(step.directory / LOCK) if step.state.is_main_process else nullcontext()
-        with lock.acquire(timeout=0) if isinstance(lock, FileLock) else lock:
+        lock = FileLock(step.directory / LOCK, timeout=0)
+        with lock if step.state.is_main_process else nullcontext():
             _execute(step)
     except Timeout:
         raise StepFailedError(

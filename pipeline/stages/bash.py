@@ -127,7 +127,7 @@ def write_contexts(step: StepRun) -> None:
     """Step: write one mixed-context row per training row."""
     from pipeline.contexts import default_excluded_ids, mix_contexts
     from pipeline.data import TokenRow, load_examples, tokenise
-    from pipeline.model import load_for, resolve_dtype, tokenizer_for
+    from pipeline.model import load_to_read, tokenizer_for
     from pipeline.render import Renderer
     from pipeline.shards import write_in_shards
 
@@ -136,8 +136,7 @@ def write_contexts(step: StepRun) -> None:
     renderer = Renderer(tokenizer, options["system"])
     examples = load_examples(step.source("train"), options["task"])
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
-    model = load_for(step, dtype=resolve_dtype(options["dtype"], trains_all_weights=False))
-    model.to(step.device)
+    model = load_to_read(step)
     excluded = options["excluded_ids"]
     if excluded is None:  # a template may end turns with a token the generation config lacks
         special = {*default_excluded_ids(model), *tokenizer.all_special_ids}
