@@ -7,6 +7,8 @@ Decided here:
    is wrong from the first missing row on.
 2. Cross-validation depends on the order of rows, so `score` puts them in the order of the
    difficulties first: files with the same rows give the same number.
+3. `preference_from_logprobs` reads official replies by the official rule, under which a label that
+   is not listed is impossible. Our own judges are read by a stricter one (`eval.judge_openai`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval.alpaca_files import (
@@ -26,16 +27,18 @@ from eval.alpaca_files import (
     write_annotations,
     write_model_outputs,
 )
+from eval.judgement import Comparison
 from eval.length_control import WinRate, length_controlled_win_rate
+from eval.results import Measure, measure, read_answers, replicated, store
+from pipeline.identity import local_file
 
 if TYPE_CHECKING:
-    import evaluate
+    from pipeline.step import StepRun
 
 __all__ = [
-    "Verdict",
+    "OfficialReading",
     "WinRate",
     "length_controlled_win_rate",
-    "metric",
     "official_order_is_flipped",
     "preference_from_logprobs",
     "read_annotations",
@@ -46,9 +49,10 @@ __all__ = [
     "write_annotations",
     "write_model_outputs",
 ]
+RESAMPLES = 1000  # of the interval of the length-controlled win rate: two seconds
 
 
-class Verdict(NamedTuple):
+class OfficialReading(NamedTuple):
     """A preference in [1, 2], or None and the reason; mass is the probability of both labels."""
 
     preference: float | None
@@ -66,7 +70,7 @@ def official_order_is_flipped(instruction: str) -> bool:
 
 def preference_from_logprobs(
     completion: Any, *, flipped: bool = False, labels: tuple[str, str] = ("m", "M")
-) -> Verdict:
+) -> OfficialReading:
     """Read a preference off the log-probabilities of the judge's first token.
 
     The preference is 1 + P(label of the answer shown second), normalised over the two labels. A
@@ -86,16 +90,17 @@ def preference_from_logprobs(
         top = completion["logprobs"]["content"][0]["top_logprobs"]
         found = {entry["token"]: float(entry["logprob"]) for entry in top}
     except (KeyError, IndexError, TypeError, ValueError):
-        return Verdict(None, "no log-probabilities in the reply: the server left them out", 0.0)
+        reason = "no log-probabilities in the reply: the server left them out"
+        return OfficialReading(None, reason, 0.0)
     # Rounding may leave a certain token a little above 0; NaN compares as false.
     if not all(logprob <= 0.01 for logprob in found.values()):
-        return Verdict(None, "the reply's numbers are no log-probabilities", 0.0)
+        return OfficialReading(None, "the reply's numbers are no log-probabilities", 0.0)
     first, second = (math.exp(found.get(label, -math.inf)) for label in labels)
     if first + second == 0:
         reason = f"neither {labels[0]!r} nor {labels[1]!r} among the {len(found)} top tokens"
-        return Verdict(None, f"{reason}: ask for 20 top_logprobs", 0.0)
+        return OfficialReading(None, f"{reason}: ask for 20 top_logprobs", 0.0)
     share = second / (first + second)
-    return Verdict(2.0 - share if flipped else 1.0 + share, None, first + second)
+    return OfficialReading(2.0 - share if flipped else 1.0 + share, None, first + second)
 
 
 def score(
@@ -147,79 +152,89 @@ def score(
     )
 
 
-def metric(*, length_controlled: bool = False) -> evaluate.Metric:
-    """Build the raw or length-controlled win rate as a metric of the `evaluate` library; offline.
+def grade_answers(step: StepRun) -> None:
+    """Step: judge stored answers against the baseline's and score them.
 
-    `compute(predictions=, references=)` takes one dict an instruction: predictions with the
-    model's `output` and the `preference` for it in [1, 2] (NaN for no verdict), references with
-    the `instruction` and the baseline's `output`. It returns, rates in percent:
+    Writes model_outputs.json and annotations.json, which the official tool reads, and grades.jsonl
+    and result.json.
 
-    - `n`, `win_rate`, `standard_error`, and its bootstrap interval `low`, `high` of `level`;
-    - length-controlled, which takes `difficulties=`, `gamed=` and `resamples=` as `score` does,
-      also `lc_win_rate` with `lc_low` and `lc_high`, `C`, and the `reason` if these are None.
-
-    `compute` raises ValueError as `score` does.
-
-    Returns:
-        A metric that keeps its inputs in memory, with no cache file.
+    Raises:
+        InputError: If the baseline's file does not have the instructions that were asked.
     """
-    # Imported here because evaluate imports datasets, which the light layer must not.
-    import datasets
-    import evaluate
+    from eval.judging import judge_comparisons, judged_grades, judged_measures
 
-    text, number = datasets.Value("string"), datasets.Value("float64")
-    rows = {
-        "predictions": {"output": text, "preference": number},
-        "references": {"instruction": text, "output": text},
-    }
-    kind = "Length-controlled win rate" if length_controlled else "Win rate"
-
-    class AlpacaEvalWinRate(evaluate.Metric):
-        def _info(self) -> evaluate.MetricInfo:
-            return evaluate.MetricInfo(
-                description=f"{kind} against AlpacaEval's baseline.",
-                citation="Dubois et al. (2024), Length-Controlled AlpacaEval, arXiv:2404.04475",
-                inputs_description="output, preference; instruction, output of the baseline.",
-                features=datasets.Features(rows),
-            )
-
-        def _compute(self, *, predictions: Any, references: Any, **options: Any) -> dict[str, Any]:
-            return _metric_values(predictions, references, length_controlled, **options)
-
-    return AlpacaEvalWinRate(keep_in_memory=True)
-
-
-def _metric_values(
-    predictions: Sequence[Mapping[str, Any]],
-    references: Sequence[Mapping[str, Any]],
-    length_controlled: bool,
-    *,
-    difficulties: Mapping[str, float] | None = None,
-    gamed: Sequence[Sequence[float]] | None = None,
-    resamples: int = 1000,
-) -> dict[str, Any]:
-    from eval.stats import mean_over_seeds
-
-    rows = [
-        {
-            "instruction": reference["instruction"],
-            "output_1": reference["output"],
-            "output_2": prediction["output"],
-            "preference": prediction["preference"],
-        }
-        for prediction, reference in zip(predictions, references, strict=True)
+    samples = read_answers(step)
+    baseline = read_model_outputs(local_file(step.source("baseline")))
+    pairs = [_paired(sample, baseline_row) for sample, baseline_row in _beside(samples, baseline)]
+    comparisons = [
+        Comparison(
+            str(number), row["instruction"], row["output_1"], row["output_2"], row["output_1"]
+        )
+        for number, row in enumerate(pairs)
     ]
-    result = score(rows, difficulties, gamed, resamples=resamples if length_controlled else 0)
-    judged = [row["preference"] for row in rows if row["preference"] is not None]
-    points = [50.0 if p == 0 else 100 * (p - 1) for p in judged if not math.isnan(p)]
-    values = {"n": result.n, "win_rate": result.win_rate, "standard_error": result.standard_error}
-    values |= asdict(mean_over_seeds([points]).interval)
-    if not length_controlled:
-        return values
-    return values | {
-        "lc_win_rate": result.lc_win_rate,
-        "lc_low": None if result.lc_interval is None else result.lc_interval.low,
-        "lc_high": None if result.lc_interval is None else result.lc_interval.high,
-        "C": result.C,
-        "reason": result.reason,
+    judgement = judge_comparisons(step, comparisons)
+    model, judge = f"{step.stage}-seed{step.seed}", str(step.options["judge"].get("model", "rouge"))
+    annotations = [
+        {
+            **row,
+            "generator_2": model,
+            "annotator": f"bashrac {step.options['judge']['engine']} {judge}",
+            "preference": None if verdict.preference is None else 1 + verdict.preference,
+        }
+        for row, verdict in zip(pairs, judgement.verdicts, strict=True)
+    ]
+    write_annotations(step.directory / "annotations.json", annotations)
+    outputs = [
+        {key: row[key] for key in ("dataset", "instruction")}
+        | {"output": row["output_2"], "generator": model}
+        for row in pairs
+    ]
+    write_model_outputs(step.directory / "model_outputs.json", outputs)
+    controlled = _length_controlled(step, annotations, baseline)
+    store(
+        step,
+        grades=judged_grades(samples, judgement),
+        measures={
+            **controlled,
+            **judged_measures(judgement),
+            "cut off": measure([not sample["finished"] for sample in samples]),
+            "length": measure([len(row["output_2"]) for row in pairs], unit="characters"),
+        },
+        counts=judgement.counts,
+    )
+
+
+def _beside(
+    samples: list[dict[str, Any]], baseline: list[dict[str, Any]]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return each sample with the baseline's row of its instruction."""
+    known = {row["instruction"]: row for row in baseline}
+    return [(sample, known[sample["messages"][-1]["content"]]) for sample in samples]
+
+
+def _paired(sample: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "dataset": str(baseline.get("dataset", "")),
+        "instruction": baseline["instruction"],
+        "output_1": baseline["output"],
+        "generator_1": str(baseline.get("generator", "baseline")),
+        "output_2": sample["answer"],
     }
+
+
+def _length_controlled(
+    step: StepRun, annotations: list[dict[str, Any]], baseline: list[dict[str, Any]]
+) -> dict[str, Measure]:
+    """Return the length-controlled win rate as a measure, or none and a warning that says why."""
+    difficulties = gamed = None
+    if "difficulty" in step.inputs:
+        instructions = [row["instruction"] for row in baseline]
+        difficulties = read_difficulties(local_file(step.source("difficulty")), instructions)
+    if "gamed" in step.inputs:
+        gamed = read_gamed(local_file(step.source("gamed")))
+    result = score(annotations, difficulties, gamed, resamples=RESAMPLES)
+    if result.lc_win_rate is None:
+        step.warn(f"no length-controlled win rate: {result.reason}")
+        return {}
+    lc = result.lc_win_rate, result.lc_interval, result.n, list(result.lc_replicates)
+    return {"LC win rate": {**replicated(*lc), "C": result.C}}

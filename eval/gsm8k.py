@@ -28,18 +28,14 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from eval.results import measure, read_answers, store
 from eval.types import Outcome, Tally
-from pipeline.artifact import RESULT, SAMPLES, read_rows, write_json, write_rows
 
 if TYPE_CHECKING:
-    import evaluate
-
     from pipeline.step import StepRun
 
 REFERENCE_MARKER = "####"
@@ -70,6 +66,8 @@ _QUOTIENT = Context(prec=50, Emin=MIN_EMIN, Emax=MAX_EMAX)
 
 _LM_EVAL_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _LM_EVAL_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+# What it takes out of both sides, one after the other, before it compares.
+_LM_EVAL_IGNORED = (r",", r"\$", r"(?s:.*)#### ", r"\.$")
 
 
 class _Reading(NamedTuple):
@@ -160,137 +158,51 @@ def lm_eval_extract(text: str, *, how: str = "strict") -> str | None:
     return matches[-1] if matches else None
 
 
+def lm_eval_correct(text: str, reference: str, *, how: str = "strict") -> bool:
+    """Whether lm-eval 0.4.13 would count a solution as right: it compares strings, not numbers.
+
+    Args:
+        text: A solution.
+        reference: A GSM8K answer with its `#### n`.
+        how: As for `lm_eval_extract`.
+
+    Raises:
+        ValueError: If how is unknown.
+    """
+    found = lm_eval_extract(text, how=how) or "[invalid]"
+    ours, theirs = found, reference
+    for pattern in _LM_EVAL_IGNORED:
+        ours, theirs = re.sub(pattern, "", ours), re.sub(pattern, "", theirs)
+    return ours.lower() == theirs.lower()
+
+
 def grade_answers(step: StepRun) -> None:
     """Step: grade stored answers both ways; writes grades.jsonl and result.json.
 
     Grading reads samples and never makes any: a changed grader grades the same answers again.
     """
-    samples = read_rows(Path(step.inputs["answers"]) / SAMPLES)
-    grades = [
-        {
-            "id": sample["id"],
-            "truncated": not sample["finished"],
-            **{
-                how: grade(
-                    sample["answer"],
-                    sample["reference"],
-                    how=how,
-                    truncated=not sample["finished"],
-                ).value
-                for how in ("strict", "flexible")
-            },
-        }
-        for sample in samples
-    ]
-    if step.state.is_main_process:
-        write_rows(step.directory / "grades.jsonl", grades)
-        write_json(step.directory / RESULT, summarise(grades))
-
-
-def summarise(grades: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return counts and Wilson intervals of graded answers, and a score per example.
-
-    `scores` holds 1 for right and 0 for anything else under the primary (strict) reading, in row
-    order, for paired comparisons.
-
-    Raises:
-        ValueError: If there are no grades.
-    """
-    from eval.stats import wilson_interval
-
-    result: dict[str, Any] = {"benchmark": "gsm8k", "primary": "strict", "n": len(grades)}
-    for how in ("strict", "flexible"):
-        tally = Tally.count(row[how] for row in grades)
-        interval = asdict(wilson_interval(tally.correct, tally.n))
-        result[how] = {"accuracy": tally.accuracy, "interval": interval, "counts": asdict(tally)}
-    result["truncated"] = sum(row["truncated"] for row in grades)
-    result["scores"] = [int(row["strict"] == Outcome.CORRECT.value) for row in grades]
-    return result
-
-
-def metric() -> evaluate.Metric:
-    """Build the GSM8K accuracy as a metric of the `evaluate` library; works offline.
-
-    `metric().compute(predictions=solutions, references=answers)` takes the texts as they are, and
-    as options `marker=` and `truncated=` (one flag a prediction). It returns, accuracies as
-    fractions and counts of examples:
-
-    - `n`, and `level` of the Wilson intervals;
-    - `accuracy_strict` with its interval `low`, `high`, `unparsed_strict`, `truncated_strict`;
-    - `accuracy_flexible` with `low_flexible`, `high_flexible`, `unparsed_flexible` and
-      `truncated_flexible`.
-
-    `compute` raises ValueError where there is nothing to grade or a reference has no number.
-
-    Returns:
-        A metric that keeps its inputs in memory, with no cache file.
-    """
-    # Imported here because evaluate imports datasets, which the light layer must not.
-    import datasets
-    import evaluate
-
-    class GSM8KAccuracy(evaluate.Metric):
-        def _info(self) -> evaluate.MetricInfo:
-            return evaluate.MetricInfo(
-                description="Accuracy of final numbers on GSM8K, strict and flexible.",
-                citation="Cobbe et al. (2021), Training Verifiers to Solve Math Word Problems",
-                inputs_description="predictions: solutions; references: answers with `#### n`.",
-                features=datasets.Features(
-                    {
-                        "predictions": datasets.Value("string"),
-                        "references": datasets.Value("string"),
-                    }
-                ),
-            )
-
-        def _compute(
-            self,
-            *,
-            predictions: Sequence[str],
-            references: Sequence[str],
-            marker: str = REFERENCE_MARKER,
-            truncated: Iterable[bool] | None = None,
-        ) -> dict[str, float]:
-            flags = [False] * len(predictions) if truncated is None else list(truncated)
-            return _score(predictions, references, marker=marker, truncated=flags)
-
-    return GSM8KAccuracy(keep_in_memory=True)
-
-
-def _score(
-    predictions: Sequence[str],
-    references: Sequence[str],
-    *,
-    marker: str,
-    truncated: Sequence[bool],
-) -> dict[str, float]:
-    # Imported here because it imports numpy, which grading does without.
-    from eval.stats import wilson_interval
-
-    tallies = {
-        how: Tally.count(
-            grade(text, reference, how=how, marker=marker, truncated=cut)
-            for text, reference, cut in zip(predictions, references, truncated, strict=True)
-        )
+    samples = read_answers(step)
+    grades = [_grade_sample(sample) for sample in samples]
+    measures = {
+        how: measure([row[how] == Outcome.CORRECT.value for row in grades])
         for how in ("strict", "flexible")
     }
-    strict, flexible = tallies["strict"], tallies["flexible"]
-    interval = wilson_interval(strict.correct, strict.n)
-    interval_flexible = wilson_interval(flexible.correct, flexible.n)
-    return {
-        "n": strict.n,
-        "level": interval.level,
-        "accuracy_strict": strict.accuracy,
-        "low": interval.low,
-        "high": interval.high,
-        "unparsed_strict": strict.unparsed,
-        "truncated_strict": strict.truncated,
-        "accuracy_flexible": flexible.accuracy,
-        "low_flexible": interval_flexible.low,
-        "high_flexible": interval_flexible.high,
-        "unparsed_flexible": flexible.unparsed,
-        "truncated_flexible": flexible.truncated,
-    }
+    measures["cut off"] = measure([row["truncated"] for row in grades])
+    if samples[0].get("few_shot"):
+        for how in ("lm-eval strict", "lm-eval flexible"):
+            measures[how] = measure([row[how] for row in grades])
+    counts = asdict(Tally.count(row["strict"] for row in grades))
+    del counts["n"]
+    store(step, grades=grades, measures=measures, counts=counts)
+
+
+def _grade_sample(sample: dict[str, Any]) -> dict[str, Any]:
+    answer, reference, truncated = sample["answer"], sample["reference"], not sample["finished"]
+    both = ("strict", "flexible")
+    ours = {how: grade(answer, reference, how=how, truncated=truncated).value for how in both}
+    theirs = {f"lm-eval {how}": lm_eval_correct(answer, reference, how=how) for how in both}
+    words = {"id": sample["id"], "verdict": ours["strict"], "truncated": truncated}
+    return {**words, **ours, **theirs}
 
 
 def _check_how(how: str) -> None:

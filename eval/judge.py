@@ -24,7 +24,6 @@ from eval.judgement import (
     Failure,
     Judgement,
     Plan,
-    Price,
     Question,
     Reading,
     Reply,
@@ -34,6 +33,7 @@ from eval.judgement import (
 )
 from pipeline.artifact import fingerprint
 from pipeline.errors import InputError
+from pipeline.recipe import Price
 
 __all__ = [
     "Comparison",
@@ -111,6 +111,7 @@ def judge(
     single_order: Callable[[Comparison], str] = as_given,
     price: Price | None = None,
     announce: Callable[[str], object] = print,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Judgement:
     """Have every comparison judged.
 
@@ -124,6 +125,7 @@ def judge(
         single_order: the order, 'ab' or 'ba', where each is asked once.
         price: what the judge costs, for the estimate.
         announce: takes the line that says what will be asked, before anything is.
+        progress: takes how many questions have been put, and of how many.
 
     Raises:
         ValueError: when there is nothing to judge, or two comparisons share an id.
@@ -141,7 +143,7 @@ def judge(
                 "--max-judge-calls, or judge fewer examples; nothing was asked"
             )
         asked = [key for key in set(keys.values()) if key not in cache.replies]
-        failures = _ask_missing(keys, cache, engine, template)
+        failures = _ask_missing(keys, cache, engine, template, progress)
     replies = cache.replies
 
     def read(question: Question) -> Reading | Failure:
@@ -161,13 +163,21 @@ def judge(
 
 
 def _ask_missing(
-    keys: Mapping[Question, str], cache: ReplyCache, engine: Engine, template: Template | None
+    keys: Mapping[Question, str],
+    cache: ReplyCache,
+    engine: Engine,
+    template: Template | None,
+    progress: Callable[[int, int], object],
 ) -> dict[str, Failure]:
     """Ask what has no reply, keep the replies as they come, and return what failed."""
     failures: dict[str, Failure] = {}
     missing = {key: question for question, key in keys.items() if key not in cache.replies}
+    answered = 0
 
     def record(question: Question, answer: Reply | Failure) -> None:
+        nonlocal answered
+        answered += 1
+        progress(answered, len(missing))
         if isinstance(answer, Failure):
             failures[keys[question]] = answer
         else:

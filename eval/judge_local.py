@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.judge_template import Template
 from eval.judgement import Failure, Question, Reading, Record, Reply, sigmoid
+from eval.rouge import f_measures
 from pipeline.errors import InputError
 from pipeline.tasks import Example
 
@@ -92,9 +92,8 @@ class LocalJudge:
     @cached_property
     def _loaded(self) -> tuple[Any, Renderer]:
         import torch
-        from transformers import AutoConfig
 
-        from pipeline.model import end_ids, load_model, load_tokenizer, locate
+        from pipeline.model import end_ids, load_model, load_tokenizer, window_of
         from pipeline.render import Renderer
 
         device = self.device
@@ -107,8 +106,7 @@ class LocalJudge:
             head = copy.deepcopy(model.get_output_embeddings()).float()
             head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
             model.set_output_embeddings(head)
-        config = AutoConfig.from_pretrained(locate(self.model), revision=self.revision)
-        window = getattr(config.get_text_config(), "max_position_embeddings", None)
+        window = window_of(self.model, revision=self.revision)
         tokenizer = load_tokenizer(self.model, revision=self.revision)
         ends = end_ids(self.model, revision=self.revision)
         return model, Renderer(tokenizer, end_ids=ends, window=window)
@@ -155,19 +153,17 @@ class ReferenceJudge:
 
     def ask(self, questions: Sequence[Question], template: object, record: Record) -> None:
         """Score both answers of every question; see `Engine`."""
-        from rouge_score.rouge_scorer import RougeScorer
-
-        scorer = RougeScorer(["rougeL"], use_stemmer=True)
         for question in questions:
             reference = question.reference
             if reference is None:
                 record(question, Failure("no reference to compare with"))
-            elif not re.search("[a-z0-9]", reference.lower()):
+                continue
+            first = f_measures(question.first, reference)
+            second = f_measures(question.second, reference)
+            if first is None or second is None:
                 record(question, Failure("the reference has no letter or digit that ROUGE reads"))
             else:
-                pair = (question.first, question.second)
-                scores = [scorer.score(reference, text)["rougeL"].fmeasure for text in pair]
-                record(question, {"rouge_l": scores})
+                record(question, {"rouge_l": [first["rougeL"], second["rougeL"]]})
 
     def read(self, reply: Reply, template: object) -> Reading:
         """1 for the second, 0 for the first, 0.5 for equal scores."""

@@ -112,7 +112,7 @@ class OpenAIJudge:
         """Read log probabilities or text, whichever this judge asks for."""
         if self.reads == "text":
             return template.read_text(reply["text"])
-        return preference_from_logprobs(reply["top_logprobs"], template.labels)
+        return read_logprobs(reply["top_logprobs"], template.labels)
 
     async def _ask_all(
         self, questions: Sequence[Question], template: Template, record: Record, key: str | None
@@ -166,7 +166,7 @@ class OpenAIJudge:
         return _openai_reply(body, wants_logprobs=self.reads == "label")
 
 
-def preference_from_logprobs(top: Sequence[tuple[str, float]], labels: tuple[str, str]) -> Reading:
+def read_logprobs(top: Sequence[tuple[str, float]], labels: tuple[str, str]) -> Reading:
     """Return the second label's share of the probability of both.
 
     Args:

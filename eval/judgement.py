@@ -132,23 +132,6 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Price:
-    """What a judge costs, in any one currency."""
-
-    per_call: float = 0.0
-    per_million_input_tokens: float = 0.0
-    per_million_output_tokens: float = 0.0
-
-    def of(self, calls: int, input_tokens: float, output_tokens: float) -> float:
-        """The cost of calls and their tokens."""
-        by_token = (
-            input_tokens * self.per_million_input_tokens
-            + output_tokens * self.per_million_output_tokens
-        )
-        return calls * self.per_call + by_token / 1e6
-
-
-@dataclass(frozen=True)
 class Plan:
     """What judging will ask.
 

@@ -38,6 +38,8 @@ class WinRate:
         lc_standard_error: Standard deviation of the bootstrap behind lc_interval.
         lc_interval: 95 % percentile bootstrap interval: instructions are drawn anew and the
             regression is fitted again, with the same C and gamed rows. None unless asked for.
+        lc_replicates: The resamples' values. Two models on the same instructions have the same
+            resamples, those without a verdict included, so the differences are paired.
         C: Inverse strength of the L1 penalty, None where nothing was fitted.
     """
 
@@ -48,6 +50,7 @@ class WinRate:
     reason: str | None = None
     lc_standard_error: float | None = None
     lc_interval: Interval | None = None
+    lc_replicates: tuple[float, ...] = ()
     C: float | None = None
 
 
@@ -104,8 +107,14 @@ def length_controlled_win_rate(
         reason = "no instruction difficulties" if difficulty is None else "one row has no spread"
         return replace(raw, reason=reason)
     if not delta_N.any() and (p_N == 0.5).all():
-        return replace(raw, lc_win_rate=50.0)
-    return _length_controlled(raw, (p_N, delta_N, judged["difficulty"]), gamed_G3, C, resamples)
+        return replace(raw, lc_win_rate=50.0, lc_replicates=(50.0,) * resamples)
+    rows = (p_N, delta_N, judged["difficulty"])
+    if C is None:
+        C = _cross_validated_c(*_design(rows, gamed_G3))
+    result = replace(raw, lc_win_rate=_fitted_lc(rows, gamed_G3, C), C=float(C))
+    if resamples == 0:
+        return result
+    return _with_bootstrap(result, rows, gamed_G3, _places(preferences), resamples)
 
 
 def _judged_rows(**columns: Sequence[float]) -> dict[str, np.ndarray]:
@@ -160,29 +169,39 @@ def as_gamed(gamed: Sequence[Sequence[float]]) -> np.ndarray:
     return gamed_G3
 
 
-def _length_controlled(
-    raw: WinRate,
+def _places(preferences: Sequence[float]) -> np.ndarray:
+    """Return for every row its place among the judged ones, -1 where it is not judged."""
+    import numpy as np
+
+    judged_N = ~np.isnan(_as_numbers("preferences", preferences))
+    return np.where(judged_N, np.cumsum(judged_N) - 1, -1)
+
+
+def _with_bootstrap(
+    result: WinRate,
     rows: tuple[np.ndarray, np.ndarray, np.ndarray],
     gamed_G3: np.ndarray,
-    C: float | None,
+    places_N: np.ndarray,
     resamples: int,
 ) -> WinRate:
     import numpy as np
 
-    if C is None:
-        C = _cross_validated_c(*_design(rows, gamed_G3))
-    lc = _fitted_lc(rows, gamed_G3, C)
-    result = replace(raw, lc_win_rate=lc, C=float(C))
-    if resamples == 0:
-        return result
+    assert result.C is not None
     rng = np.random.default_rng(0)
     lcs = []
-    for _ in range(resamples):
-        drawn = rng.integers(0, raw.n, size=raw.n)
-        lcs.append(_fitted_lc((rows[0][drawn], rows[1][drawn], rows[2][drawn]), gamed_G3, C))
+    while len(lcs) < resamples:
+        drawn = places_N[rng.integers(0, len(places_N), size=len(places_N))]
+        drawn = drawn[drawn >= 0]
+        if len(drawn):
+            p_N, delta_N, difficulty_N = (values[drawn] for values in rows)
+            lcs.append(_fitted_lc((p_N, delta_N, difficulty_N), gamed_G3, result.C))
     low, high = np.quantile(lcs, [0.025, 0.975])
-    interval = Interval(float(low), float(high))
-    return replace(result, lc_standard_error=float(np.std(lcs, ddof=1)), lc_interval=interval)
+    return replace(
+        result,
+        lc_standard_error=float(np.std(lcs, ddof=1)),
+        lc_interval=Interval(float(low), float(high)),
+        lc_replicates=tuple(lcs),
+    )
 
 
 def _design(

@@ -1,14 +1,13 @@
-"""The table of a recipe: one row a stage, with intervals, differences, cost and published numbers.
+"""What a recipe's table is made of: every finished result, with intervals and differences.
 
-Only finished steps of this very plan are read, so a report never mixes fingerprints.
+Only finished steps of this very plan are read, so a report never mixes fingerprints. How it looks
+is the matter of `eval.report_text` and `eval.report_html`.
 """
 
 from __future__ import annotations
 
-import csv as csv_module
-import io
-import json
-from dataclasses import asdict, dataclass, fields
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +16,59 @@ from pipeline import artifact
 if TYPE_CHECKING:
     from pipeline.plan import Plan
 
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number with its 95 % interval, in percent unless `unit` says otherwise.
+
+    Attributes:
+        n: examples it is a mean over, in each seed.
+        spread: standard deviation over seeds, None for one seed.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str = "%"
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Points over the first SFT stage, on the same examples and seeds.
+
+    Attributes:
+        n: examples that both have a score for, in each seed.
+        p_value: McNemar's exact test, for right/wrong scores and one seed.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    p_value: float | None = None
+
+    @property
+    def words(self) -> str:
+        """'better' or 'worse' where the interval excludes 0, else 'noise'."""
+        if self.low <= 0 <= self.high:
+            return "noise"
+        return "better" if self.value > 0 else "worse"
+
 
 @dataclass(frozen=True)
 class Row:
-    """One stage on one benchmark. Scores and differences are in percent and points.
+    """One stage on one benchmark.
 
     Attributes:
+        n: examples in each seed.
         seeds: how many seeds are finished.
-        difference: points over the first SFT stage, on the same examples and seeds.
-        seconds: training and row-writing of the stage, without its evaluation, mean over seeds.
+        measures: by name, the benchmark's own number first.
+        counts: outcome -> examples, over all seeds.
+        published: the number to compare with, as the recipe gives it.
     """
 
     stage: str
@@ -33,19 +76,25 @@ class Row:
     benchmark: str
     n: int | None = None
     seeds: int = 0
-    score: float | None = None
-    low: float | None = None
-    high: float | None = None
-    flexible: float | None = None
-    truncated: float | None = None
-    difference: float | None = None
-    difference_low: float | None = None
-    difference_high: float | None = None
-    p_value: float | None = None
+    measures: dict[str, Cell] = field(default_factory=dict)
+    difference: Difference | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    published: str = ""
+
+    @property
+    def primary(self) -> Cell | None:
+        """The benchmark's own number, None until a seed is finished."""
+        return next(iter(self.measures.values()), None)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Training and row-writing of a stage, without its evaluation, mean over finished seeds."""
+
+    stage: str
     seconds: float | None = None
     tokens_trained: int | None = None
     tokens_generated: int | None = None
-    published: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,10 +115,12 @@ class Round:
 
 @dataclass(frozen=True)
 class Report:
-    """The rows, and what they were made with.
+    """The table, and what it was made with.
 
     Attributes:
         baseline: the first SFT stage, which others are compared with.
+        judge: who compared answers, in words.
+        overlaps: benchmark -> what its test rows share with the training rows.
         rounds: what row-writing steps made.
         warnings: sentence -> stages whose steps said it.
     """
@@ -79,105 +130,19 @@ class Report:
     model: str
     seeds: list[int]
     baseline: str | None
+    judge: str | None
     rows: list[Row]
+    costs: list[Cost]
+    overlaps: dict[str, dict[str, int]]
     rounds: list[Round]
     warnings: dict[str, list[str]]
     versions: dict[str, str]
     machines: list[str]
 
-    def markdown(self) -> str:
-        """The table for people, with a note on what each number is."""
-        with_published = any(row.published for row in self.rows)
-        scores = ["strict [95 %]", "flexible", "cut off", "n", f"vs {self.baseline} [95 %]"]
-        head = ["stage", *(scores if self._scored else [])]
-        head += ["train", "tokens trained", "tokens written"]
-        head += ["published"] if with_published else []
-        body = [
-            [row.stage, *(self._scores(row) if self._scored else []), *self._costs(row)]
-            + ([row.published] if with_published else [])
-            for row in self.rows
-        ]
-        lines = [f"# {self.recipe}", "", *_markdown_table(head, body), "", *self._notes(), ""]
-        for kind in dict.fromkeys(one.kind for one in self.rounds):
-            lines += self._figures(kind)
-        if self.warnings:
-            lines += ["## Warnings", "", *self._warning_lines(), ""]
-        return "\n".join(lines).rstrip()
-
-    def _figures(self, kind: str) -> list[str]:
-        """A table of what the steps of one kind made, one row a step."""
-        rounds = [one for one in self.rounds if one.kind == kind]
-        names = list(dict.fromkeys(name for one in rounds for name in one.figures))
-        head = ["stage", "seed", *names]
-        body = []
-        for one in rounds:
-            round_words = one.title.partition(", ")[2]
-            stage = f"{one.stage}, {round_words}" if round_words else one.stage
-            body.append([stage, str(one.seed), *(_figure(one.figures.get(name)) for name in names)])
-        return [f"## Self-generated rows: {kind}", "", *_markdown_table(head, body), ""]
-
-    def _warning_lines(self) -> list[str]:
-        """One line a sentence, with the stages that said it."""
-        return [f"- {', '.join(stages)}: {warning}" for warning, stages in self.warnings.items()]
-
     @property
-    def _scored(self) -> bool:
-        """Whether the recipe has benchmarks at all."""
-        return any(row.benchmark for row in self.rows)
-
-    def _scores(self, row: Row) -> list[str]:
-        score = "not finished"
-        if row.score is not None:
-            score = f"{row.score:.1f} % [{row.low:.1f}, {row.high:.1f}]"
-        difference = "" if row.difference is None else f"{row.difference:+.1f} "
-        if row.difference_low is not None:
-            difference += f"[{row.difference_low:+.1f}, {row.difference_high:+.1f}]"
-            difference += " noise" if _is_noise(row) else ""
-        n = "" if row.n is None else str(row.n)
-        return [score, _percent(row.flexible), _percent(row.truncated), n, difference]
-
-    def _costs(self, row: Row) -> list[str]:
-        unfinished = "" if self._scored else "not finished"
-        seconds = unfinished if row.seconds is None else f"{row.seconds:.0f} s"
-        return [seconds, _count(row.tokens_trained), _count(row.tokens_generated)]
-
-    def _notes(self) -> list[str]:
-        seeds = ", ".join(map(str, self.seeds))
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        one = len(self.seeds) == 1
-        interval = "Wilson" if one else "two-level bootstrap over seeds and examples"
-        p_value = ", p from McNemar's exact test in the JSON" if one else ""
-        accuracy = (
-            " GSM8K accuracy: strict reads the number after the last ####, flexible the last one; "
-            f"cut off = hit the token limit. Interval: {interval}."
-        )
-        compared = (
-            f"vs {self.baseline}: points on the same examples, paired bootstrap (10,000 resamples"
-            f"{p_value}); noise = the interval holds 0. "
-        )
-        lines = [
-            f"Model {self.model}, task {self.task}, seeds {seeds}.{accuracy * self._scored}",
-            f"{compared * self._scored}train = seconds of the stage's own training and "
-            "row-writing, without evaluation; a step that stages share counts in each.",
-            f"Made with {versions} on {'; '.join(self.machines)}." if self.machines else "",
-        ]
-        if any("*" in row.published for row in self.rows):
-            lines.append("* a number quoted by a third party, not by the paper's own summary.")
-        return [line for line in lines if line]
-
-    def csv(self) -> str:
-        """One line a row, all columns, no rounding."""
-        output = io.StringIO()
-        writer = csv_module.DictWriter(
-            output, [field.name for field in fields(Row)], lineterminator="\n"
-        )
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
-        return output.getvalue().rstrip("\n")
-
-    def json(self) -> str:
-        """Everything, for programs."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+    def benchmarks(self) -> list[str]:
+        """The benchmarks, in the recipe's order."""
+        return list(dict.fromkeys(row.benchmark for row in self.rows))
 
 
 def collect(plan: Plan, runs: Path) -> Report:
@@ -185,11 +150,6 @@ def collect(plan: Plan, runs: Path) -> Report:
     recipe = plan.recipe
     methods = {name: stage.method for name, stage in recipe.stages.items()}
     baseline = next((name for name, method in methods.items() if method == "sft"), None)
-    rows = [
-        _row(plan, runs, stage, benchmark, baseline)
-        for benchmark in recipe.evaluate or [""]
-        for stage in recipe.stages
-    ]
     finished = [step for step in plan.steps if artifact.is_finished(step.directory(runs))]
     records = [artifact.read_record(step.directory(runs)) for step in finished]
     rounds: list[Round] = []
@@ -201,118 +161,164 @@ def collect(plan: Plan, runs: Path) -> Report:
         for warning in metrics.get("warnings", []):
             where = warnings.setdefault(warning, [])
             where += [step.stage] if step.stage not in where else []
-    machines = sorted({f"{record['device']}, host {record['host']}" for record in records})
-    versions = _union([record["versions"] for record in records])
     return Report(
         recipe=recipe.name,
         task=recipe.task,
         model=recipe.model,
         seeds=list(recipe.seeds),
         baseline=baseline,
-        rows=rows,
+        judge=_judge(plan),
+        rows=[
+            _row(plan, runs, stage, benchmark, baseline)
+            for benchmark in recipe.evaluate
+            for stage in recipe.stages
+        ],
+        costs=[_cost(plan, runs, stage) for stage in recipe.stages],
+        overlaps={
+            name: artifact.read_json(step.directory(runs) / artifact.RESULT)
+            for name, step in plan.overlaps.items()
+            if artifact.is_finished(step.directory(runs))
+        },
         rounds=rounds,
         warnings=warnings,
-        versions=versions,
-        machines=machines,
+        versions=_union([record["versions"] for record in records]),
+        machines=sorted({f"{record['device']}, host {record['host']}" for record in records}),
     )
 
 
-def write_all(report: Report, folder: Path) -> None:
-    """Write report.md, report.csv and report.json."""
-    for suffix, text in (("md", report.markdown()), ("csv", report.csv()), ("json", report.json())):
-        with artifact.whole_file(folder / f"report.{suffix}") as file:
-            file.write(text + "\n")
-
-
-def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | None) -> Row:
-    ours = _results(plan, runs, stage, benchmark)
-    fields: dict[str, Any] = {
-        "stage": stage,
-        "method": plan.recipe.stages[stage].method,
-        "benchmark": benchmark,
-        "published": _published(plan.recipe.published.get(stage, {}).get(benchmark)),
-        **_cost(plan, runs, stage),
-    }
-    if ours:
-        fields |= _scores(list(ours.values()))
-        if baseline is not None and stage != baseline:
-            fields |= _difference(ours, _results(plan, runs, baseline, benchmark))
-    return Row(**fields)
-
-
-def _results(plan: Plan, runs: Path, stage: str, benchmark: str) -> dict[int, dict[str, Any]]:
+def results_of(plan: Plan, runs: Path, stage: str, benchmark: str) -> dict[int, Result]:
     """Finished results of a stage, by seed."""
     found = {}
     for seed in plan.recipe.seeds:
-        step = plan.results.get((stage, benchmark, seed))
-        if step is not None and artifact.is_finished(step.directory(runs)):
+        step = plan.results[stage, benchmark, seed]
+        if artifact.is_finished(step.directory(runs)):
             found[seed] = artifact.read_json(step.directory(runs) / artifact.RESULT)
     return found
 
 
-def _scores(results: list[dict[str, Any]]) -> dict[str, Any]:
-    from eval.stats import mean_over_seeds  # imports numpy, which an unfinished table can spare
-
-    first = results[0]
-    primary = first["primary"]
-    if len(results) == 1:
-        score, interval = first[primary]["accuracy"], first[primary]["interval"]
-        low, high = interval["low"], interval["high"]
-    else:
-        summary = mean_over_seeds([result["scores"] for result in results])
-        score, low, high = summary.mean, summary.interval.low, summary.interval.high
-    flexible = sum(result["flexible"]["accuracy"] for result in results) / len(results)
-    truncated = sum(result["truncated"] / result["n"] for result in results) / len(results)
-    return {
-        "n": first["n"],
-        "seeds": len(results),
-        "score": 100 * score,
-        "low": 100 * low,
-        "high": 100 * high,
-        "flexible": 100 * flexible,
-        "truncated": 100 * truncated,
+def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | None) -> Row:
+    ours = results_of(plan, runs, stage, benchmark)
+    published = plan.recipe.published.get(stage, {}).get(benchmark)
+    fields: dict[str, Any] = {
+        "stage": stage,
+        "method": plan.recipe.stages[stage].method,
+        "benchmark": benchmark,
+        "published": "" if published is None else str(published),
     }
+    if not ours:
+        return Row(**fields)
+    results = list(ours.values())
+    counts: Counter[str] = Counter()
+    for result in results:
+        counts.update(result["counts"])
+    difference = None
+    if baseline is not None and stage != baseline:
+        difference = _difference(ours, results_of(plan, runs, baseline, benchmark))
+    names = dict.fromkeys(name for result in results for name in result["measures"])
+    return Row(
+        **fields,
+        n=results[0]["n"],
+        seeds=len(results),
+        measures={name: _cell(results, name) for name in names},
+        difference=difference,
+        counts=dict(counts),
+    )
 
 
-def _difference(ours: dict[int, Any], baseline: dict[int, Any]) -> dict[str, Any]:
-    from eval.stats import mean_over_seeds, paired_difference
+def _cell(results: list[Result], name: str) -> Cell:
+    """One measure over the seeds that have it."""
+    having = [result for result in results if name in result["measures"]]
+    measures = [result["measures"][name] for result in having]
+    first = measures[0]
+    if len(measures) == 1:
+        return Cell(first["value"], first["low"], first["high"], first["n"], first["unit"])
+    from eval.stats import interval_of_replicates, mean_over_seeds
+
+    if "replicates" in first:
+        values = [measure["value"] for measure in measures]
+        mean = sum(values) / len(values)
+        spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+        interval = interval_of_replicates([measure["replicates"] for measure in measures])
+        return Cell(mean, interval.low, interval.high, first["n"], "%", spread)
+    summary = mean_over_seeds(_on_common_ids([_scores(result, name) for result in having]))
+    scale = 100 if first["unit"] == "%" else 1
+    numbers = (summary.mean, summary.interval.low, summary.interval.high)
+    value, low, high = (scale * number for number in numbers)
+    spread = scale * (summary.standard_deviation or 0.0)
+    return Cell(value, low, high, summary.n_examples, first["unit"], spread)
+
+
+def _difference(ours: dict[int, Result], baseline: dict[int, Result]) -> Difference | None:
+    """Compare two stages on the seeds and examples that both have a score for."""
+    from eval.stats import interval_of_replicates, mean_over_seeds, paired_difference
 
     both = [seed for seed in ours if seed in baseline]
-    if not both:
-        return {}
-    if len(both) == 1:
-        paired = paired_difference(ours[both[0]]["scores"], baseline[both[0]]["scores"])
-        mean, interval, p_value = paired.difference, paired.interval, paired.p_value
-    else:
+    pairs = [(ours[seed], baseline[seed]) for seed in both]
+    name = pairs[0][0]["primary"] if pairs else ""
+    if not pairs or any(name not in result["measures"] for pair in pairs for result in pair):
+        return None
+    if "replicates" in pairs[0][0]["measures"][name]:
+        if any(a["ids"] != b["ids"] for a, b in pairs):
+            return None  # resamples of other examples are not paired
+        measures = [(a["measures"][name], b["measures"][name]) for a, b in pairs]
+        value = sum(a["value"] - b["value"] for a, b in measures) / len(measures)
         differences = [
-            [a - b for a, b in zip(ours[seed]["scores"], baseline[seed]["scores"], strict=True)]
-            for seed in both
+            [x - y for x, y in zip(a["replicates"], b["replicates"], strict=True)]
+            for a, b in measures
         ]
-        summary = mean_over_seeds(differences)
-        mean, interval, p_value = summary.mean, summary.interval, None
-    return {
-        "difference": 100 * mean,
-        "difference_low": 100 * interval.low,
-        "difference_high": 100 * interval.high,
-        "p_value": p_value,
-    }
+        interval = interval_of_replicates(differences)
+        n = min(measure["n"] for pair in measures for measure in pair)
+        return Difference(value, interval.low, interval.high, n)
+    columns = [_on_common_ids([_scores(a, name), _scores(b, name)]) for a, b in pairs]
+    if len(columns) == 1:
+        paired = paired_difference(*columns[0])
+        low, high = paired.interval.low, paired.interval.high
+        return Difference(100 * paired.difference, 100 * low, 100 * high, paired.n, paired.p_value)
+    differences = []
+    for a, b in pairs:
+        theirs = _scores(b, name)
+        ours_by_id = _scores(a, name)
+        differences.append({i: x - theirs[i] for i, x in ours_by_id.items() if i in theirs})
+    summary = mean_over_seeds(_on_common_ids(differences))
+    low, high = summary.interval.low, summary.interval.high
+    return Difference(100 * summary.mean, 100 * low, 100 * high, summary.n_examples)
 
 
-def _cost(plan: Plan, runs: Path, stage: str) -> dict[str, Any]:
-    """Seconds and tokens of the stage's own steps, mean over finished seeds."""
+def _scores(result: Result, name: str) -> dict[Any, float]:
+    """Example id -> score, of the examples that have one."""
+    scores = zip(result["ids"], result["measures"][name]["scores"], strict=True)
+    return {example: float(score) for example, score in scores if score is not None}
+
+
+def _on_common_ids(columns: list[dict[Any, float]]) -> list[list[float]]:
+    """Scores of the examples that every column has, in the same order."""
+    common = [example for example in columns[0] if all(example in one for one in columns[1:])]
+    return [[column[example] for example in common] for column in columns]
+
+
+def _cost(plan: Plan, runs: Path, stage: str) -> Cost:
     totals = []
     for seed in plan.recipe.seeds:
         directories = [step.directory(runs) for step in plan.stage_steps[stage, seed]]
-        if directories and all(artifact.is_finished(directory) for directory in directories):
+        if all(artifact.is_finished(directory) for directory in directories):
             totals.append([artifact.read_record(directory) for directory in directories])
     if not totals:
-        return {}
-    seconds = sum(record["seconds"] for records in totals for record in records)
-    cost: dict[str, Any] = {"seconds": round(seconds / len(totals), 1)}
-    for name in ("tokens_trained", "tokens_generated"):
-        amount = sum(record["metrics"].get(name, 0) for records in totals for record in records)
-        cost[name] = round(amount / len(totals))
-    return cost
+        return Cost(stage)
+    records = [record for seed_records in totals for record in seed_records]
+    tokens = {
+        name: round(sum(record["metrics"].get(name, 0) for record in records) / len(totals))
+        for name in ("tokens_trained", "tokens_generated")
+    }
+    seconds = sum(record["seconds"] for record in records) / len(totals)
+    return Cost(stage, seconds=round(seconds, 1), **tokens)
+
+
+def _judge(plan: Plan) -> str | None:
+    if plan.recipe.judge is None:
+        return None
+    from eval.judging import judge_words
+
+    return judge_words(plan.recipe.judge)
 
 
 def _union(versions: list[dict[str, str]]) -> dict[str, str]:
@@ -321,35 +327,3 @@ def _union(versions: list[dict[str, str]]) -> dict[str, str]:
     return {
         name: " and ".join(sorted({one[name] for one in versions if name in one})) for name in names
     }
-
-
-def _published(value: float | str | None) -> str:
-    return "" if value is None else str(value)
-
-
-def _is_noise(row: Row) -> bool:
-    assert row.difference_low is not None and row.difference_high is not None
-    return row.difference_low <= 0 <= row.difference_high
-
-
-def _figure(value: float | None) -> str:
-    return f"{100 * value:.1f} %" if isinstance(value, float) else _count(value)
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f} %"
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-def _markdown_table(head: list[str], body: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *body]
-    return [
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
-    ]

@@ -208,6 +208,35 @@ def mean_over_seeds(
     )
 
 
+def interval_of_replicates(
+    per_seed: Sequence[Sequence[float]], *, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Return the percentile interval of a mean over seeds from bootstrap replicates.
+
+    For numbers that are no mean of scores, such as a length-controlled win rate. Replicate r of
+    every seed must come from the same resample of the examples; seeds are drawn anew for each.
+
+    Args:
+        per_seed: For each seed, its number on the same resamples in the same order.
+        seed: Seed of the bootstrap (not a training seed).
+        level: Confidence level, a fraction strictly between 0 and 1.
+
+    Raises:
+        ValueError: If there are no replicates, or the seeds differ in their number.
+    """
+    rows = [_as_scores(values, name=f"per_seed[{i}]") for i, values in enumerate(per_seed)]
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError("every seed needs replicates, all on the same resamples")
+    _check_level(level)
+    values_SR = np.stack(rows)
+    n_seeds, resamples = values_SR.shape
+    rng = np.random.default_rng(seed)
+    drawn_SR = rng.integers(0, n_seeds, size=(n_seeds, resamples))
+    return _percentile_interval(
+        np.take_along_axis(values_SR, drawn_SR, axis=0).mean(axis=0), level=level
+    )
+
+
 def _as_scores(values: Sequence[float], *, name: str) -> np.ndarray:
     """Return the scores as a float64 vector; a missing score must not become a number."""
     scores_N = np.asarray(values, dtype=np.float64)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from eval import BENCHMARKS
+from eval import benchmarks
+from eval.benchmarks import BENCHMARKS
 from pipeline import options, shipped
 from pipeline.builtin import SPLITS
 from pipeline.errors import InputError, Problem, suggest
@@ -31,7 +32,8 @@ def cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
 
 def _check_passed_through(recipe: Recipe) -> list[Problem]:
     problems = []
-    classes = sorted({trainer_of(stage.method) for stage in recipe.stages.values()})
+    trainers = {trainer_of(stage.method) for stage in recipe.stages.values()}
+    classes = sorted(trainer for trainer in trainers if trainer is not None)
     for name, value in recipe.trainer.items():
         # A shared option is right if any stage's trainer has it: DPO's beta may stand at the top.
         having = [kind for kind in classes if name in options.fields_of(kind)] or classes[:1]
@@ -39,8 +41,10 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
         wrong = [problem for problem in found if problem]
         if wrong:
             problems.append(Problem(f"trainer.{name}", wrong[0]))
-    blocks = [("trainer", trainer_of(s.method), f"stages.{n}", s) for n, s in recipe.stages.items()]
-    blocks += [("lora", "peft.LoraConfig", f"stages.{n}", s) for n, s in recipe.stages.items()]
+    blocks = [("lora", "peft.LoraConfig", f"stages.{n}", s) for n, s in recipe.stages.items()]
+    for name, stage in recipe.stages.items():
+        if (trainer := trainer_of(stage.method)) is not None:
+            blocks.append(("trainer", trainer, f"stages.{name}", stage))
     blocks += [("lora", "peft.LoraConfig", "", recipe)]
     for block, options_class, prefix, holder in blocks:
         for name, value in (getattr(holder, block) or {}).items():
@@ -79,27 +83,41 @@ def _check_data(recipe: Recipe) -> list[Problem]:
     problems = []
     for role in ("train", "test", "preferences"):
         source = getattr(recipe.data, role)
-        if not isinstance(source, Source):
-            continue
-        key = f"data.{role}.source"
-        if source.builtin is not None and source.builtin not in SPLITS:
-            known = ", ".join(f"builtin:{name}" for name in SPLITS)
-            problems.append(Problem(key, f"no built-in set {source.source!r}; there are {known}"))
-        elif source.builtin is not None:
-            splits = SPLITS[source.builtin]
-            if source.split_for(role) not in splits:
-                message = (
-                    f"{source.source} has no split {source.split_for(role)!r}: {', '.join(splits)}"
-                )
-                problems.append(Problem(f"data.{role}.split", message))
-        elif source.path is not None and not source.path.exists():
-            problems.append(Problem(key, f"there is no file or folder {source.source}"))
-        elif source.path is not None and source.path.suffix == ".jsonl":
-            message = _wrong_first_row(source.path, recipe.task, role)
-            problems += [Problem(key, message)] if message else []
-    if recipe.evaluate and recipe.data.test is None:
-        problems.append(Problem("data.test", "evaluate: needs held-out rows; add data.test"))
+        if isinstance(source, Source):
+            problems += _check_source(f"data.{role}", source, role, recipe.task)
+    for name, given in recipe.benchmarks.items():
+        for role in given.model_fields_set:
+            source = getattr(given, role)
+            if isinstance(source, Source):
+                key, task = f"benchmarks.{name}.{role}", benchmarks.task_of(recipe, name)
+                has_rows = role in ("data", "shots")
+                problems += _check_source(key, source, "test", task if has_rows else None)
+    trains = any(trainer_of(stage.method) for stage in recipe.stages.values())
+    if trains and recipe.data.train is None:
+        problems.append(Problem("data.train", "is missing; stages train on its rows"))
     return problems
+
+
+def _check_source(key: str, source: Source, role: str, task: str | None) -> list[Problem]:
+    """What is wrong with a source of rows of a task, or of AlpacaEval's own files (None)."""
+    place = f"{key}.source"
+    if source.file is not None and (source.builtin or source.path):
+        return [Problem(f"{key}.file", "names a file inside a hub repository; source is none")]
+    if source.builtin is not None:
+        if source.builtin not in SPLITS:
+            known = ", ".join(f"builtin:{name}" for name in SPLITS)
+            return [Problem(place, f"no built-in set {source.source!r}; there are {known}")]
+        splits, split = SPLITS[source.builtin], source.split_for(role)
+        message = f"{source.source} has no split {split!r}: {', '.join(splits)}"
+        return [] if split in splits else [Problem(f"{key}.split", message)]
+    if source.path is None:
+        return []
+    if not source.path.exists():
+        return [Problem(place, f"there is no file or folder {source.source}")]
+    if task is None or source.path.suffix != ".jsonl":
+        return []
+    message = _wrong_first_row(source.path, task, role)
+    return [Problem(place, message)] if message else []
 
 
 def _wrong_first_row(path: Path, task: str, role: str) -> str | None:
@@ -121,18 +139,46 @@ def _wrong_first_row(path: Path, task: str, role: str) -> str | None:
     return None
 
 
+def _check_judge(recipe: Recipe) -> list[Problem]:
+    judged = [name for name in recipe.evaluate if name in BENCHMARKS and BENCHMARKS[name].judged]
+    if judged and recipe.judge is None:
+        message = (
+            f"is missing, and {' and '.join(judged)} compare answers: openai:MODEL (with base_url "
+            "for other endpoints), local:MODEL, or reference, for smoke runs only"
+        )
+        return [Problem("judge", message)]
+    if recipe.judge is None:
+        return []
+    from eval.judging import engine_for, template_for
+
+    problems = []
+    try:
+        engine_for(recipe.judge)
+    except InputError as error:
+        problems.append(Problem("judge", str(error)))
+    for name in judged:
+        try:
+            template_for(recipe.judge, benchmarks.options_of(recipe, name))
+        except InputError as error:
+            problems.append(Problem(f"benchmarks.{name}.template", str(error)))
+    return problems
+
+
 def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
     problems = []
-    for benchmark in recipe.evaluate:
-        if benchmark not in BENCHMARKS:
-            hint = suggest(benchmark, list(BENCHMARKS))
+    for name in recipe.evaluate:
+        if name not in BENCHMARKS:
+            hint = suggest(name, list(BENCHMARKS))
             known = ", ".join(BENCHMARKS)
-            problems.append(
-                Problem("evaluate", f"no benchmark {benchmark!r}{hint}; there are {known}")
-            )
-        elif BENCHMARKS[benchmark].task != recipe.task:
-            message = f"{benchmark} grades task {BENCHMARKS[benchmark].task}, this is {recipe.task}"
-            problems.append(Problem("evaluate", message))
+            problems.append(Problem("evaluate", f"no benchmark {name!r}{hint}; there are {known}"))
+        elif recipe.evaluate.count(name) > 1:
+            problems.append(Problem("evaluate", f"{name} is given twice"))
+        elif benchmarks.test_source(recipe, name) is None:
+            problems.append(Problem("data.test", f"{name} needs held-out rows; add data.test"))
+    for name in recipe.benchmarks:
+        if name not in recipe.evaluate:
+            problems.append(Problem(f"benchmarks.{name}", f"{name} is not in evaluate"))
+    problems += _check_judge(recipe)
     for stage in recipe.published:
         if stage not in written:
             message = f"no stage {stage!r}{suggest(stage, written)}"

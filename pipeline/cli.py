@@ -72,23 +72,53 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="list the steps, and why each would run")
     _add_recipe(plan)
-    plan.add_argument(
-        "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
-    )
+    _add_launch(plan)
     plan.set_defaults(command=_plan)
 
     run = commands.add_parser("run", help="run what is not finished, then print the table")
     _add_recipe(run)
     run.add_argument("--stage", metavar="S", help="only this stage")
-    run.add_argument(
-        "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
-    )
+    _add_launch(run)
+    _add_max_judge_calls(run)
     run.set_defaults(command=_run)
 
     report = commands.add_parser("report", help="print the table of what is finished")
     _add_recipe(report)
-    report.add_argument("--format", choices=("md", "csv", "json"), default="md")
+    report.add_argument("--format", choices=("md", "csv", "json", "html"), default="md")
     report.set_defaults(command=_report)
+
+    evaluate = commands.add_parser("evaluate", help="run benchmarks on a model, outside a recipe")
+    evaluate.add_argument("model", metavar="MODEL", help="folder, adapter, step or hub id")
+    evaluate.add_argument(
+        "--benchmark", action="append", required=True, metavar="NAME", dest="benchmarks",
+        help="gsm8k, alpaca, tldr or rouge (repeatable)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--data", metavar="SOURCE", help="test rows instead of the benchmark's own on the hub"
+    )
+    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N test rows")
+    evaluate.add_argument(
+        "--task", choices=("gsm8k", "tldr", "chat"), help="what the rows are (rouge needs it)"
+    )
+    evaluate.add_argument(
+        "--judge", metavar="JUDGE", help="openai:MODEL, local:MODEL, or reference (smoke runs)"
+    )
+    evaluate.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible endpoint")
+    _add_set(evaluate)
+    _add_runs(evaluate)
+    _add_launch(evaluate)
+    _add_max_judge_calls(evaluate)
+    evaluate.set_defaults(command=_evaluate)
+
+    score = commands.add_parser("score", help="win rates of official AlpacaEval annotation files")
+    score.add_argument("files", nargs="+", type=Path, metavar="annotations.json")
+    score.add_argument(
+        "--reference", type=Path, metavar="FILE",
+        help="model_outputs.json of the baseline: AlpacaEval's instructions in order",
+    )  # fmt: skip
+    score.add_argument("--difficulty", type=Path, metavar="CSV", help="instruction difficulties")
+    score.add_argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv")
+    score.set_defaults(command=_score)
 
     recipes = commands.add_parser("recipes", help="list the shipped recipes")
     recipes.set_defaults(command=_recipes)
@@ -107,8 +137,24 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="file or shipped name")
     _add_set(parser)
+    _add_runs(parser)
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="results (default: runs)"
+    )
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
+    )
+
+
+def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-judge-calls", type=int, metavar="N", help="refuse to put more questions to judges"
     )
 
 
@@ -155,12 +201,16 @@ def _plan(given: Any) -> int:
 
 
 def _run(given: Any) -> int:
+    return _run_plan(_load_plan(given), given, given.stage)
+
+
+def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     from pipeline import explain, shipped
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
 
-    plan = _load_plan(given)
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
-    settings = RunSettings(given.runs, launch, _retry_command(given), given.stage)
+    retry = _retry_command(given)
+    settings = RunSettings(given.runs, launch, retry, stage, given.max_judge_calls)
     if launched_by_accelerate():
         code = run_in_these_processes(plan, settings)
         if int(os.environ.get("RANK", "0")) == 0 and code == 0:
@@ -182,34 +232,66 @@ def _interrupt(signal_number: int, frame: Any) -> None:
 
 
 def _retry_command(given: Any) -> str:
-    words = ["bashrac", "run", given.recipe]
-    for override in given.overrides:
-        words += ["--set", override]
-    if given.stage:
-        words += ["--stage", given.stage]
-    if given.launch:
-        words += ["--launch", given.launch]
-    if given.runs != Path("runs"):
-        words += ["--runs", str(given.runs)]
+    """The command as it was given, with the options that it has."""
+    words = ["bashrac"]
+    words += ["evaluate", given.model] if hasattr(given, "benchmarks") else ["run", given.recipe]
+    options = (
+        ("benchmarks", "--benchmark"), ("data", "--data"), ("limit", "--limit"), ("task", "--task"),
+        ("judge", "--judge"), ("judge_url", "--judge-url"), ("overrides", "--set"),
+        ("stage", "--stage"), ("launch", "--launch"), ("runs", "--runs"),
+        ("max_judge_calls", "--max-judge-calls"),
+    )  # fmt: skip
+    for name, flag in options:
+        value = getattr(given, name, None)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and one != Path("runs"):
+                words += [flag, str(one)]
     return shlex.join(words)
 
 
+def _evaluate(given: Any) -> int:
+    from pipeline.evaluate import recipe_for
+    from pipeline.load import check_recipe
+    from pipeline.plan import make_plan
+
+    raw = recipe_for(
+        given.model,
+        given.benchmarks,
+        data=given.data,
+        limit=given.limit,
+        task=given.task,
+        judge=given.judge,
+        judge_url=given.judge_url,
+    )
+    recipe = check_recipe(raw, given.overrides, name=f"bashrac evaluate {given.model}")
+    return _run_plan(make_plan(recipe), given, None)
+
+
+def _score(given: Any) -> int:
+    from eval.rescore import describe_scores
+
+    print(describe_scores(given.files, given.reference, given.difficulty, given.gamed))
+    return 0
+
+
 def _print_report(plan: Any, runs: Path) -> None:
-    from eval.report import collect, write_all
+    from eval.report import collect
+    from eval.report_text import markdown, write_all
 
     report = collect(plan, runs)
     folder = runs / plan.recipe.name
     write_all(report, folder)
-    print(report.markdown())
+    print(markdown(report))
     print(f"\nwritten to {folder}/report.md, .csv, .json")
 
 
 def _report(given: Any) -> int:
     from eval.report import collect
+    from eval.report_text import csv_text, json_text, markdown
 
     plan = _load_plan(given)
     report = collect(plan, given.runs)
-    print({"md": report.markdown, "csv": report.csv, "json": report.json}[given.format]())
+    print({"md": markdown, "csv": csv_text, "json": json_text}[given.format](report))
     return 0
 
 

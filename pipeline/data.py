@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pipeline import builtin
 from pipeline.errors import InputError
-from pipeline.identity import cache_folder, local_digest
+from pipeline.identity import cache_folder, local_digest, local_file
 from pipeline.recipe import LOCAL_SUFFIXES, Source
 from pipeline.render import Renderer
 from pipeline.tasks import Example, PreferencePair, RowError, example_of, preference_of
@@ -178,7 +178,7 @@ def _load(source: Source) -> Any:
     import datasets
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-    path = source.path
+    path = source.path if source.file is None else local_file(source)
     try:
         if path is None:
             return datasets.load_dataset(

@@ -2,6 +2,9 @@
 
 Sampling adds keyed Gumbel noise to the scores and takes the largest, so an answer depends on
 (seed, row, sample, position) and not on the rows it shares a batch with.
+
+After solved examples (`few_shot`) a model writes on with a next question: answers end before it, as
+in lm-eval.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from pipeline.render import Renderer, renderer_for
 from pipeline.shards import write_in_shards
 from pipeline.step import StepRun
 from pipeline.tasks import Example
+
+NEXT_QUESTION = "Question:"
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ def generate_answers(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop_text: str | None = None,
+    tokenizer: Any = None,
 ) -> list[list[int]]:
     """Answer one batch of prompts.
 
@@ -80,6 +87,8 @@ def generate_answers(
         top_k: sample from the k likeliest tokens; 0 for all.
         top_p: sample from the nucleus of this mass; 1 for all.
         seed: with row id, sample and position decides what is sampled.
+        stop_text: a text that ends an answer too (and is part of it); needs the tokenizer.
+        tokenizer: the model's.
 
     The model's own generation config is left out of account.
 
@@ -104,7 +113,9 @@ def generate_answers(
                 do_sample=False,
                 eos_token_id=list(stop_ids),
                 pad_token_id=stop_ids[0],
+                stop_strings=stop_text,
             ),
+            tokenizer=tokenizer,
         )
     stops = set(stop_ids)
     return [_until_stop(row, stops) for row in output[:, input_ids.shape[1] :].tolist()]
@@ -149,6 +160,9 @@ def write_answers(step: StepRun) -> None:
     role = next(name for name in ("test", "train") if name in step.inputs)
     renderer = renderer_for(step)
     whole = load_examples(step.source(role), options["task"])
+    if "shots" in step.inputs:
+        shots = load_examples(step.source("shots"), options["task"])
+        whole = [example.with_shots(shots) for example in whole]
     examples = [renderer.fit(example) for example in whole]
     cut = sum(a is not b for a, b in zip(examples, whole, strict=True))
     if cut:
@@ -173,6 +187,8 @@ def write_answers(step: StepRun) -> None:
             top_k=options["top_k"],
             top_p=options["top_p"],
             seed=step.seed_of_round(),
+            stop_text=NEXT_QUESTION if "shots" in step.inputs else None,
+            tokenizer=renderer.tokenizer,
         )
         return [
             _answer_row(prompt, examples[prompt.row_id], ids, renderer, stop_ids)
@@ -241,12 +257,16 @@ def is_reference(row: dict[str, Any]) -> bool:
 def _answer_row(
     prompt: Prompt, example: Example, ids: list[int], renderer: Renderer, stop_ids: list[int]
 ) -> dict[str, Any]:
+    answer, next_question = renderer.answer_text(ids), ""
+    if example.shots:
+        answer, next_question, _ = answer.partition(NEXT_QUESTION)
     return {
         "id": prompt.row_id,
         "sample": prompt.sample,
         "messages": example.messages,
         "reference": example.reference,
-        "answer": renderer.answer_text(ids),
+        **({"few_shot": example.shots} if example.shots else {}),
+        "answer": answer.strip(),
         "ids": ids,
-        "finished": bool(ids) and ids[-1] in stop_ids,
+        "finished": bool(next_question) or (bool(ids) and ids[-1] in stop_ids),
     }

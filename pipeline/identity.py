@@ -41,7 +41,32 @@ def data_identity(source: Source, *, role: str) -> dict[str, Any]:
             return {"files": _tree_identity(source.path.resolve()), **chosen, "name": source.name}
         return {"file": _file_identity(source.path.resolve()), "limit": source.limit}
     commit = hub_commit(source.source, source.revision, repo_type="dataset")
-    return {"hub": source.source, "name": source.name, "revision": commit, **chosen}
+    known = {"hub": source.source, "name": source.name, "revision": commit, **chosen}
+    return {**known, "file": source.file} if source.file else known
+
+
+def local_file(source: Source) -> Path:
+    """Return a source that is one file as a local path, fetched from the hub where it lies there.
+
+    Raises:
+        InputError: when the source is not one file, or the hub does not give it.
+    """
+    if source.path is not None:
+        return source.path
+    if source.file is None:
+        raise InputError(f"{source.source}: give a local file, or a hub id with file:")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        found = hf_hub_download(
+            source.source, source.file, repo_type="dataset", revision=source.revision
+        )
+    except Exception as error:
+        raise InputError(
+            f"{source.source}: the hub does not give its file {source.file} "
+            f"({type(error).__name__}); use a local copy instead"
+        ) from None
+    return Path(found)
 
 
 def model_identity(model: str, revision: str | None) -> dict[str, Any]:

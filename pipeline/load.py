@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from eval.benchmarks import BENCHMARKS, Options
 from pipeline import options, shipped
 from pipeline.check import cross_check
 from pipeline.errors import InputError, Problem, RecipeError, suggest
-from pipeline.recipe import Recipe, StageOptions, method_module
+from pipeline.recipe import Recipe, StageOptions, method_module, written_out
 from pipeline.stages import METHODS
 
 
@@ -32,19 +33,26 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         InputError: when the file cannot be read; RecipeError with all problems at once.
     """
     path = shipped.find_recipe(str(source))
-    raw = _read_yaml(path)
+    return check_recipe(_read_yaml(path), overrides, name=str(path))
+
+
+def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) -> Recipe:
+    """Override and check a recipe that has been read; `name` is what its problems are listed under.
+
+    Raises:
+        InputError: for an override that is none; RecipeError with all problems at once.
+    """
     for override in overrides:
         _apply_override(raw, override)
     problems: list[Problem] = list(_not_finite(raw, ""))
     recipe = _validate(Recipe, raw, "", problems)
     stages = _validate_stages(raw.get("stages"), problems)
+    benchmarks = _validate_benchmarks(raw.get("benchmarks"), problems)
     if recipe is not None:
-        recipe = recipe.model_copy(update={"stages": stages})
+        recipe = recipe.model_copy(update={"stages": stages, "benchmarks": benchmarks})
         problems += cross_check(recipe, [str(name) for name in raw["stages"]])
     if problems or recipe is None:
-        raise RecipeError(
-            str(path), sorted(dict.fromkeys(problems), key=lambda problem: problem.key)
-        )
+        raise RecipeError(name, sorted(dict.fromkeys(problems), key=lambda problem: problem.key))
     return recipe
 
 
@@ -97,8 +105,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node: Any = raw
     for part in parts[:-1]:
         child = node.get(part)
-        if isinstance(child, str) and parts[0] == "data" and child != "self":
-            child = {"source": child}
+        if isinstance(child, str):
+            child = written_out(parts[0], child)
         if not isinstance(child, dict):
             child = {}
         node[part] = child
@@ -166,12 +174,28 @@ def _sentence(schema: type[BaseModel], item: Any, path: list[str]) -> str:
 def _keys_at(schema: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         field = schema.model_fields.get(part)
-        inner = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        members = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        inner = [getattr(member, "__origin__", member) for member in members]  # of an Annotated
         nested = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not nested:
             return []
         schema = nested[0]
     return [field.alias or name for name, field in schema.model_fields.items()]
+
+
+def _validate_benchmarks(raw: Any, problems: list[Problem]) -> dict[str, Options]:
+    benchmarks: dict[str, Options] = {}
+    for name, body in (raw if isinstance(raw, dict) else {}).items():
+        key = f"benchmarks.{name}"
+        if name not in BENCHMARKS:
+            hint = suggest(str(name), list(BENCHMARKS))
+            known = ", ".join(BENCHMARKS)
+            problems.append(Problem(key, f"no benchmark {name!r}{hint}; there are {known}"))
+            continue
+        found = _validate(BENCHMARKS[name].options, body, key, problems)
+        if found is not None:
+            benchmarks[name] = found
+    return benchmarks
 
 
 def _validate_stages(raw: Any, problems: list[Problem]) -> dict[str, StageOptions]:

@@ -3,7 +3,8 @@
 Decisions: (1) `dtype: auto` means float32 where all weights are trained (an update of 1e-5 of a
 weight is lost in bfloat16), bfloat16 for a base frozen under an adapter and for generation;
 (2) the embedded model is converted once from its package's GGUF file and cached as safetensors;
-(3) an adapter is only ever merged by a `merge` step, which a recipe asks for.
+(3) an adapter is only ever merged by a `merge` step, which a recipe asks for; (4) a model from
+outside may be a folder with a LoRA adapter: its base is what `adapter_config.json` names.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifact import read_json
 from pipeline.errors import InputError
 from pipeline.identity import (
     EMBEDDED_HUB_ID,
@@ -27,6 +29,7 @@ from pipeline.identity import (
 from pipeline.step import StepRun, changed_error
 
 MODEL_FOLDER = "model"
+_ADAPTER = "adapter_config.json"
 _PADDING = re.compile(r"(?<![a-z])pad(ding)?(?![a-z])")
 
 
@@ -38,6 +41,35 @@ def locate(model: str) -> str:
     if (folder / MODEL_FOLDER).is_dir():
         return str(folder / MODEL_FOLDER)
     return str(folder) if folder.is_dir() else model
+
+
+def base_of(model: str) -> str:
+    """Return where the whole model lies: of an adapter's folder its base, else the place itself."""
+    place = locate(model)
+    config = Path(place) / _ADAPTER
+    if not config.is_file():
+        return place
+    base = read_json(config).get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{config} names no base model; add base_model_name_or_path")
+    return locate(base)
+
+
+def load_config(model: str, *, revision: str | None = None) -> Any:
+    """Load a model's configuration.
+
+    Raises:
+        InputError: when the model is not there.
+    """
+    from transformers import AutoConfig
+
+    return _from_pretrained(AutoConfig, base_of(model), revision=revision)
+
+
+def window_of(model: str, *, revision: str | None = None) -> int | None:
+    """Return how many tokens a model can read, where its config says."""
+    config = load_config(model, revision=revision)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
@@ -63,14 +95,14 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
 
 def end_ids(model: str, *, revision: str | None = None) -> tuple[int, ...]:
     """Return the end tokens of a model's generation config, or of its config where it has none."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     try:
         found = GenerationConfig.from_pretrained(
-            locate(model), revision=revision or "main"
+            base_of(model), revision=revision or "main"
         ).eos_token_id
     except OSError:
-        config = _from_pretrained(AutoConfig, locate(model), revision=revision)
+        config = load_config(model, revision=revision)
         found = GenerationConfig.from_model_config(config).eos_token_id
     listed = found if isinstance(found, (list, tuple)) else [found]
     return tuple(number for number in listed if number is not None)
@@ -87,7 +119,7 @@ def load_model(
     """Load weights, with a LoRA adapter on top when there is one.
 
     Args:
-        base: hub id, folder, embedded name, or the folder of a step.
+        base: hub id, folder, embedded name, or the folder of a step; perhaps of an adapter.
         adapter: the folder of a step that trained an adapter.
         revision: hub revision of the base.
         dtype: 'float32', 'bfloat16' or 'float16'.
@@ -99,8 +131,11 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    whole = base_of(base)
+    if whole != locate(base):
+        adapter = base
     model = _from_pretrained(
-        AutoModelForCausalLM, locate(base), revision=revision, dtype=getattr(torch, dtype)
+        AutoModelForCausalLM, whole, revision=revision, dtype=getattr(torch, dtype)
     )
     if adapter is None:
         return model
@@ -153,11 +188,7 @@ def end_ids_for(step: StepRun) -> tuple[int, ...]:
 
 def window_for(step: StepRun) -> int | None:
     """Return how many tokens the model a step reads can read, where its config says."""
-    from transformers import AutoConfig
-
-    place = locate(step.inputs["base"])
-    config = _from_pretrained(AutoConfig, place, revision=_revision(step))
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return window_of(step.inputs["base"], revision=_revision(step))
 
 
 def resolve_dtype(dtype: str, *, trains_all_weights: bool) -> str:

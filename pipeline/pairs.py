@@ -35,7 +35,7 @@ def own_pair(*, chosen: dict[str, Any] | None, rejected: dict[str, Any]) -> dict
 def read_answers(step: StepRun, name: str) -> list[dict[str, Any]]:
     """Read the own answers that pairs are made of, and hand on how they were rendered."""
     folder = step.input_folders()[name]
-    step.metrics["template"] = read_record(folder)["metrics"]["template"]  # see renderer_for
+    step.metrics["rendering"] = read_record(folder)["metrics"].get("rendering")  # see renderer_for
     return read_rows(folder / SAMPLES)
 
 

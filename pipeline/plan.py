@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval import BENCHMARKS
+from eval import benchmarks
 from pipeline import artifact, options
 from pipeline.identity import data_identity, model_identity
 from pipeline.recipe import (
@@ -33,12 +33,14 @@ class Step:
     """One directory of results to make.
 
     Attributes:
-        kind: what it makes: answers, contexts, corrections, pairs, train, merge, or a benchmark.
+        kind: what it makes: answers, contexts, corrections, pairs, train, merge, overlap, or a
+            benchmark's grades.
         run: 'module:function' that makes it, given a `pipeline.step.StepRun`.
         options: everything but the inputs that decides the result.
         inputs: name -> another step, or the identity of data or a model from outside.
         places: input name -> where it lies (a data source, a model name); not part of identity.
         title: words for people.
+        alone: whether one process does the work and the others of a launch wait for it.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Step:
     inputs: dict[str, Any]
     places: dict[str, Any]
     neutral: dict[str, Any] = field(default_factory=dict)
+    alone: bool = False
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -93,6 +96,8 @@ class Plan:
     steps: list[Step]
     # (stage, benchmark, seed) -> the step that holds the result
     results: dict[tuple[str, str, int], Step]
+    # benchmark -> the step that looks for its test rows among the training rows
+    overlaps: dict[str, Step]
     # (stage, seed) -> the stage's own steps, for cost
     stage_steps: dict[tuple[str, int], list[Step]]
     # (stage, seed) -> those and the steps of its evaluation
@@ -112,6 +117,12 @@ class Builder:
         self.start = start
         self.steps: list[Step] = []
 
+    @property
+    def train_rows(self) -> Source:
+        """The recipe's training rows."""
+        assert self.recipe.data.train is not None  # the recipe's check has seen to it
+        return self.recipe.data.train
+
     def step(
         self,
         kind: str,
@@ -123,6 +134,7 @@ class Builder:
         data: dict[str, Source] | None = None,
         steps: dict[str, Step] | None = None,
         neutral: dict[str, Any] | None = None,
+        alone: bool = False,
     ) -> Step:
         """Add a step.
 
@@ -136,16 +148,15 @@ class Builder:
             data: role -> source of rows it reads.
             steps: name -> earlier step it reads.
             neutral: settings that do not change the result.
+            alone: whether one process does the work.
         """
         inputs: dict[str, Any] = dict(steps or {})
         places: dict[str, Any] = {}
         merged = dict(options or {})
         if model is not None or data:
-            merged |= {
-                "task": self.recipe.task,
-                "system": self.recipe.system,
-                "max_prompt_length": self.recipe.prompt_limit,
-            }
+            task = merged.setdefault("task", self.recipe.task)
+            merged.setdefault("system", self.recipe.system)
+            merged.setdefault("max_prompt_length", self.recipe.prompt_limit(task))
         if model is not None:
             inputs["base"] = model.base or model_identity(self.recipe.model, self.recipe.revision)
             if model.base is None:
@@ -168,6 +179,7 @@ class Builder:
             inputs=inputs,
             places=places,
             neutral=neutral or {},
+            alone=alone,
         )
         self.steps.append(added)
         return added
@@ -237,24 +249,36 @@ class Builder:
         samples: int = 1,
         sampling: SamplingOptions | None = None,
         round_number: int = 0,
+        task: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        shots: Source | None = None,
     ) -> Step:
-        """Add a step in which the model answers every prompt of a source, greedily by default."""
+        """Add a step in which the model answers every prompt of a source, greedily by default.
+
+        The source's rows are of `task`, by default the recipe's; `shots` are solved examples that
+        stand before each prompt.
+        """
         generation = self.recipe.generation
+        options: dict[str, Any] = {
+            "task": task or self.recipe.task,
+            "max_new_tokens": max_new_tokens or generation.max_new_tokens,
+            "dtype": generation.dtype,
+            "samples": samples,
+            "round": round_number,
+            "temperature": sampling.temperature if sampling else temperature,
+            "top_k": sampling.top_k if sampling else 0,
+            "top_p": sampling.top_p if sampling else 1.0,
+        }
+        if shots is not None:
+            options |= {"few_shot": shots.limit, "max_prompt_length": None}
         return self.step(
             "answers",
             "pipeline.generate:write_answers",
             title=title,
             model=model,
-            data={role: source},
-            options={
-                "max_new_tokens": generation.max_new_tokens,
-                "dtype": generation.dtype,
-                "samples": samples,
-                "round": round_number,
-                "temperature": sampling.temperature if sampling else 0.0,
-                "top_k": sampling.top_k if sampling else 0,
-                "top_p": sampling.top_p if sampling else 1.0,
-            },
+            data={role: source, **({} if shots is None else {"shots": shots})},
+            options=options,
             neutral={"batch_size": generation.batch_size},
         )
 
@@ -277,8 +301,12 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises:
         InputError: when a model or data source cannot be identified (hub not reachable and so on).
     """
-    plan = Plan(recipe, steps=[], results={}, stage_steps={}, all_steps={}, models={})
+    plan = Plan(recipe, steps=[], results={}, overlaps={}, stage_steps={}, all_steps={}, models={})
     known: dict[str, Step] = {}
+    before = Builder(recipe, next(iter(recipe.stages)), recipe.seeds[0], Model(base=None))
+    if recipe.data.train is not None:
+        for benchmark in recipe.evaluate:
+            plan.overlaps[benchmark] = benchmarks.add_overlap(benchmark, before)
     for seed in recipe.seeds:
         for name, stage in recipe.stages.items():
             start = plan.models[stage.start, seed] if stage.start else Model(base=None)
@@ -286,26 +314,13 @@ def make_plan(recipe: Recipe) -> Plan:
             model = method_module(stage.method).plan(stage, builder)
             plan.models[name, seed] = model
             plan.stage_steps[name, seed] = list(builder.steps)
-            _add_evaluation(plan, builder, model)
-            plan.all_steps[name, seed] = builder.steps
-            for step in builder.steps:
+            for benchmark in recipe.evaluate:
+                result = benchmarks.add_steps(benchmark, builder, model)
+                plan.results[name, benchmark, seed] = result
+            is_first = not plan.all_steps
+            plan.all_steps[name, seed] = [*(before.steps if is_first else []), *builder.steps]
+            for step in plan.all_steps[name, seed]:
                 if step.fingerprint not in known:
                     known[step.fingerprint] = step
                     plan.steps.append(step)
     return plan
-
-
-def _add_evaluation(plan: Plan, builder: Builder, model: Model) -> None:
-    for name in plan.recipe.evaluate:
-        benchmark = BENCHMARKS[name]
-        test = plan.recipe.data.test
-        assert test is not None  # the recipe's check has seen to it
-        answers = builder.answers(model, source=test, role="test", title=f"answers for {name}")
-        result = builder.step(
-            name,
-            benchmark.grader,
-            title=f"grade {name}",
-            options={"grader": benchmark.version},
-            steps={"answers": answers},
-        )
-        plan.results[builder.stage_name, name, builder.seed] = result

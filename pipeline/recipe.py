@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pipeline import options
 from pipeline.stages import METHODS
@@ -23,9 +24,13 @@ class Strict(BaseModel):
 
 
 class Source(Strict):
-    """Where rows come from: a hub id, a local file or folder, or `builtin:NAME`."""
+    """Where rows come from: a hub id, a local file or folder, or `builtin:NAME`.
+
+    `file` is one file inside a hub repository, for those that `datasets` cannot load as a whole.
+    """
 
     source: str = Field(min_length=1)
+    file: str | None = None
     name: str | None = None
     split: str | None = None
     revision: str | None = None
@@ -64,17 +69,25 @@ class Source(Strict):
 LOCAL_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
+def written_out(key: str, value: Any) -> Any:
+    """What plain text under a top-level key of a recipe stands for: a source, or a judge."""
+    if not isinstance(value, str) or value == "self":
+        return value
+    if key != "judge":
+        return {"source": value}
+    engine, _, model = value.partition(":")
+    return {"engine": engine, **({"model": model} if model else {})}
+
+
+AnySource = Annotated[Source, BeforeValidator(partial(written_out, "data"))]
+
+
 class Data(Strict):
-    """Training rows, held-out rows, and preference pairs."""
+    """Training rows (needed where a stage trains), held-out rows, and preference pairs."""
 
-    train: Source
-    test: Source | None = None
-    preferences: Source | Literal["self"] | None = None
-
-    @field_validator("train", "test", "preferences", mode="before")
-    @classmethod
-    def _plain_text_is_a_source(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) and value != "self" else value
+    train: AnySource | None = None
+    test: AnySource | None = None
+    preferences: AnySource | Literal["self"] | None = None
 
 
 class Generation(Strict):
@@ -83,6 +96,44 @@ class Generation(Strict):
     max_new_tokens: int = Field(default=256, ge=1)
     batch_size: int = Field(default=32, ge=1)
     dtype: DTYPES = "auto"
+
+
+class Price(Strict):
+    """What a judge costs, in any one currency."""
+
+    per_call: float = Field(default=0.0, ge=0)
+    per_million_input_tokens: float = Field(default=0.0, ge=0)
+    per_million_output_tokens: float = Field(default=0.0, ge=0)
+
+    def of(self, calls: int, input_tokens: float, output_tokens: float) -> float:
+        """The cost of calls and their tokens."""
+        by_token = (
+            input_tokens * self.per_million_input_tokens
+            + output_tokens * self.per_million_output_tokens
+        )
+        return calls * self.per_call + by_token / 1e6
+
+
+class Judge(Strict):
+    """Who says which of two answers is better.
+
+    Plain text names it too: `reference`, `local:MODEL` or `openai:MODEL`. Everything below `orders`
+    decides speed, cost and patience, not verdicts.
+    """
+
+    engine: Literal["openai", "local", "reference"]
+    model: str | None = Field(default=None, min_length=1)
+    base_url: str = "https://api.openai.com/v1"
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    reads: Literal["label", "text"] = "label"
+    request: dict[str, Any] = {}
+    orders: Literal["both", "one"] = "both"
+    price: Price | None = None
+    concurrency: int = Field(default=8, ge=1)
+    timeout_s: float = Field(default=60.0, gt=0)
+    max_retries: int = Field(default=5, ge=0)
+    max_errors: int = Field(default=0, ge=0)
 
 
 class StageOptions(Strict):
@@ -124,7 +175,7 @@ class Recipe(Strict):
     dtype: DTYPES = "auto"
     system: str | None = None
     max_prompt_length: int | None = Field(default=None, ge=1)
-    data: Data
+    data: Data = Data()
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     launch: str = "single_gpu"
     batch_size: int = Field(default=32, ge=1)
@@ -134,20 +185,23 @@ class Recipe(Strict):
     generation: Generation = Generation()
     stages: dict[str, Any] = Field(min_length=1)
     evaluate: list[str] = []
+    benchmarks: dict[str, Any] = {}
+    judge: Annotated[Judge, BeforeValidator(partial(written_out, "judge"))] | None = None
     published: dict[str, dict[str, float | str]] = {}
 
-    @property
-    def prompt_limit(self) -> int | None:
-        """The longest prompt in tokens, for training, generation and evaluation alike."""
-        given = "max_prompt_length" in self.model_fields_set
-        return self.max_prompt_length if given else _PROMPT_LIMITS.get(self.task)
+    def prompt_limit(self, task: str) -> int | None:
+        """The longest prompt in tokens: `max_prompt_length` is that of the recipe's own task."""
+        given = "max_prompt_length" in self.model_fields_set and task == self.task
+        return self.max_prompt_length if given else _PROMPT_LIMITS.get(task)
 
     def trainer_for(self, stage: StageOptions) -> dict[str, Any]:
         """The recipe's trainer options that the stage's trainer knows, under the stage's own.
 
         `max_length`, the longest row in tokens, is always among them.
         """
-        known = options.fields_of(trainer_of(stage.method))
+        trainer = trainer_of(stage.method)
+        assert trainer is not None  # only stages that train ask
+        known = options.fields_of(trainer)
         shared = {key: value for key, value in self.trainer.items() if key in known}
         return {"max_length": DEFAULT_MAX_LENGTH, **shared, **stage.trainer}
 
@@ -161,6 +215,6 @@ def method_module(method: str) -> Any:
     return import_module(METHODS[method])
 
 
-def trainer_of(method: str) -> str:
-    """The trl options class a method trains with, such as 'trl.SFTConfig'."""
+def trainer_of(method: str) -> str | None:
+    """The trl options class a method trains with, such as 'trl.SFTConfig'; None: it trains not."""
     return method_module(method).TRAINER

@@ -11,7 +11,7 @@ added once, by the template or by the tokenizer, never by both; (4) a prompt lon
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Renderer:
         max_prompt_length: longest prompt in tokens, or None.
         end_ids: tokens that the model's generation config names as ends.
         window: most tokens the model can read, or None where its config does not say.
+        plain: whether a chat template and the system message are left aside, as lm-eval does.
     """
 
     tokenizer: Any
@@ -42,11 +43,12 @@ class Renderer:
     max_prompt_length: int | None = None
     end_ids: tuple[int, ...] = ()
     window: int | None = None
+    plain: bool = False
 
     @property
     def has_template(self) -> bool:
-        """Whether the model has a chat template."""
-        return bool(getattr(self.tokenizer, "chat_template", None))
+        """Whether prompts come from the model's chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None)) and not self.plain
 
     @cached_property
     def end_of_turn_id(self) -> int:
@@ -85,13 +87,17 @@ class Renderer:
         """The tokens that stop generation, the end-of-turn token first."""
         return list(dict.fromkeys([self.end_of_turn_id, *self.end_ids]))
 
-    def digest(self, task: str) -> str:
+    def digest(self) -> str:
         """Sha256 of the tokens that probe dialogues become: the same for the same rendering."""
         turns = [("user", "One two.\n\n3"), ("assistant", "Four."), ("user", _PROBE)]
         messages = [{"role": role, "content": content} for role, content in turns]
-        examples = [Example(task, messages[-1:], _PROBE), Example(task, messages, _PROBE)]
+        examples = [
+            Example(task, dialogue, _PROBE)
+            for task in ("gsm8k", "tldr", "chat")
+            for dialogue in (messages[-1:], messages)
+        ]
         ids = [(self.prompt_ids(probe), self.answer_ids(probe, _PROBE)) for probe in examples]
-        return artifact.fingerprint({"ids": ids, "longest": self.max_prompt_length})
+        return artifact.fingerprint(ids)
 
     def prompt_starts_dialogue(self) -> bool:
         """Whether the template writes the same before an answer as it does to ask for one."""
@@ -122,8 +128,8 @@ class Renderer:
     def prompt_ids(self, example: Example) -> list[int]:
         """Token ids of the prompt, ready for the answer's first token."""
         if not self.has_template:
-            prompt = f"{self.system}\n\n{example.plain_prompt}" if self.system else None
-            return self.tokenizer(prompt or example.plain_prompt)["input_ids"]
+            before = f"{self.system}\n\n" if self.system and not self.plain else ""
+            return self.tokenizer(f"{before}{example.plain_prompt}")["input_ids"]
         messages = example.messages
         if self.system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
@@ -167,12 +173,12 @@ def renderer_for(step: StepRun) -> Renderer:
         end_ids_for(step),
         window_for(step),
     )
-    ours = step.metrics["template"] = renderer.digest(step.options["task"])
+    ours = step.metrics["rendering"] = renderer.digest()
     for name, folder in step.input_folders().items():
-        if artifact.read_record(folder)["metrics"].get("template", ours) != ours:
+        if artifact.read_record(folder)["metrics"].get("rendering") not in (None, ours):
             raise StepFailedError(
                 f"its input {name} ({folder}) was made with another chat template or tokenizer: "
                 "training, generation and evaluation must share one; delete that folder and run "
                 "the same command again"
             )
-    return renderer
+    return replace(renderer, plain=True) if step.options.get("few_shot") else renderer

@@ -40,12 +40,14 @@ class RunSettings:
         launch: the launch config.
         retry: the command to print after a failure.
         stage: run only this stage, or None for all.
+        max_judge_calls: most questions put to judges, or None for no limit.
     """
 
     runs: Path
     launch: shipped.Launch
     retry: str
     stage: str | None = None
+    max_judge_calls: int | None = None
 
 
 def launched_by_accelerate() -> bool:
@@ -94,8 +96,10 @@ def run_plan(plan: Plan, settings: RunSettings) -> None:
         steps, {step.fingerprint for step in steps} - {s.fingerprint for s in pending}
     )
     with display:
+        left = settings.max_judge_calls
         for group in _groups(pending, shared=settings.launch.processes == 1):
-            _run_group(group, settings, plan.recipe.name, display)
+            _run_group(group, settings, plan.recipe.name, display, left)
+            left = _less(left, group, settings)
 
 
 def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
@@ -109,15 +113,32 @@ def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
     pending = [step for step in steps if not artifact.is_finished(step.directory(settings.runs))]
     state.wait_for_everyone()
     _check_inputs(pending, settings)
+    left = settings.max_judge_calls
     for step in pending:
         if state.is_main_process:
             print(f"{step.stage}: {step.title}", flush=True)
-            write_spec(step, settings.runs, processes=state.num_processes, use_cpu=use_cpu)
+            write_spec(
+                step,
+                settings.runs,
+                processes=state.num_processes,
+                use_cpu=use_cpu,
+                judge_calls_left=left,
+            )
+            (step.directory(settings.runs) / ERROR).unlink(missing_ok=True)
         state.wait_for_everyone()
         code = run_steps([step.directory(settings.runs) / "step.json"])
         if code:
             return code
+        left = _less(left, [step], settings)
     return 0
+
+
+def _less(left: int | None, finished: list[Step], settings: RunSettings) -> int | None:
+    """How many judge calls are left once these steps have made theirs."""
+    if left is None:
+        return None
+    records = [artifact.read_record(step.directory(settings.runs)) for step in finished]
+    return left - sum(record["metrics"].get("judge_calls", 0) for record in records)
 
 
 def _check_inputs(pending: list[Step], settings: RunSettings) -> None:
@@ -146,10 +167,18 @@ def _groups(pending: list[Step], *, shared: bool) -> list[list[Step]]:
     return groups
 
 
-def _run_group(group: list[Step], settings: RunSettings, recipe: str, display: Display) -> None:
+def _run_group(
+    group: list[Step], settings: RunSettings, recipe: str, display: Display, left: int | None
+) -> None:
     launch = settings.launch
     specs = [
-        write_spec(step, settings.runs, processes=launch.processes, use_cpu=launch.use_cpu)
+        write_spec(
+            step,
+            settings.runs,
+            processes=launch.processes,
+            use_cpu=launch.use_cpu,
+            judge_calls_left=left,
+        )
         for step in group
     ]
     for spec in specs:

@@ -48,6 +48,8 @@ class StepRun:
         inputs: name -> folder of an earlier step, or the place of a model or data from outside.
         neutral: settings that do not change the result.
         seed: the seed.
+        alone: whether the main process does the work and the others wait for it.
+        judge_calls_left: most questions it may put to a judge, or None.
         metrics: figures for the record; the function adds to them.
     """
 
@@ -64,6 +66,8 @@ class StepRun:
     seed: int
     processes: int
     use_cpu: bool
+    alone: bool = False
+    judge_calls_left: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     _last_progress: float = 0.0
     _began: float = field(default_factory=time.monotonic)
@@ -139,7 +143,9 @@ def changed_error(place: str) -> InputError:
     )
 
 
-def write_spec(step: Any, runs: Path, *, processes: int, use_cpu: bool) -> Path:
+def write_spec(
+    step: Any, runs: Path, *, processes: int, use_cpu: bool, judge_calls_left: int | None = None
+) -> Path:
     """Write step.json for a `pipeline.plan.Step`; returns its path."""
     directory = step.directory(runs)
     inputs: dict[str, Any] = dict(step.places)
@@ -159,6 +165,8 @@ def write_spec(step: Any, runs: Path, *, processes: int, use_cpu: bool) -> Path:
         "seed": step.seed,
         "processes": processes,
         "use_cpu": use_cpu,
+        "alone": step.alone,
+        "judge_calls_left": judge_calls_left,
     }
     artifact.write_json(directory / SPEC, spec)
     return directory / SPEC
@@ -166,10 +174,13 @@ def write_spec(step: Any, runs: Path, *, processes: int, use_cpu: bool) -> Path:
 
 def run_steps(spec_files: list[Path]) -> int:
     """Run steps one after the other in this process (group); returns the exit code."""
+    judge_calls = 0
     for spec_file in spec_files:
         step = StepRun.read(spec_file)
         if artifact.is_finished(step.directory):
             continue
+        if step.judge_calls_left is not None:
+            step.judge_calls_left -= judge_calls
         try:
             execute(step)
         except BashracError as error:
@@ -181,6 +192,7 @@ def run_steps(spec_files: list[Path]) -> int:
             known = _known_failure(step, error)
             _write_error(step, str(known or f"{type(error).__name__}: {error}"), EXIT_FAILED)
             return EXIT_FAILED
+        judge_calls += step.metrics.get("judge_calls", 0)
     return 0
 
 
@@ -219,14 +231,27 @@ def _execute(step: StepRun) -> None:
     step._began = time.monotonic()
     started = datetime.now(UTC)
     _reset_peak_memory(step)
+    if step.alone and not step.state.is_main_process:
+        _wait_for_main_process(step)
+        return
     getattr(import_module(module), function)(step)
-    step.state.wait_for_everyone()
+    if not step.alone:
+        step.state.wait_for_everyone()
     if step.state.is_main_process:
         record = make_record(step, started=started, seconds=step.seconds())
         artifact.write_json(step.directory / artifact.RECORD, record)
         for leftover in (ERROR, PROGRESS):
             (step.directory / leftover).unlink(missing_ok=True)
-    step.state.wait_for_everyone()
+    if not step.alone:
+        step.state.wait_for_everyone()
+
+
+def _wait_for_main_process(step: StepRun) -> None:
+    """Wait for its record; a barrier would give up after minutes, and judging may take hours."""
+    while not artifact.is_finished(step.directory):
+        if (step.directory / ERROR).exists():
+            raise StepFailedError("the main process failed; its error is the one to read")
+        time.sleep(0.2)
 
 
 def make_record(step: StepRun, *, started: datetime, seconds: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ too long the oldest turns go; a question is never cut.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,22 +42,24 @@ class Example:
     """One row of a task.
 
     Attributes:
-        task: gsm8k, tldr or chat.
+        task: gsm8k, tldr or chat (AlpacaEval's instructions are chat).
         messages: the prompt as chat messages, ending with the user's turn.
         reference: the reference answer, without any leading space or end token.
         plain_separator: what stands between plain prompt and answer.
+        shots: solved examples before a plain prompt (see `with_shots`).
     """
 
     task: str
     messages: Messages
     reference: str
     plain_separator: str = " "
+    shots: str = ""
 
     @property
     def plain_prompt(self) -> str:
         """The prompt for a model without a chat template."""
         if len(self.messages) == 1 and self.task == "gsm8k":
-            return f"Question: {self.messages[0]['content']}\nAnswer:"
+            return f"{self.shots}Question: {self.messages[0]['content']}\nAnswer:"
         if len(self.messages) == 1 and self.task == "tldr":
             return self.messages[0]["content"]
         names = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -68,6 +70,11 @@ class Example:
         """The same example with another text in the user's last message."""
         last = {**self.messages[-1], "content": content}
         return replace(self, messages=[*self.messages[:-1], last])
+
+    def with_shots(self, solved: Sequence[Example]) -> Example:
+        """The example with solved ones before it in its plain prompt, in lm-eval's format."""
+        texts = [f"{one.plain_prompt}{one.plain_separator}{one.reference}" for one in solved]
+        return replace(self, shots="".join(f"{text}\n\n" for text in texts))
 
     def shown(self, template: str, *, answer: str = "", end: str = "") -> Example:
         """The example with the reference, and perhaps the model's own answer, in its prompt.
@@ -130,7 +137,7 @@ def example_of(task: str, row: Mapping[str, Any]) -> Example:
         RowError: when a field is missing, empty or of the wrong type.
     """
     messages, reference = _READERS[task](row)
-    return Example(task, messages, reference)
+    return Example("chat" if task == "alpaca" else task, messages, reference)
 
 
 def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
@@ -171,6 +178,15 @@ def _chat(row: Mapping[str, Any]) -> tuple[Messages, str]:
     if messages[-1]["role"] != "assistant" or len(messages) < 2:
         raise RowError("messages", "must end with a user message and the assistant's answer")
     return messages[:-1], messages[-1]["content"].strip()
+
+
+def _alpaca(row: Mapping[str, Any]) -> tuple[Messages, str]:
+    """A row of AlpacaEval's reference outputs."""
+    instruction = row.get("instruction")
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise RowError("instruction", "is missing, empty or no text")
+    # Difficulties and the judge's coin are keyed by the instruction to the last space.
+    return [{"role": "user", "content": instruction}], _text("output", row)
 
 
 def _text(field: str, row: Mapping[str, Any]) -> str:
@@ -217,4 +233,5 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Messages, str]]] = {
     "gsm8k": _gsm8k,
     "tldr": _tldr,
     "chat": _chat,
+    "alpaca": _alpaca,
 }

@@ -14,7 +14,6 @@ import pytest
 
 from eval.alpaca import (
     length_controlled_win_rate,
-    metric,
     official_order_is_flipped,
     preference_from_logprobs,
     read_annotations,
@@ -392,7 +391,7 @@ def test_a_bootstrap_interval_holds_lc_and_is_the_same_every_time(
     assert result.lc_interval.low < result.lc_win_rate < result.lc_interval.high
     assert 1.2 < result.lc_standard_error < 2.2
     without = length_controlled_win_rate(*columns, gamed, C=2.78)
-    assert without == replace(result, lc_interval=None, lc_standard_error=None)
+    assert without == replace(result, lc_interval=None, lc_standard_error=None, lc_replicates=())
 
 
 # --- scoring annotations ----------------------------------------------------------------------
@@ -753,58 +752,3 @@ def test_a_wrong_gamed_file_is_refused(tmp_path, content, message):
     (tmp_path / "g.csv").write_text(content)
     with pytest.raises(InputError, match=message):
         read_gamed(tmp_path / "g.csv")
-
-
-# --- the evaluate metrics ---------------------------------------------------------------------
-
-
-def test_the_metric_gives_the_raw_win_rate_with_an_interval():
-    result = metric().compute(
-        predictions=[
-            {"output": "Hi.", "preference": 1.25},
-            {"output": "Yo.", "preference": NAN},
-            {"output": "No.", "preference": 1.75},
-        ],
-        references=[{"instruction": text, "output": "Hi."} for text in "abc"],
-    )
-    assert (result["n"], result["win_rate"], result["level"]) == (2, 50.0, 0.95)
-    assert result["standard_error"] == pytest.approx(25.0)
-    assert (result["low"], result["high"]) == (25.0, 75.0)
-    assert "lc_win_rate" not in result
-
-
-def test_the_length_controlled_metric_gives_a_reason_where_it_gives_no_number():
-    result = metric(length_controlled=True).compute(
-        predictions=[{"output": "Hi.", "preference": 1.25}, {"output": "Yo.", "preference": 2}],
-        references=[{"instruction": text, "output": "Hi."} for text in "ab"],
-        difficulties={"a": 0.0, "b": 1.0},
-    )
-    assert result["lc_win_rate"] is None and "df_gamed.csv" in result["reason"]
-
-
-@needs_alpaca
-def test_the_length_controlled_metric_equals_the_score(annotations, difficulties, gamed, results):
-    ours = metric(length_controlled=True)
-    ours.add_batch(
-        predictions=[
-            {"output": row["output_2"], "preference": row["preference"]} for row in annotations
-        ],
-        references=[
-            {"instruction": row["instruction"], "output": row["output_1"]} for row in annotations
-        ],
-    )
-    result = ours.compute(difficulties=difficulties, gamed=gamed, resamples=20)
-    expected = results["text_davinci_001"]
-    assert result["lc_win_rate"] == expected.lc_win_rate
-    assert (result["n"], result["win_rate"], result["C"]) == (803, expected.win_rate, expected.C)
-    assert result["low"] < result["win_rate"] < result["high"]
-    assert result["lc_low"] <= result["lc_win_rate"] <= result["lc_high"]
-    assert result["reason"] is None
-
-
-def test_the_metric_refuses_what_is_no_evaluation():
-    with pytest.raises(ValueError, match="none of 1 rows"):
-        metric().compute(
-            predictions=[{"output": "Hi.", "preference": NAN}],
-            references=[{"instruction": "a", "output": "Hi."}],
-        )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.gsm8k import extract_answer, grade, lm_eval_extract, metric
+from eval.gsm8k import extract_answer, grade, lm_eval_extract
 from eval.types import Outcome
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -419,65 +419,6 @@ def test_the_same_ends_are_numbers_where_the_generation_was_complete():
 def test_lm_eval_extract(text, strict, flexible):
     assert lm_eval_extract(text, how="strict") == strict
     assert lm_eval_extract(text, how="flexible") == flexible
-
-
-# --- the evaluate metric ----------------------------------------------------------------------
-
-
-def test_metric_counts_both_ways_of_reading():
-    """Of four: strict reads 18, -, 17, 18 and is right twice; flexible 18, 18, 17, 2: also two.
-
-    The Wilson interval of 2 in 4 is (0.5 + z²/8 ± z sqrt(1/16 + z²/64)) / (1 + z²/4) with
-    z² = 3.8415: 0.5 ± 1.96 * 0.35002 / 1.96036 = 0.5 ± 0.34996.
-    """
-    result = metric().compute(
-        predictions=["#### 18", "It is 18.", "#### 17", "#### 18 = 9 * 2"],
-        references=["#### 18"] * 4,
-    )
-    assert result is not None
-    assert (result["n"], result["level"]) == (4, 0.95)
-    assert (result["accuracy_strict"], result["accuracy_flexible"]) == (0.5, 0.5)
-    assert (result["unparsed_strict"], result["unparsed_flexible"]) == (1, 0)
-    assert result["low"] == pytest.approx(0.15004, abs=2e-5)
-    assert result["high"] == pytest.approx(0.84996, abs=2e-5)
-    assert json.loads(json.dumps(result)) == result
-
-
-def test_metric_takes_marker_and_truncated():
-    result = metric().compute(
-        predictions=["A: 18", "A: 18"],
-        references=["#### 18", "#### 18"],
-        marker="A:",
-        truncated=[False, True],
-    )
-    assert result is not None
-    assert (result["accuracy_strict"], result["truncated_strict"]) == (0.5, 1)
-
-
-def test_metric_takes_batches():
-    ours = metric()
-    ours.add_batch(predictions=["#### 18"], references=["#### 18"])
-    ours.add(prediction="#### 17", reference="#### 18")
-    result = ours.compute()
-    assert result is not None
-    assert (result["n"], result["accuracy_strict"]) == (2, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ({"predictions": ["#### 18"], "references": ["none"]}, "reference has no answer"),
-        (
-            {"predictions": ["#### 18"], "references": ["#### 18"], "truncated": [False, True]},
-            "longer",
-        ),
-        ({"predictions": [], "references": []}, "empty evaluation"),
-    ],
-    ids=["bad-reference", "too-many-flags", "empty"],
-)
-def test_metric_refuses(inputs, message):
-    with pytest.raises(ValueError, match=message):
-        metric().compute(**inputs)
 
 
 # --- ground truth -----------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from eval.judge import (
     plan_calls,
     question_key,
 )
-from eval.judge_openai import preference_from_logprobs
+from eval.judge_openai import read_logprobs
 from eval.judgement import Question
 from pipeline.errors import BashracError, InputError
 
@@ -304,7 +304,7 @@ def test_a_text_reply_counts_only_with_one_clear_verdict(template, reply, p_seco
 
 def test_a_preference_is_the_second_labels_share_of_both():
     """exp(-1) / (exp(-1) + exp(-3)) = 1 / (1 + exp(-2)), whatever the other tokens have."""
-    reading = preference_from_logprobs([("The", -0.1), ("B", -1.0), ("A", -3.0)], ("A", "B"))
+    reading = read_logprobs([("The", -0.1), ("B", -1.0), ("A", -3.0)], ("A", "B"))
     assert reading.p_second == pytest.approx(1 / (1 + math.exp(-2)), abs=1e-15)
 
 
@@ -321,7 +321,7 @@ def test_a_preference_is_the_second_labels_share_of_both():
     ],
 )
 def test_a_label_that_is_not_listed_is_nought_or_nothing(top, p_second):
-    assert preference_from_logprobs(top, ("A", "B")).p_second == p_second
+    assert read_logprobs(top, ("A", "B")).p_second == p_second
 
 
 needs_alpaca = pytest.mark.skipif(

@@ -17,7 +17,21 @@ def plan_of(recipe_dict, write_recipe):
 
 
 def kinds(plan, stage):
-    return [step.kind for step in plan.steps if step.stage == stage]
+    return [step.kind for step in plan.steps if step.stage == stage and step.kind != "overlap"]
+
+
+def first_trained(plan):
+    return next(step for step in plan.steps if step.kind == "train")
+
+
+def test_test_rows_are_looked_for_in_the_training_rows_once_and_first(plan_of):
+    plan = plan_of(overrides=["seeds=[0, 1]"])
+    assert [step.kind for step in plan.steps].count("overlap") == 1
+    assert plan.steps[0] == plan.overlaps["gsm8k"]
+    assert plan.steps[0] in select_steps(plan, "sft"), "--stage sft brings it too"
+    assert plan_of(overrides=["data.preferences.limit=3"]).steps[0].fingerprint != (
+        plan.steps[0].fingerprint
+    )
 
 
 def test_stages_expand_to_steps_each_model_followed_by_its_evaluation(plan_of):
@@ -38,7 +52,7 @@ def test_each_round_writes_contexts_with_the_model_of_the_round_before(plan_of):
         "answers",
         "gsm8k",
     ]
-    sft = next(step for step in plan.steps if step.stage == "sft")
+    sft = first_trained(plan)
     assert steps[0].inputs["base"] is sft
     assert steps[2].inputs["base"] is steps[1]
     assert steps[3].inputs["base"] is steps[1]
@@ -49,7 +63,7 @@ def test_a_stage_two_others_start_from_is_trained_once(plan_of):
     trained = [
         step.inputs["base"] for step in plan.steps if step.kind == "train" and step.stage != "sft"
     ]
-    sft = plan.steps[0]
+    sft = first_trained(plan)
     assert trained.count(sft) == 2  # bash and sft-dpo; bash-dpo starts from bash
     assert len({step.fingerprint for step in plan.steps}) == len(plan.steps)
 
@@ -57,9 +71,9 @@ def test_a_stage_two_others_start_from_is_trained_once(plan_of):
 def test_two_stages_with_the_same_options_are_one_step(recipe_dict, plan_of):
     recipe_dict["stages"] = {"a": {"method": "sft"}, "b": {"method": "sft"}}
     plan = plan_of()
-    assert [step.kind for step in plan.steps] == ["train", "answers", "gsm8k"]
+    assert [step.kind for step in plan.steps] == ["overlap", "train", "answers", "gsm8k"]
     assert plan.results["a", "gsm8k", 0].fingerprint == plan.results["b", "gsm8k", 0].fingerprint
-    assert select_steps(plan, "b") == plan.steps, "--stage b must run what it shares with a"
+    assert select_steps(plan, "b") == plan.steps[1:], "--stage b must run what it shares with a"
 
 
 @pytest.mark.parametrize(
@@ -98,10 +112,11 @@ def test_hardware_and_logging_do_not_change_identity(plan_of, override):
 def test_an_option_changes_the_steps_it_decides_and_no_others(plan_of, override, unchanged):
     before, after = plan_of(), plan_of(overrides=[override])
     for stage in before.recipe.stages:
-        same = [s.fingerprint for s in before.steps if s.stage == stage] == [
-            s.fingerprint for s in after.steps if s.stage == stage
-        ]
-        assert same == (stage in unchanged), stage
+        old, new = (
+            [s.fingerprint for s in plan.steps if s.stage == stage and s.kind != "overlap"]
+            for plan in (before, after)
+        )
+        assert (old == new) == (stage in unchanged), stage
 
 
 def test_the_number_of_test_rows_changes_answers_only(plan_of):
@@ -149,12 +164,12 @@ def test_rounds_merge_the_parents_adapter_once_not_their_own(recipe_dict, plan_o
 def test_neftune_noise_scales_with_the_padded_batch_so_micro_batches_count(plan_of):
     neftune = ["stages.sft.trainer={neftune_noise_alpha: 5}"]
     before, after = plan_of(overrides=neftune), plan_of(overrides=[*neftune, "micro_batch_size=1"])
-    assert before.steps[0].fingerprint != after.steps[0].fingerprint
+    assert first_trained(before).fingerprint != first_trained(after).fingerprint
 
 
 def test_a_hub_source_is_loaded_at_the_commit_in_its_identity(plan_of, hub_cache):
     hub_cache("some/data", "e53f048856ff4f594e959d75785d2c2d37b678ee")
-    step = plan_of(overrides=["data.train.source=some/data"]).steps[0]
+    step = first_trained(plan_of(overrides=["data.train.source=some/data"]))
     assert step.inputs["train"]["revision"] == "e53f048856ff4f594e959d75785d2c2d37b678ee"
     assert step.places["train"]["revision"] == step.inputs["train"]["revision"]
 

@@ -166,5 +166,5 @@ def test_weights_saved_with_another_template_are_not_evaluated(
 def test_the_template_a_step_used_stands_in_its_record(recipe_dict, write_recipe, run_steps_here):
     plan, runs = run_steps_here(write_recipe(recipe_dict))
     records = [artifact.read_record(step.directory(runs)) for step in plan.steps]
-    templates = {r["metrics"]["template"] for r in records if "template" in r["metrics"]}
+    templates = {r["metrics"]["rendering"] for r in records if "rendering" in r["metrics"]}
     assert len(templates) == 1

@@ -6,10 +6,21 @@ import json
 
 import pytest
 
-from eval.report import collect, write_all
+from eval.gsm8k import grade_answers
+from eval.report import Cell, Difference, collect
+from eval.report_text import cell_words, csv_text, json_text, markdown, write_all
 from pipeline import artifact
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
+from pipeline.step import StepRun, write_spec
+
+RECORD = {
+    "seconds": 10.0,
+    "metrics": {"tokens_trained": 1000},
+    "device": "cpu",
+    "host": "here",
+    "versions": {"trl": "1.16.0"},
+}
 
 
 @pytest.fixture
@@ -26,24 +37,22 @@ def finished(recipe_dict, write_recipe, tmp_path):
         for (stage, _, seed), step in plan.results.items():
             if seed not in scores.get(stage, {}):
                 continue
-            from eval.gsm8k import summarise
-
-            values = scores[stage][seed]
-            grade = {1: "correct", 0: "wrong"}
-            rows = [
-                {"id": i, "strict": grade[v], "flexible": grade[v], "truncated": not v and i == 0}
-                for i, v in enumerate(values)
-            ]
-            artifact.write_json(step.directory(runs) / artifact.RESULT, summarise(rows))
-            for done in [*plan.stage_steps[stage, seed], step]:
-                record = {
-                    "seconds": 10.0,
-                    "metrics": {"tokens_trained": 1000},
-                    "device": "cpu",
-                    "host": "here",
-                    "versions": {"trl": "1.16.0"},
+            # 1 is a right answer, 0 a wrong one, None one that was cut off before its number.
+            texts = {1: "#### 7", 0: "#### 8", None: "Seven plus"}
+            samples = [
+                {
+                    "id": i,
+                    "answer": texts[score],
+                    "reference": "#### 7",
+                    "finished": score is not None,
                 }
-                artifact.write_json(done.directory(runs) / artifact.RECORD, record)
+                for i, score in enumerate(scores[stage][seed])
+            ]
+            answers = step.inputs["answers"].directory(runs)
+            artifact.write_rows(answers / artifact.SAMPLES, samples)
+            grade_answers(StepRun.read(write_spec(step, runs, processes=1, use_cpu=True)))
+            for done in [*plan.stage_steps[stage, seed], step]:
+                artifact.write_json(done.directory(runs) / artifact.RECORD, RECORD)
         return plan, runs
 
     return finish
@@ -57,21 +66,41 @@ def test_a_stage_is_compared_with_sft_on_the_same_examples(finished):
     plan, runs = finished(
         {"sft": {0: [1, 1, 0, 0, 0, 0, 0, 0]}, "bash": {0: [1, 1, 1, 1, 1, 1, 0, 0]}}
     )
-    sft, bash = collect(plan, runs).rows
-    assert (sft.score, sft.difference) == (25.0, None)
-    assert bash.score == 75.0 and bash.difference == 50.0
-    assert bash.p_value == pytest.approx(0.125)
-    assert (bash.low, bash.high) == (pytest.approx(40.93, abs=0.01), pytest.approx(92.85, abs=0.01))
-    assert 0 < bash.difference_low < 50 < bash.difference_high
-    assert sft.truncated == 0 and bash.n == 8
+    report = collect(plan, runs)
+    sft, bash = report.rows
+    assert (sft.primary.value, sft.difference) == (25.0, None)
+    assert list(bash.measures) == ["strict", "flexible", "cut off"]
+    wilson = (pytest.approx(40.93, abs=0.01), pytest.approx(92.85, abs=0.01))
+    assert bash.primary == Cell(75.0, *wilson, n=8)
+    found = bash.difference
+    assert (found.value, found.n, found.p_value) == (50.0, 8, pytest.approx(0.125))
+    assert 0 < found.low < 50 < found.high and found.words == "better"
+    assert sft.measures["cut off"].value == 0 and bash.n == 8
     # bash has two steps of its own, contexts and train, of 10 s each
-    assert (sft.seconds, bash.seconds, bash.tokens_trained) == (10.0, 20.0, 2000)
+    costs = [(cost.seconds, cost.tokens_trained) for cost in report.costs]
+    assert costs == [(10.0, 1000), (20.0, 2000)]
+
+
+def test_every_example_has_one_outcome_and_all_are_shown(finished):
+    plan, runs = finished({"sft": {0: [1, 0, None, None]}})
+    (row, _) = collect(plan, runs).rows
+    assert row.counts == {"correct": 1, "wrong": 1, "unparsed": 0, "truncated": 2, "errored": 0}
+    assert "1 correct, 1 wrong, 2 truncated" in markdown(collect(plan, runs))
+    assert row.measures["cut off"].value == 50.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.1, 2, "better"), (-2, -0.1, "worse"), (0, 2, "noise"), (-2, 0, "noise"), (-1, 1, "noise")],
+)
+def test_a_difference_is_marked_only_where_its_interval_excludes_0(low, high, words):
+    assert Difference((low + high) / 2, low, high, n=9).words == words
 
 
 def test_a_difference_whose_interval_holds_0_is_called_noise(finished):
     plan, runs = finished({"sft": {0: [1, 0, 1, 0]}, "bash": {0: [0, 1, 1, 0]}})
-    text = collect(plan, runs).markdown()
-    (line,) = [line for line in text.splitlines() if line.startswith("| bash")]
+    text = markdown(collect(plan, runs))
+    line = next(line for line in text.splitlines() if line.startswith("| bash"))
     assert "+0.0 [" in line and "noise" in line
 
 
@@ -81,20 +110,25 @@ def test_seeds_are_averaged_and_paired_seed_by_seed(finished):
         seeds=[0, 1],
     )
     sft, bash = collect(plan, runs).rows
-    assert (sft.seeds, sft.score, bash.score, bash.difference) == (2, 37.5, 62.5, 25.0)
-    assert bash.p_value is None and bash.low <= 62.5 <= bash.high
+    assert (sft.seeds, sft.primary.value, bash.primary.value) == (2, 37.5, 62.5)
+    assert (bash.difference.value, bash.difference.p_value) == (25.0, None)
+    assert bash.primary.low <= 62.5 <= bash.primary.high
+    # Means 50 and 75: the sample standard deviation of two numbers 25 apart.
+    assert bash.primary.spread == pytest.approx(25 / 2**0.5)
+    assert "62.5 ± 17.7 % [" in markdown(collect(plan, runs))
 
 
 def test_an_unfinished_stage_is_said_to_be_so_and_never_0(finished):
     plan, runs = finished({"sft": {0: [1, 0]}})
     report = collect(plan, runs)
-    assert report.rows[1].score is None
-    assert "not finished" in report.markdown()
+    assert report.rows[1].primary is None
+    line = next(line for line in markdown(report).splitlines() if line.startswith("| bash"))
+    assert "not finished" in line and "%" not in line
 
 
 def test_published_numbers_keep_their_star(finished):
     plan, runs = finished({"sft": {0: [1, 0]}}, published={"sft": {"gsm8k": "56.76*"}})
-    text = collect(plan, runs).markdown()
+    text = markdown(collect(plan, runs))
     assert "56.76*" in text and "quoted by a third party" in text
 
 
@@ -104,10 +138,12 @@ def test_csv_and_json_hold_the_same_rows(finished, tmp_path):
     write_all(report, tmp_path / "out")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/report.csv").read_text())))
     saved = json.loads((tmp_path / "out/report.json").read_text())
-    assert (
-        [row["stage"] for row in rows] == [row["stage"] for row in saved["rows"]] == ["sft", "bash"]
-    )
-    assert float(rows[1]["score"]) == saved["rows"][1]["score"] == pytest.approx(200 / 3)
+    strict = {row["stage"]: float(row["value"]) for row in rows if row["measure"] == "strict"}
+    ours = {row["stage"]: row["measures"]["strict"]["value"] for row in saved["rows"]}
+    assert strict == ours == {"sft": pytest.approx(100 / 3), "bash": pytest.approx(200 / 3)}
+    trained = {row["stage"]: row["value"] for row in rows if row["measure"] == "tokens trained"}
+    assert trained == {"sft": "1000", "bash": "2000"}
+    assert csv_text(report) + "\n" == (tmp_path / "out/report.csv").read_text()
 
 
 def test_a_recipe_without_benchmarks_has_a_table_of_costs(finished):
@@ -116,7 +152,7 @@ def test_a_recipe_without_benchmarks_has_a_table_of_costs(finished):
     record = {"seconds": 10.0, "metrics": {"tokens_trained": 1000}, "device": "cpu", "host": "here",
               "versions": {}}  # fmt: skip
     artifact.write_json(step.directory(runs) / artifact.RECORD, record)
-    lines = collect(plan, runs).markdown().splitlines()
+    lines = markdown(collect(plan, runs)).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
     assert cells[0] == ["stage", "train", "tokens trained", "tokens written"]
     assert cells[2:] == [["sft", "10 s", "1,000", "0"], ["bash", "not finished", "", ""]]
@@ -133,7 +169,7 @@ def test_rounds_and_warnings_stand_below_the_table(finished):
     }
     artifact.write_json(contexts.directory(runs) / artifact.RECORD, record)
     report = collect(plan, runs)
-    lines = report.markdown().splitlines()
+    lines = markdown(report).splitlines()
     head = lines.index("## Self-generated rows: contexts")
     assert [cell.strip() for cell in lines[head + 2].split("|")[1:-1]] == [
         "stage", "seed", "rows", "differ from the reference",
@@ -145,4 +181,117 @@ def test_rounds_and_warnings_stand_below_the_table(finished):
         "2.7 %",
     ]
     assert lines[-1] == "- bash: 3 of 9 rows dropped"
-    assert json.loads(report.json())["rounds"][0]["figures"]["rows"] == 1234
+    assert json.loads(json_text(report))["rounds"][0]["figures"]["rows"] == 1234
+
+
+# --- judged benchmarks --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged(recipe_dict, write_recipe, tmp_path):
+    """Write AlpacaEval results as its grading does: {stage: {seed: preferences in [0, 1]}}."""
+
+    def finish(preferences, *, controlled=(), ids=None, **change):
+        from eval.results import measure, replicated
+        from eval.types import Interval
+
+        files = {"data": str(_outputs(tmp_path)), "difficulty": None, "gamed": None}
+        recipe = recipe_dict | {
+            "stages": {"sft": {"method": "sft"}, "bash": {"method": "bash"}},
+            "evaluate": ["alpaca"],
+            "judge": "reference",
+            "benchmarks": {"alpaca": files},
+        }
+        plan = make_plan(load_recipe(write_recipe(recipe | change)))
+        runs = tmp_path / "runs"
+        for stage, per_seed in preferences.items():
+            for seed, scores in per_seed.items():
+                step = plan.results[stage, "alpaca", seed]
+                measures = {"win rate": measure(scores)}
+                if (stage, seed) in controlled:
+                    value, replicates = controlled[stage, seed]
+                    lc = replicated(
+                        value, Interval(min(replicates), max(replicates)), 4, replicates
+                    )
+                    measures = {"LC win rate": lc, **measures}
+                result = {
+                    "benchmark": "alpaca",
+                    "primary": next(iter(measures)),
+                    "n": len(scores),
+                    "measures": measures,
+                    "counts": {
+                        "win": len(scores) - scores.count(None),
+                        "errored": scores.count(None),
+                    },
+                    "ids": ids or list(range(len(scores))),
+                }
+                artifact.write_json(step.directory(runs) / artifact.RESULT, result)
+                artifact.write_json(step.directory(runs) / artifact.RECORD, RECORD)
+        return plan, runs
+
+    return finish
+
+
+def _outputs(folder):
+    rows = [
+        {"dataset": "d", "instruction": f"Say {i}.", "output": "So.", "generator": "baseline"}
+        for i in range(4)
+    ]
+    path = folder / "outputs.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_an_example_without_a_verdict_is_left_out_of_the_number_and_of_the_difference(judged):
+    """sft over rows 0, 1, 2: 0.5; bash over 0, 1, 3: 0.7; both over 0, 1: 0.6 - 0.25 = +35."""
+    plan, runs = judged({"sft": {0: [0.25, 0.25, 1.0, None]}, "bash": {0: [0.6, 0.6, None, 0.9]}})
+    sft, bash = collect(plan, runs).rows
+    assert (sft.primary.value, sft.primary.n, sft.n) == (pytest.approx(50), 3, 4)
+    assert (bash.primary.value, bash.primary.n) == (pytest.approx(70), 3)
+    assert (bash.difference.value, bash.difference.n) == (pytest.approx(35), 2)
+    text = markdown(collect(plan, runs))
+    assert "(n 3)" in text and "3 win, 1 errored" in text
+    assert "Judge: ROUGE-L with the reference answer (a smoke test, no judge of quality)." in text
+
+
+def test_a_length_controlled_difference_is_that_of_the_same_resamples(judged):
+    """The replicates differ by 2, 2, 2 and 3 although each scatters by 20: the interval is [2, 3]."""
+    base, ours = [10.0, 20.0, 30.0, 10.0], [12.0, 22.0, 32.0, 13.0]
+    plan, runs = judged(
+        {"sft": {0: [0.2] * 4}, "bash": {0: [0.4] * 4}},
+        controlled={("sft", 0): (18.0, base), ("bash", 0): (20.5, ours)},
+    )
+    _, bash = collect(plan, runs).rows
+    assert list(bash.measures) == ["LC win rate", "win rate"]
+    assert bash.difference.value == 2.5
+    assert 2 <= bash.difference.low < bash.difference.high <= 3
+
+
+def test_length_controlled_rates_of_several_seeds_are_averaged(judged):
+    plan, runs = judged(
+        {"sft": {0: [0.2] * 4, 1: [0.2] * 4}, "bash": {0: [0.4] * 4, 1: [0.4] * 4}},
+        controlled={
+            ("sft", 0): (10.0, [9.0, 11.0] * 99), ("sft", 1): (12.0, [11.0, 13.0] * 99),
+            ("bash", 0): (20.0, [19.0, 21.0] * 99), ("bash", 1): (26.0, [25.0, 27.0] * 99),
+        },
+        seeds=[0, 1],
+    )  # fmt: skip
+    _, bash = collect(plan, runs).rows
+    assert (bash.primary.value, bash.primary.spread) == (23.0, pytest.approx(18**0.5))
+    # Seeds differ by 10 and by 14 points on every resample.
+    assert (bash.difference.value, bash.difference.low, bash.difference.high) == (12, 10, 14)
+
+
+def test_a_length_controlled_rate_without_a_counterpart_is_not_compared(judged):
+    plan, runs = judged(
+        {"sft": {0: [0.2] * 4}, "bash": {0: [0.4] * 4}},
+        controlled={("bash", 0): (20.5, [20.0, 21.0])},
+    )
+    assert collect(plan, runs).rows[1].difference is None
+
+
+def test_a_number_over_fewer_examples_says_so():
+    assert cell_words(Cell(50.0, 40.0, 60.0, n=98), 100) == "50.0 % [40.0, 60.0] (n 98)"
+    assert cell_words(Cell(812.3, 800.0, 820.0, 100, "characters"), 100) == (
+        "812.3 characters [800.0, 820.0]"
+    )

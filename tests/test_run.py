@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 def test_a_recipe_runs_to_its_table_and_a_second_run_does_nothing(
     bashrac, recipe_dict, write_recipe, tmp_path
 ):
-    """All eight arms. spin and rac share the answers of sft, so 28 steps and not 29."""
+    """All eight arms. spin and rac share the answers of sft, so 29 steps and not 30."""
     arms = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())["stages"]
     assert len(arms) == 8 and arms["spin"].pop("prompts")
     path = write_recipe(recipe_dict | {"stages": arms})
@@ -20,24 +20,25 @@ def test_a_recipe_runs_to_its_table_and_a_second_run_does_nothing(
     assert first.returncode == 0, first.stdout + first.stderr
     assert "| bash-dpo" in first.stdout and "bash, contexts: done in" in first.stdout
     records = sorted(tmp_path.glob("runs/steps/*/record.json"))
-    assert len(records) == 28
+    assert len(records) == 29
     times = [path.stat().st_mtime_ns for path in records]
     second = bashrac("run", path)
     assert second.returncode == 0 and "started" not in second.stdout
     assert [path.stat().st_mtime_ns for path in records] == times
     table = lambda text: [line for line in text.splitlines() if line.startswith("|")]  # noqa: E731
-    # Head, rule and eight arms; then head, rule and a row for pairs, contexts and corrections.
-    assert table(second.stdout) == table(first.stdout) and len(table(first.stdout)) == 10 + 3 * 3
+    # Twice head, rule and eight arms (grades and costs); then head, rule and a row for pairs,
+    # contexts and corrections.
+    assert table(second.stdout) == table(first.stdout) and len(table(first.stdout)) == 20 + 3 * 3
     for suffix in ("md", "csv", "json"):
         assert (tmp_path / "runs" / "tiny" / f"report.{suffix}").stat().st_size > 100
     record = json.loads(records[0].read_text())
     assert {"kind", "fingerprint", "identity", "inputs", "seed", "versions", "host", "device",
             "started", "ended", "seconds", "peak_memory_bytes", "metrics", "files"} <= set(record)  # fmt: skip
     plan = bashrac("plan", path)
-    assert "28 steps: 28 done, 0 to run" in plan.stdout
+    assert "29 steps: 29 done, 0 to run" in plan.stdout
     changed = bashrac("plan", path, "--set", "stages.bash.beta=0.3")
     assert "changed since the last run: beta 0.2 -> 0.3" in changed.stdout
-    assert "28 steps: 21 done, 7 to run" in changed.stdout
+    assert "29 steps: 22 done, 7 to run" in changed.stdout
     assert "accelerate launch --config_file" in changed.stdout
 
 
@@ -153,7 +154,7 @@ def test_ctrl_c_ends_the_launched_processes_and_the_next_run_goes_on(
             assert str(spec).encode() not in command_line.read_bytes(), "a process was left behind"
         except OSError:
             continue  # it has ended while we looked
-    assert not list(tmp_path.glob("runs/steps/*/record.json"))
+    assert not list(tmp_path.glob("runs/steps/train-*/record.json"))
     assert "to run: it was stopped" in bashrac("plan", path).stdout
 
 
@@ -175,10 +176,9 @@ def test_copy_starts_a_recipe_and_never_overwrites(bashrac, tmp_path):
 def test_report_formats_of_an_unfinished_recipe(bashrac, recipe_dict, write_recipe):
     path = write_recipe(recipe_dict)
     assert "not finished" in bashrac("report", path).stdout
-    assert (
-        json.loads(bashrac("report", path, "--format", "json").stdout)["rows"][0]["score"] is None
-    )
-    assert bashrac("report", path, "--format", "csv").stdout.startswith("stage,method,benchmark")
+    (row, *_) = json.loads(bashrac("report", path, "--format", "json").stdout)["rows"]
+    assert (row["stage"], row["n"], row["measures"]) == ("sft", None, {})
+    assert bashrac("report", path, "--format", "csv").stdout.startswith("benchmark,stage,method")
 
 
 def test_a_warning_is_shown_while_the_run_goes_on_and_in_the_report(
@@ -208,7 +208,7 @@ def test_a_run_whose_output_nobody_reads_any_more_does_not_end_as_done(
         command, cwd=tmp_path, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        assert process.stdout.readline().startswith("3 steps")
+        assert process.stdout.readline().startswith("4 steps")
         process.stdout.close()
         said = process.stderr.read()
         assert process.wait(timeout=60) == 1

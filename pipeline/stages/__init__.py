@@ -1,6 +1,7 @@
 """One file a method. Adding a method is a file here, a line in METHODS, and its test."""
 
 METHODS = {
+    "base": "pipeline.stages.base",
     "sft": "pipeline.stages.sft",
     "bash": "pipeline.stages.bash",
     "rac": "pipeline.stages.rac",

@@ -81,7 +81,7 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
 def plan(stage: Options, build: Builder) -> Model:
     """Two steps a round: contexts, train."""
     model = build.start
-    data = {"train": build.recipe.data.train}
+    data = {"train": build.train_rows}
     for number in range(1, stage.rounds + 1):
         beta = (
             stage.beta.at(number, stage.rounds) if isinstance(stage.beta, Schedule) else stage.beta

@@ -70,7 +70,7 @@ def plan(stage: Options, build: Builder) -> Model:
         return build.train(TRAIN, title="train", model=build.start, data=data)
     answers = build.answers(
         build.start,
-        source=build.recipe.data.train.limited(stage.prompts),
+        source=build.train_rows.limited(stage.prompts),
         role="train",
         title=f"{stage.samples} answers a prompt",
         samples=stage.samples,

@@ -81,9 +81,9 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
 def plan(stage: Options, build: Builder) -> Model:
     """Three steps a round: answers, corrections, train."""
     model, recipe = build.start, build.recipe
-    data = {"train": recipe.data.train}
+    data = {"train": build.train_rows}
     for number in range(1, stage.rounds + 1):
-        answers = build.own_answers(model, recipe.data.train, number)
+        answers = build.own_answers(model, build.train_rows, number)
         corrections = build.step(
             "corrections",
             "pipeline.stages.rac:write_corrections",

@@ -43,7 +43,7 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
 def plan(stage: Options, build: Builder) -> Model:
     """One training step."""
     del stage
-    data = {"train": build.recipe.data.train}
+    data = {"train": build.train_rows}
     return build.train(TRAIN, title="train", model=build.start, data=data)
 
 
@@ -53,7 +53,7 @@ def train_round(build: Builder, model: Model, rows: Step, number: int, ratio: fl
         TRAIN,
         title=build.in_round("train", number),
         model=model,
-        data={"train": build.recipe.data.train},
+        data={"train": build.train_rows},
         steps={"rows": rows},
         more={"lambda": ratio},
     )

@@ -74,7 +74,7 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
 def plan(stage: Options, build: Builder) -> Model:
     """Three steps a round: answers, pairs, train."""
     model = build.start
-    source = build.recipe.data.train.limited(stage.prompts)
+    source = build.train_rows.limited(stage.prompts)
     earlier: dict[str, Step] = {}
     for number in range(1, stage.rounds + 1):
         answers = build.own_answers(model, source, number)

@@ -1,0 +1,220 @@
+"""The benchmarks: whose rows they ask, how answers are written, and which step grades them.
+
+A benchmark is two steps after a stage: the model answers the test rows, then the answers are graded
+(and, where two answers are compared, judged). Answers are an artifact of their own, so a changed
+grader or judge never samples again, and two benchmarks on the same rows share their answers.
+Nothing here imports torch or datasets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import Field
+
+from pipeline.recipe import AnySource, Recipe, Source, Strict
+
+if TYPE_CHECKING:
+    from pipeline.plan import Builder, Model, Step
+
+_ALPACA_EVAL = "tatsu-lab/alpaca_eval"
+
+
+class Options(Strict):
+    """Keys of every benchmark, under `benchmarks: {NAME: ...}`.
+
+    Attributes:
+        data: test rows; by default the recipe's own where it has the benchmark's task, else the
+            benchmark's set on the hub.
+        max_new_tokens: longest answer; by default `generation.max_new_tokens`, 53 for tldr.
+        temperature: 0 is greedy; by default 0, and 0.01 for tldr.
+    """
+
+    data: AnySource | None = None
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0)
+
+
+class Gsm8kOptions(Options):
+    """`few_shot` solved questions of `shots` stand before each, in lm-eval's plain format."""
+
+    few_shot: int = Field(default=0, ge=0)
+    shots: AnySource | None = None
+
+
+class TldrOptions(Options):
+    """`template` is what the judge is told: a name in eval/prompts/ or a file."""
+
+    template: str = "tldr_dpo_concise"
+
+
+class AlpacaOptions(Options):
+    """`data` holds the baseline's answers, in AlpacaEval's order; the CSV files are AlpacaEval's.
+
+    Without `gamed` or `difficulty` (null) there is no length-controlled win rate.
+    """
+
+    template: str = "alpaca_eval_2"
+    difficulty: AnySource | None = Source(source=_ALPACA_EVAL, file="df_gamed.csv")
+    gamed: AnySource | None = Source(source=_ALPACA_EVAL, file="df_gamed.csv")
+
+
+class Benchmark(NamedTuple):
+    """A benchmark.
+
+    Attributes:
+        run: the step function that grades.
+        version: raised when grading changes, so that stored answers are graded again.
+        task: what its rows are; None for the recipe's own.
+        options: the schema of its keys.
+        hub: its test set on the hub, None where it asks the recipe's own.
+        judged: whether a judge compares answers.
+    """
+
+    run: str
+    version: int
+    task: str | None
+    options: type[Options]
+    hub: Source | None
+    judged: bool
+
+
+BENCHMARKS = {
+    "gsm8k": Benchmark(
+        run="eval.gsm8k:grade_answers",
+        version=2,
+        task="gsm8k",
+        options=Gsm8kOptions,
+        hub=Source(source="openai/gsm8k", name="main", split="test"),
+        judged=False,
+    ),
+    "alpaca": Benchmark(
+        run="eval.alpaca:grade_answers",
+        version=1,
+        task="alpaca",
+        options=AlpacaOptions,
+        hub=Source(source=_ALPACA_EVAL, file="alpaca_eval_gpt4_baseline.json"),
+        judged=True,
+    ),
+    "tldr": Benchmark(
+        run="eval.tldr:grade_answers",
+        version=1,
+        task="tldr",
+        options=TldrOptions,
+        hub=Source(source="vwxyzjn/summarize_from_feedback_tldr_3_filtered", split="test"),
+        judged=True,
+    ),
+    "rouge": Benchmark(
+        run="eval.rouge:grade_answers",
+        version=1,
+        task=None,
+        options=Options,
+        hub=None,
+        judged=False,
+    ),
+}
+_SHOTS = Source(source="openai/gsm8k", name="main", split="train")
+_MAX_NEW_TOKENS = {"tldr": 53}
+_TEMPERATURE = {"tldr": 0.01}
+
+
+def options_of(recipe: Recipe, name: str) -> Options:
+    """The keys of a benchmark; `rouge` without its own has those of its task's benchmark."""
+    if name == "rouge" and name not in recipe.benchmarks and recipe.task in BENCHMARKS:
+        given = recipe.benchmarks.get(recipe.task, Options())
+        return Options(**given.model_dump(include=set(Options.model_fields)))
+    return recipe.benchmarks.get(name) or BENCHMARKS[name].options()
+
+
+def task_of(recipe: Recipe, name: str) -> str:
+    """The task whose rows a benchmark asks."""
+    return BENCHMARKS[name].task or recipe.task
+
+
+def test_source(recipe: Recipe, name: str) -> Source | None:
+    """Where a benchmark's test rows come from, or None where the recipe must say it."""
+    given = options_of(recipe, name).data
+    if given is not None:
+        return given
+    own_task = task_of(recipe, name) == recipe.task
+    return recipe.data.test if own_task else BENCHMARKS[name].hub
+
+
+def add_steps(name: str, build: Builder, model: Model) -> Step:
+    """Add a benchmark's steps for one stage and return the one that holds its result."""
+    recipe, benchmark = build.recipe, BENCHMARKS[name]
+    options, task, test = options_of(recipe, name), task_of(recipe, name), test_source(recipe, name)
+    assert test is not None  # the recipe's check has seen to it
+    temperature = options.temperature
+    answers = build.answers(
+        model,
+        source=test,
+        role="test",
+        title=f"answers for {name}",
+        task=task,
+        max_new_tokens=options.max_new_tokens or _MAX_NEW_TOKENS.get(task),
+        temperature=_TEMPERATURE.get(task, 0.0) if temperature is None else temperature,
+        shots=_shots(recipe, options),
+    )
+    judged = _judge(recipe, options) if benchmark.judged else {}
+    return build.step(
+        name,
+        benchmark.run,
+        title=f"{'judge' if judged else 'grade'} {name}",
+        options={"grader": benchmark.version, **judged},
+        steps={"answers": answers},
+        data=_files(options, test),
+        neutral={"judge": recipe.judge.model_dump()} if judged and recipe.judge else {},
+        alone=True,
+    )
+
+
+def add_overlap(name: str, build: Builder) -> Step:
+    """Add the step that looks for a benchmark's test rows among the training rows."""
+    recipe = build.recipe
+    test = test_source(recipe, name)
+    assert test is not None  # the recipe's check has seen to it
+    data = {"train": recipe.data.train, "test": test}
+    if isinstance(recipe.data.preferences, Source):
+        data["preferences"] = recipe.data.preferences
+    return build.step(
+        "overlap",
+        "eval.contamination:check_overlap",
+        title=f"training rows in {name}",
+        options={"n": 13, "test_task": task_of(recipe, name)},
+        data=data,
+        alone=True,
+    )
+
+
+def _shots(recipe: Recipe, options: Options) -> Source | None:
+    """The solved questions before each question, or None."""
+    if not isinstance(options, Gsm8kOptions) or not options.few_shot:
+        return None
+    own = recipe.data.train if recipe.task == "gsm8k" else None
+    source = options.shots or own or _SHOTS
+    return source.model_copy(update={"limit": options.few_shot})
+
+
+def _judge(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """What decides verdicts: the judge, what it is told, and in which orders it is asked."""
+    from eval.judging import engine_for, template_for
+
+    assert recipe.judge is not None  # the recipe's check has seen to it
+    template = template_for(recipe.judge, options)
+    return {
+        "judge": engine_for(recipe.judge).identity(),
+        "template": None if template is None else asdict(template),
+        "orders": recipe.judge.orders,
+    }
+
+
+def _files(options: Options, test: Source) -> dict[str, Source]:
+    """AlpacaEval's own files, which its grading reads."""
+    if not isinstance(options, AlpacaOptions):
+        return {}
+    files = {"difficulty": options.difficulty, "gamed": options.gamed}
+    baseline = test.model_copy(update={"limit": None})
+    given = {role: source for role, source in files.items() if source is not None}
+    return {"baseline": baseline, **given}

@@ -1,0 +1,240 @@
+"""The report as Markdown for people, and as CSV and JSON for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from eval.report import Cell, Cost, Difference, Report, Row
+from pipeline import artifact
+
+_COLUMNS = (
+    "benchmark", "stage", "method", "measure", "unit", "value", "low", "high", "spread", "n",
+    "seeds", "difference", "difference_low", "difference_high", "difference_n", "p_value",
+    "published",
+)  # fmt: skip
+# What each measure is, said below the tables it stands in.
+_MEANINGS = {
+    "strict": "the number after the last ####",
+    "flexible": "the last number of the answer",
+    "cut off": "answers that hit the token limit",
+    "lm-eval strict": "as lm-eval reads and compares it",
+    "LC win rate": "length-controlled",
+    "win rate": "mean preference for the model's answer, a tie counting half",
+    "order decides": "comparisons whose winner changes with the order of the answers",
+}
+
+
+def markdown(report: Report) -> str:
+    """The tables for people, with a note on what each number is."""
+    lines = [f"# {report.recipe}", "", *_notes(report), ""]
+    for benchmark in report.benchmarks:
+        lines += _benchmark(report, benchmark)
+    if any(cost.seconds != 0 for cost in report.costs):
+        lines += ["## Cost", "", *_costs(report), ""]
+    for kind in dict.fromkeys(one.kind for one in report.rounds):
+        lines += _figures(report, kind)
+    if report.warnings:
+        warnings = report.warnings.items()
+        lines += ["## Warnings", ""]
+        lines += [f"- {', '.join(stages)}: {warning}" for warning, stages in warnings]
+    return "\n".join(lines).rstrip()
+
+
+def _benchmark(report: Report, benchmark: str) -> list[str]:
+    rows = [row for row in report.rows if row.benchmark == benchmark]
+    names = list(dict.fromkeys(name for row in rows for name in row.measures))
+    compared = report.baseline is not None and any(row.difference for row in rows)
+    versus = [f"vs {report.baseline}"] if compared else []
+    published = ["published"] if any(row.published for row in rows) else []
+    head = ["stage", *names[:1], *versus, *names[1:], "n", "outcomes", *published]
+    if not names:
+        head = ["stage", "result", *published]
+    body = []
+    for row in rows:
+        cells = [cell_words(row.measures.get(name), row.n) for name in names]
+        versus = [difference_words(row.difference)] if compared else []
+        published = [row.published] if published else []
+        if row.primary is None:
+            empty = [""] * (len(head) - 2 - len(published))
+            body.append([row.stage, "not finished", *empty, *published])
+        else:
+            counted = [count(row.n), outcome_words(row)]
+            body.append([row.stage, *cells[:1], *versus, *cells[1:], *counted, *published])
+    lines = [f"## {benchmark}", "", *_table(head, body), ""]
+    return [*lines, *benchmark_notes(report, benchmark), ""]
+
+
+def benchmark_notes(report: Report, benchmark: str) -> list[str]:
+    """What the numbers of one benchmark are, and what they were judged and checked with."""
+    rows = [row for row in report.rows if row.benchmark == benchmark]
+    names = dict.fromkeys(name for row in rows for name in row.measures)
+    meanings = [f"{name}: {_MEANINGS[name]}" for name in names if name in _MEANINGS]
+    lines = ["; ".join(meanings) + "."] if meanings else []
+    if report.judge is not None and any("win" in row.counts for row in rows):
+        lines.append(f"Judge: {report.judge}.")
+    if overlap := report.overlaps.get(benchmark):
+        lines.append(_overlap_words(overlap))
+    if any("*" in row.published for row in rows):
+        lines.append("* a number quoted by a third party, not by the paper's own summary.")
+    return lines
+
+
+def _overlap_words(overlap: dict[str, int]) -> str:
+    words = (
+        f"Overlap with training: {overlap['items']} of {overlap['n']} test items share "
+        f"{overlap['ngram']} words in a row with one of {overlap['training_rows']:,} training rows "
+        f"({overlap['prompts']} in the prompt, {overlap['references']} in the reference)"
+    )
+    short = f"; {overlap['short']} have a text too short for that, compared whole"
+    return words + (short if overlap["short"] else "") + "."
+
+
+def _costs(report: Report) -> list[str]:
+    head = ["stage", "train", "tokens trained", "tokens written"]
+    return _table(head, [[cost.stage, *cost_words(cost)] for cost in report.costs])
+
+
+def _figures(report: Report, kind: str) -> list[str]:
+    """A table of what the steps of one kind made, one row a step."""
+    rounds = [one for one in report.rounds if one.kind == kind]
+    names = list(dict.fromkeys(name for one in rounds for name in one.figures))
+    body = []
+    for one in rounds:
+        round_words = one.title.partition(", ")[2]
+        stage = f"{one.stage}, {round_words}" if round_words else one.stage
+        body.append([stage, str(one.seed), *(_figure(one.figures.get(name)) for name in names)])
+    lines = _table(["stage", "seed", *names], body)
+    return [f"## Self-generated rows: {kind}", "", *lines, ""]
+
+
+def _notes(report: Report) -> list[str]:
+    lines = [
+        f"Model {report.model}, task {report.task}, seeds {', '.join(map(str, report.seeds))}."
+    ]
+    if report.rows:
+        lines.append(interval_note(report))
+    lines.append(
+        "Cost: seconds of a stage's own training and row-writing, without evaluation; a step that "
+        "stages share counts in each."
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    if report.machines:
+        lines.append(f"Made with {versions} on {'; '.join(report.machines)}.")
+    return lines
+
+
+def interval_note(report: Report) -> str:
+    """How intervals and differences were computed, and what the words beside them mean."""
+    if len(report.seeds) == 1:
+        how = "Wilson for shares of right and wrong, else a bootstrap over examples"
+        p_value = ", McNemar's exact p in the JSON"
+    else:
+        how = "two-level bootstrap over seeds and examples, after ± the standard deviation of seeds"
+        p_value = ""
+    note = f"In brackets: 95 % intervals ({how})."
+    if report.baseline is None:
+        return note
+    return (
+        f"{note} vs {report.baseline}: points on the same examples, paired bootstrap (10,000 "
+        f"resamples{p_value}); better or worse = the interval excludes 0, noise = it does not."
+    )
+
+
+def cell_words(cell: Cell | None, n: int | None) -> str:
+    """Such as '22.0 % [15.0, 31.1]'; with several seeds '22.0 ± 1.2 % [15.0, 31.1]'.
+
+    Where it is a mean over other than n examples, that stands there too.
+    """
+    if cell is None:
+        return ""
+    spread = "" if cell.spread is None else f" ± {cell.spread:.1f}"
+    others = "" if cell.n == n else f" (n {cell.n})"
+    return f"{cell.value:.1f}{spread} {cell.unit} [{cell.low:.1f}, {cell.high:.1f}]{others}"
+
+
+def difference_words(difference: Difference | None) -> str:
+    """Such as '+11.0 [+4.0, +18.0] better'."""
+    if difference is None:
+        return ""
+    interval = f"[{difference.low:+.1f}, {difference.high:+.1f}]"
+    return f"{difference.value:+.1f} {interval} {difference.words}"
+
+
+def outcome_words(row: Row) -> str:
+    """Such as '11 correct, 86 wrong, 3 unparsed': what became of every example."""
+    return ", ".join(f"{number} {name}" for name, number in row.counts.items() if number)
+
+
+def cost_words(cost: Cost) -> list[str]:
+    """Seconds, tokens trained and tokens written of a stage."""
+    if cost.seconds is None:
+        return ["not finished", "", ""]
+    return [f"{cost.seconds:.0f} s", count(cost.tokens_trained), count(cost.tokens_generated)]
+
+
+def csv_text(report: Report) -> str:
+    """One line a measure, all figures, no rounding."""
+    output = io.StringIO()
+    writer = csv.DictWriter(output, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_csv_lines(report))
+    return output.getvalue().rstrip("\n")
+
+
+def _csv_lines(report: Report) -> Iterator[dict[str, Any]]:
+    for row in report.rows:
+        shared = {"benchmark": row.benchmark, "stage": row.stage, "method": row.method}
+        for place, (name, cell) in enumerate(row.measures.items()):
+            line = {**shared, "measure": name, "seeds": row.seeds, **asdict(cell)}
+            if place == 0:
+                line["published"] = row.published
+            if place == 0 and (found := row.difference) is not None:
+                line |= {"difference": found.value, "p_value": found.p_value}
+                line |= {"difference_low": found.low, "difference_high": found.high}
+                line["difference_n"] = found.n
+            yield line
+    for cost in report.costs:
+        figures = {"train": cost.seconds, "tokens trained": cost.tokens_trained}
+        figures["tokens written"] = cost.tokens_generated
+        for name, value in figures.items():
+            unit = "s" if name == "train" else "tokens"
+            yield {"stage": cost.stage, "measure": name, "unit": unit, "value": value}
+
+
+def json_text(report: Report) -> str:
+    """Everything, for programs."""
+    return json.dumps(asdict(report), indent=1, ensure_ascii=False)
+
+
+def write_all(report: Report, folder: Path) -> None:
+    """Write report.md, report.csv and report.json."""
+    texts = {"md": markdown(report), "csv": csv_text(report), "json": json_text(report)}
+    for suffix, text in texts.items():
+        with artifact.whole_file(folder / f"report.{suffix}") as file:
+            file.write(text + "\n")
+
+
+def _figure(value: float | None) -> str:
+    return f"{100 * value:.1f} %" if isinstance(value, float) else count(value)
+
+
+def count(value: int | None) -> str:
+    """A whole number for people."""
+    return "" if value is None else f"{value:,}"
+
+
+def _table(head: list[str], body: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *body]
+    return [
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    ]

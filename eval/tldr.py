@@ -1,0 +1,43 @@
+"""TL;DR summaries: which is better, the model's or the human one, to a judge; and ROUGE.
+
+Prompts are cut in `pipeline.tasks` (a post at its last newlines, to 512 tokens). Answers of at
+most 53 tokens are sampled at temperature 0.01 (`eval.benchmarks`), as in the
+summarize-from-feedback work.
+
+Decided here: (1) the judge sees the prompt as the model did, without its last line; (2) the win
+rate is the mean preference over both orders, a tie counting half, and comparisons without a verdict
+are counted and left out; (3) an empty summary is judged like any other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from eval.judgement import Comparison
+from eval.judging import judge_comparisons, judged_grades, judged_measures
+from eval.results import measure, read_answers, store
+from eval.rouge import rouge_measures
+
+if TYPE_CHECKING:
+    from pipeline.step import StepRun
+
+
+def grade_answers(step: StepRun) -> None:
+    """Step: judge stored summaries against the human ones; writes grades.jsonl and result.json."""
+    samples = read_answers(step)
+    judgement = judge_comparisons(step, [comparison_of(sample) for sample in samples])
+    grades = judged_grades(samples, judgement)
+    rouge, _ = rouge_measures(samples)
+    measures = {
+        **judged_measures(judgement),
+        **rouge,
+        "cut off": measure([not sample["finished"] for sample in samples]),
+    }
+    store(step, grades=grades, measures=measures, counts=judgement.counts)
+
+
+def comparison_of(sample: dict[str, Any]) -> Comparison:
+    """The human summary (a) and the model's (b) of one post."""
+    post = sample["messages"][-1]["content"].rstrip().removesuffix("TL;DR:").rstrip()
+    reference = sample["reference"]
+    return Comparison(str(sample["id"]), post, reference, sample["answer"], reference)
