@@ -29,11 +29,14 @@ class Options(Strict):
             benchmark's set on the hub.
         max_new_tokens: longest answer; by default `generation.max_new_tokens`, 53 for tldr.
         temperature: 0 is greedy; by default 0, and 0.01 for tldr.
+        max_prompt_length: longest prompt in tokens; by default the recipe's for its own task, else
+            512 for tldr.
     """
 
     data: AnySource | None = None
     max_new_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0)
+    max_prompt_length: int | None = Field(default=None, ge=1)
 
 
 class Gsm8kOptions(Options):
@@ -155,6 +158,7 @@ def add_steps(name: str, build: Builder, model: Model) -> Step:
         task=task,
         max_new_tokens=options.max_new_tokens or _MAX_NEW_TOKENS.get(task),
         temperature=_TEMPERATURE.get(task, 0.0) if temperature is None else temperature,
+        max_prompt_length=options.max_prompt_length,
         shots=_shots(recipe, options),
     )
     judged = _judge(recipe, options) if benchmark.judged else {}

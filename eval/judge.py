@@ -110,7 +110,7 @@ def judge(
     *,
     single_order: Callable[[Comparison], str] = as_given,
     price: Price | None = None,
-    announce: Callable[[str], object] = print,
+    announce: Callable[[Plan], object] = lambda plan: print(f"judge: {plan}", flush=True),
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Judgement:
     """Have every comparison judged.
@@ -124,7 +124,7 @@ def judge(
         max_calls: most questions to put to the judge.
         single_order: the order, 'ab' or 'ba', where each is asked once.
         price: what the judge costs, for the estimate.
-        announce: takes the line that says what will be asked, before anything is.
+        announce: takes what will be asked, before anything is; by default it is printed.
         progress: takes how many questions have been put, and of how many.
 
     Raises:
@@ -136,7 +136,7 @@ def judge(
     keys = _questions(comparisons, engine, template, both_orders, single_order)
     with ReplyCache(cache_path) as cache:
         plan = _plan(comparisons, keys, cache, engine, template, price)
-        announce(f"judge: {plan}")
+        announce(plan)
         if max_calls is not None and plan.calls > max_calls:
             raise InputError(
                 f"judging needs {plan.calls} calls and at most {max_calls} are allowed: raise "

@@ -154,7 +154,8 @@ class OpenAIJudge:
                 model=self.model, messages=messages, **self._fields
             )
         except openai.APIStatusError as error:
-            return Failure(_without_key(f"HTTP {error.status_code}: {error.message}")[:500])
+            message = error.message.removeprefix(f"Error code: {error.status_code} - ")
+            return Failure(_without_key(f"HTTP {error.status_code}: {message}")[:500])
         except openai.OpenAIError as error:
             return Failure(_without_key(f"{type(error).__name__}: {error}")[:500])
         except UnicodeEncodeError:

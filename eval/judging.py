@@ -16,7 +16,7 @@ from pipeline.recipe import Judge
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from eval.judgement import Comparison, Engine, Judgement, Verdict
+    from eval.judgement import Comparison, Engine, Judgement, Plan, Verdict
     from pipeline.step import StepRun
 
 REPLIES = "judge"  # a folder of the runs folder: what judges said, shared by all recipes
@@ -93,6 +93,14 @@ def judge_comparisons(step: StepRun, comparisons: Sequence[Comparison]) -> Judge
     engine = engine_for(settings, device=step.device.type)
     # Of this judge only: a file is read whole before anything is asked.
     name = f"{fingerprint(step.options['judge'])[:16]}.jsonl"
+    unit = "judge calls"
+
+    def announce(plan: Plan) -> None:
+        nonlocal unit
+        print(f"judge: {plan}", flush=True)
+        unit += "" if plan.cost is None else f" (estimated cost {plan.cost:.2f})"
+        step.progress(0, plan.calls, unit)
+
     judgement = judge(
         comparisons,
         engine,
@@ -102,8 +110,8 @@ def judge_comparisons(step: StepRun, comparisons: Sequence[Comparison]) -> Judge
         max_calls=step.judge_calls_left,
         single_order=alpaca_eval_order,
         price=settings.price,
-        announce=lambda line: print(line, flush=True),
-        progress=lambda done, total: step.progress(done, total, "judge calls"),
+        announce=announce,
+        progress=lambda done, total: step.progress(done, total, unit),
     )
     step.metrics["judge_calls"] = judgement.calls
     step.metrics["judgement"] = judgement.summary()

@@ -7,13 +7,11 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from eval.report import Cell, Cost, Difference, Report, Row
-from pipeline import artifact
 
-_COLUMNS = (
+_COLUMNS: tuple[str, ...] = (
     "benchmark", "stage", "method", "measure", "unit", "value", "low", "high", "spread", "n",
     "seeds", "difference", "difference_low", "difference_high", "difference_n", "p_value",
     "published",
@@ -64,7 +62,7 @@ def _benchmark(report: Report, benchmark: str) -> list[str]:
             empty = [""] * (len(head) - 2 - len(published))
             body.append([row.stage, "not finished", *empty, *published])
         else:
-            counted = [count(row.n), outcome_words(row)]
+            counted = [example_words(row, len(report.seeds)), outcome_words(row)]
             body.append([row.stage, *cells[:1], *versus, *cells[1:], *counted, *published])
     lines = [f"## {benchmark}", "", *_table(head, body), ""]
     return [*lines, *benchmark_notes(report, benchmark), ""]
@@ -108,7 +106,9 @@ def _figures(report: Report, kind: str) -> list[str]:
     for one in rounds:
         round_words = one.title.partition(", ")[2]
         stage = f"{one.stage}, {round_words}" if round_words else one.stage
-        body.append([stage, str(one.seed), *(_figure(one.figures.get(name)) for name in names)])
+        body.append(
+            [stage, str(one.seed), *(figure_words(one.figures.get(name)) for name in names)]
+        )
     lines = _table(["stage", "seed", *names], body)
     return [f"## Self-generated rows: {kind}", "", *lines, ""]
 
@@ -212,16 +212,14 @@ def json_text(report: Report) -> str:
     return json.dumps(asdict(report), indent=1, ensure_ascii=False)
 
 
-def write_all(report: Report, folder: Path) -> None:
-    """Write report.md, report.csv and report.json."""
-    texts = {"md": markdown(report), "csv": csv_text(report), "json": json_text(report)}
-    for suffix, text in texts.items():
-        with artifact.whole_file(folder / f"report.{suffix}") as file:
-            file.write(text + "\n")
-
-
-def _figure(value: float | None) -> str:
+def figure_words(value: float | None) -> str:
+    """A share in percent, or a count, of what a self-generating step made."""
     return f"{100 * value:.1f} %" if isinstance(value, float) else count(value)
+
+
+def example_words(row: Row, seeds: int) -> str:
+    """The number of examples, and of seeds where some are still to come."""
+    return count(row.n) + (f" ({row.seeds} of {seeds} seeds)" if row.seeds < seeds else "")
 
 
 def count(value: int | None) -> str:

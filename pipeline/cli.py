@@ -221,6 +221,8 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(chosen, _interrupt)
     explain.remember(plan, given.runs)
+    if calls := explain.judge_calls_words(plan, given.runs):
+        print(calls, flush=True)
     run_plan(plan, settings)
     _print_report(plan, given.runs)
     return 0
@@ -276,13 +278,20 @@ def _score(given: Any) -> int:
 
 def _print_report(plan: Any, runs: Path) -> None:
     from eval.report import collect
-    from eval.report_text import markdown, write_all
+    from eval.report_html import html_page
+    from eval.report_samples import collect_samples
+    from eval.report_text import csv_text, json_text, markdown
+    from pipeline import artifact
 
     report = collect(plan, runs)
+    texts = {"md": markdown(report), "csv": csv_text(report), "json": json_text(report)}
+    texts["html"] = html_page(report, collect_samples(plan, runs))
     folder = runs / plan.recipe.name
-    write_all(report, folder)
-    print(markdown(report))
-    print(f"\nwritten to {folder}/report.md, .csv, .json")
+    for suffix, text in texts.items():
+        with artifact.whole_file(folder / f"report.{suffix}") as file:
+            file.write(text + "\n")
+    print(texts["md"])
+    print(f"\nwritten to {folder}/report.md, .csv, .json, .html")
 
 
 def _report(given: Any) -> int:
@@ -291,6 +300,12 @@ def _report(given: Any) -> int:
 
     plan = _load_plan(given)
     report = collect(plan, given.runs)
+    if given.format == "html":
+        from eval.report_html import html_page
+        from eval.report_samples import collect_samples
+
+        print(html_page(report, collect_samples(plan, given.runs)))
+        return 0
     print({"md": markdown, "csv": csv_text, "json": json_text}[given.format](report))
     return 0
 

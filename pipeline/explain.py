@@ -10,8 +10,12 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks import BENCHMARKS, test_source
+from eval.judging import judge_words
 from pipeline import artifact, shipped
+from pipeline.builtin import builtin_rows
 from pipeline.plan import Plan, Step
+from pipeline.recipe import Source
 from pipeline.run import launch_command
 from pipeline.step import PROGRESS, SPEC
 
@@ -43,9 +47,51 @@ def explain(plan: Plan, runs: Path, launch: shipped.Launch) -> str:
         lines.append(f"     {directory}")
         if state != "done":
             lines.append(f"     {shlex.join(launch_command(launch, [directory / SPEC]))}")
+    if calls := judge_calls_words(plan, runs):
+        lines.append(calls)
     total = len(plan.steps)
     lines.append(f"{total} steps: {done} done, {total - done} to run")
     return "\n".join(lines)
+
+
+def judge_calls_words(plan: Plan, runs: Path) -> str:
+    """What the steps that are still to run may ask of a judge that is paid or slow, or ''."""
+    recipe = plan.recipe
+    if recipe.judge is None or recipe.judge.engine == "reference":
+        return ""
+    orders = 2 if recipe.judge.orders == "both" else 1
+    pending = [
+        name
+        for (_, name, _), step in plan.results.items()
+        if BENCHMARKS[name].judged and not artifact.is_finished(step.directory(runs))
+    ]
+    if not pending:
+        return ""
+    sources = [test_source(recipe, name) for name in pending]
+    rows = [None if source is None else row_count(source) for source in sources]
+    known = sum(count for count in rows if count is not None) * orders
+    more = "" if None not in rows else ", and more for test sets whose size is not known yet"
+    return (
+        f"{len(pending)} evaluations to judge by {judge_words(recipe.judge)}: at most {known:,} "
+        f"judge calls{more}; none for answers it has judged before"
+    )
+
+
+def row_count(source: Source) -> int | None:
+    """How many rows a source gives, where that can be told without loading it."""
+    count = None
+    if source.builtin is not None:
+        split = source.split_for("test")
+        count = len(builtin_rows(source.builtin, split, limit=source.limit))
+    elif source.path is not None and source.path.suffix == ".jsonl":
+        with source.path.open(encoding="utf-8", errors="replace") as file:
+            count = sum(bool(line.strip()) for line in file)
+    elif source.path is not None and source.path.suffix == ".json":
+        rows = artifact.read_json(source.path)
+        count = len(rows) if isinstance(rows, list) else None
+    if source.limit is None or count is None:
+        return count if source.limit is None else source.limit
+    return min(count, source.limit)
 
 
 def _state(step: Step, directory: Path, memory: dict[str, Any]) -> str:

@@ -252,6 +252,7 @@ class Builder:
         task: str | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
+        max_prompt_length: int | None = None,
         shots: Source | None = None,
     ) -> Step:
         """Add a step in which the model answers every prompt of a source, greedily by default.
@@ -270,6 +271,8 @@ class Builder:
             "top_k": sampling.top_k if sampling else 0,
             "top_p": sampling.top_p if sampling else 1.0,
         }
+        if max_prompt_length is not None:
+            options["max_prompt_length"] = max_prompt_length
         if shots is not None:
             options |= {"few_shot": shots.limit, "max_prompt_length": None}
         return self.step(

@@ -48,12 +48,12 @@ class Source(Strict):
         return self.model_copy(update={"limit": limit})
 
     def split_for(self, role: str) -> str:
-        """The split to read for train, test or preferences, where the recipe names none.
+        """The split to read in a role, where the recipe names none: its own, else train.
 
-        Hub sets and folders seldom have a split called preferences; there it is their train split.
+        Hub sets and folders seldom have a split called preferences.
         """
-        role_is_split = role != "preferences" or self.builtin is not None
-        return self.split or (role if role_is_split else "train")
+        own = ("test", "preferences") if self.builtin is not None else ("test",)
+        return self.split or (role if role in own else "train")
 
     @property
     def path(self) -> Path | None:

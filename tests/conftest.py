@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import judge_servers
 import pytest
 import yaml
 
@@ -210,3 +212,22 @@ def run_steps_here(tmp_path):
         return plan, runs
 
     return run
+
+
+@pytest.fixture
+def serve():
+    """Start servers; all of them stop with the test."""
+    running = []
+
+    def start(answer=judge_servers.opinion, **options):
+        server = judge_servers.Server(answer, **options)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        running.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        server.server_close()
+        thread.join()

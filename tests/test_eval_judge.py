@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import hashlib
 import json
 import logging
 import math
@@ -15,11 +14,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from judge_servers import Served, completion, needs_serve, opinion, wait_for
 
 from eval.judge import (
     Comparison,
@@ -60,7 +58,7 @@ def no_key(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def quiet(line):
+def quiet(plan):
     """Take the announcement and say nothing."""
 
 
@@ -73,101 +71,6 @@ def swapped(comparisons):
 
 
 # --- a server on loopback that speaks the protocol ----------------------------------------------
-
-
-def completion(text="A", top=None):
-    """The body of a chat completion, with log probabilities of its first token if given."""
-    listed = [{"token": token, "logprob": value, "bytes": None} for token, value in top or []]
-    first = {"token": text, "logprob": 0.0, "bytes": None, "top_logprobs": listed}
-    choice = {
-        "index": 0,
-        "finish_reason": "stop",
-        "message": {"role": "assistant", "content": text},
-        "logprobs": {"content": [first]} if top else None,
-    }
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "stand-in",
-        "choices": [choice],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11},
-    }
-
-
-def opinion(body):
-    """A verdict that depends on everything asked, so also on the order: P(second) in (0, 1)."""
-    content = json.dumps(body["messages"])
-    share = (hashlib.sha256(content.encode()).digest()[0] + 1) / 258
-    top = [("A", math.log(1 - share)), ("B", math.log(share)), ("The", -9999.0)]
-    return 200, completion("A", top)
-
-
-class Server(ThreadingHTTPServer):
-    """Answers with `answer(body)`, which returns a status and a body, or bytes to send as they are."""
-
-    daemon_threads = True
-
-    def __init__(self, answer, delay=0.0):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.delay = answer, delay
-        self.lock = threading.Lock()
-        self.bodies, self.authorizations, self.in_flight, self.most_in_flight = [], [], 0, 0
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    @property
-    def asked(self):
-        return len(self.bodies)
-
-    def handle_error(self, request, client_address):
-        """A client that has gone away is part of some tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.bodies.append(body)
-            server.authorizations.append(self.headers.get("Authorization"))
-            server.in_flight += 1
-            server.most_in_flight = max(server.most_in_flight, server.in_flight)
-        time.sleep(server.delay)
-        status, answer = server.answer(body)
-        with server.lock:
-            server.in_flight -= 1
-        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Retry-After-Ms", "20")
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments):
-        """Stay silent."""
-
-
-@pytest.fixture
-def serve():
-    """Start servers; all of them stop with the test."""
-    running = []
-
-    def start(answer=opinion, **options):
-        server = Server(answer, **options)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        running.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in running:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def engine_for(server, **options):
@@ -599,14 +502,14 @@ def test_calls_and_cost_are_said_before_anything_is_asked(serve, tmp_path):
     lines = []
     price = Price(per_call=0.5, per_million_input_tokens=1e6, per_million_output_tokens=2e6)
 
-    def announce(line):
-        lines.append((line, server.asked))
+    def announce(plan):
+        lines.append((str(plan), server.asked))
 
     found = judge(
         rows, engine_for(server), template, tmp_path / "c", price=price, announce=announce
     )
     assert found.plan.cost == pytest.approx(6 * 0.5 + 54 + 6 * 2)
-    line = "judge: 3 comparisons, 6 questions: 0 answered before, 6 calls to make, estimated cost 69.00"
+    line = "3 comparisons, 6 questions: 0 answered before, 6 calls to make, estimated cost 69.00"
     assert lines == [(line, 0)]
     planned = plan_calls(rows, engine_for(server), template, tmp_path / "c", price=price)
     assert (planned.calls, planned.cached, planned.cost) == (0, 6, 0.0)
@@ -727,16 +630,6 @@ def test_a_judge_killed_mid_run_keeps_every_reply_it_was_given(serve, tmp_path):
     assert 5 <= kept < 80
     found = judge(pairs(40), engine_for(server), LABELS, path, announce=quiet)
     assert (found.plan.cached, found.calls, found.n) == (kept, 80 - kept, 40)
-
-
-def wait_for(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.002)
-
-
-# --- the key ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "BASHRAC_JUDGE_KEY"])
@@ -1005,42 +898,6 @@ def test_pandalms_published_judgements_agree_with_people_on_69_3_percent_without
 # --- a real OpenAI-compatible server ------------------------------------------------------------
 
 
-class Served:
-    """`transformers serve` with a tiny model on a port of loopback, in its own process."""
-
-    def __init__(self, model, log):
-        self.model, self.log, self.process = model, log, None
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-
-    def start(self):
-        command = [str(Path(sys.executable).with_name("transformers")), "serve", self.model]
-        place = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu"]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *place, "--dtype", "float32"],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-            )
-        wait_for(self.answers, seconds=240)
-
-    def answers(self):
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
-            time.sleep(0.1)
-            return False
-        return True
-
-    def kill(self):
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The server, with a model that answers anything with the letter m."""
@@ -1067,13 +924,7 @@ def served(tmp_path_factory):
     server.kill()
 
 
-needs_server = pytest.mark.skipif(
-    find_spec("fastapi") is None or find_spec("uvicorn") is None,
-    reason="transformers serve needs fastapi and uvicorn: pip install 'transformers[serving]'",
-)
-
-
-@needs_server
+@needs_serve
 def test_a_real_server_is_asked_by_text_end_to_end(served, tmp_path):
     """A judge that says m whatever it is shown prefers what it is shown first: ties, bias 1."""
     engine = OpenAIJudge(served.model, base_url=served.url, reads="text", max_tokens=1)
@@ -1085,7 +936,7 @@ def test_a_real_server_is_asked_by_text_end_to_end(served, tmp_path):
     assert (once.calls, once.win_rate) == (0, 0.0)
 
 
-@needs_server
+@needs_serve
 def test_a_real_server_that_ignores_logprobs_is_an_error_and_not_a_score(served, tmp_path):
     engine = OpenAIJudge(served.model, base_url=served.url)
     found = judge(pairs(2), engine, load_template("alpaca_eval_2"), tmp_path / "c", announce=quiet)
@@ -1093,7 +944,7 @@ def test_a_real_server_that_ignores_logprobs_is_an_error_and_not_a_score(served,
     assert "ignored logprobs" in found.verdicts[0].reason
 
 
-@needs_server
+@needs_serve
 def test_killing_a_real_server_mid_run_loses_nothing(served, tmp_path):
     """The re-run, with the server back, asks exactly what has no reply yet."""
     path, template = tmp_path / "c", load_template("alpaca_eval_2")

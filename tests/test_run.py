@@ -29,7 +29,7 @@ def test_a_recipe_runs_to_its_table_and_a_second_run_does_nothing(
     # Twice head, rule and eight arms (grades and costs); then head, rule and a row for pairs,
     # contexts and corrections.
     assert table(second.stdout) == table(first.stdout) and len(table(first.stdout)) == 20 + 3 * 3
-    for suffix in ("md", "csv", "json"):
+    for suffix in ("md", "csv", "json", "html"):
         assert (tmp_path / "runs" / "tiny" / f"report.{suffix}").stat().st_size > 100
     record = json.loads(records[0].read_text())
     assert {"kind", "fingerprint", "identity", "inputs", "seed", "versions", "host", "device",

@@ -31,4 +31,11 @@ def test_an_installed_wheel_brings_its_recipes_and_launch_configs(tmp_path):
     assert "demo" in run("recipes").stdout
     plan = run("plan", "demo")
     assert plan.returncode == 0 and "shipped/accelerate_configs/cpu.yaml" in plan.stdout
+    page = run("report", "demo", "--format", "html").stdout
+    assert page.startswith("<!DOCTYPE html>") and "not finished" in page
+    template = 'from eval.judge import load_template; load_template("alpaca_eval_2")'
+    subprocess.run(
+        [sys.executable, "-P", "-c", template], check=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )  # fmt: skip
     assert run("copy", "demo", "mine.yaml").returncode == 0 and (tmp_path / "mine.yaml").exists()

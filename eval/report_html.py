@@ -1,0 +1,444 @@
+"""The report as one HTML page that loads nothing, for a colleague who has only the file.
+
+The page holds model output, so nothing in it may act: jinja2 escapes every text, control characters
+are shown as escapes, and a content security policy allows one style block, named by its hash, and
+nothing else. Plots are SVG whose horizontal places are shares of the width, so that text keeps its
+size on any screen.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from eval.report import Report, Row
+from eval.report_samples import SampleView, StageAnswer
+from eval.report_text import (
+    benchmark_notes,
+    cell_words,
+    cost_words,
+    difference_words,
+    example_words,
+    figure_words,
+    interval_note,
+    outcome_words,
+)
+
+# What could act on the page's reader rather than be read: C0 and C1 control characters but newline
+# and tab, bidirectional overrides and isolates, and lone surrogates, which UTF-8 cannot hold.
+_ACTING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_INSIDE_A_NUMBER = re.compile(" (?=[±%])|(?<=[±,]) ")
+_TONES = {
+    "better": "good", "correct": "good", "win": "good",
+    "worse": "bad", "wrong": "bad", "loss": "bad",
+}  # fmt: skip
+_ROLES = {"user": "Prompt", "system": "System message", "assistant": "Earlier answer"}
+# A longer text gets a box of its own that scrolls.
+_LONG_LINES, _LONG_CHARACTERS = 16, 600
+_TITLE_CHARACTERS = 100
+# Heights in a plot, in em: before the first stage, of a stage, and of the axis below the last.
+_TOP, _LINE, _AXIS = 2.0, 3.5, 2.4
+# What is left at either side of a plot for half a tick's label, in percent of the width.
+_SIDE = 6.0
+# About as much fits on a line of a plot at 360 px, in em of its text.
+_PLOT_WIDTH, _NAME_CHARACTER, _NUMBER_CHARACTER = 24.0, 0.6, 0.55
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """A cell of a table; `style` is a class of the page's style, and never all that says it."""
+
+    text: str
+    style: str = ""
+    columns: int = 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose rows begin with their header; `is_numeric` aligns the rest at the right."""
+
+    caption: str
+    head: list[str]
+    body: list[list[TableCell]]
+    is_numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A stage in a plot: a dot and its interval, in percent of the width; None is not finished."""
+
+    label: str
+    words: str
+    text_y: float
+    y: float
+    tone: str = ""
+    places: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Dots with 95 % intervals, a stage a line, and a dashed line to compare them with."""
+
+    id: str
+    title: str
+    description: str
+    marks: list[Mark]
+    ticks: list[tuple[float, str]]
+    height: float
+    line: tuple[float, str] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of a prompt or an answer."""
+
+    label: str
+    text: str
+    is_long: bool
+    verdict: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test example: its line in the list, and what it opens to."""
+
+    title: str
+    tally: str
+    prompt: list[Text]
+    answers: list[Text]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one benchmark.
+
+    Attributes:
+        n: test rows, of which the examples are some.
+        system: the system message that all examples begin with.
+    """
+
+    name: str
+    summary: list[tuple[str, str]]
+    plots: list[Plot]
+    table: Table
+    notes: list[str]
+    n: int
+    system: str = ""
+    examples: list[Example] = field(default_factory=list)
+
+
+def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> str:
+    """Return the page.
+
+    Args:
+        report: the table, from `eval.report.collect`.
+        samples: benchmark -> test examples to browse, from `eval.report_samples.collect_samples`.
+    """
+    sections = [_section(report, name, samples.get(name, ())) for name in report.benchmarks]
+    kinds = dict.fromkeys(one.kind for one in report.rounds)
+    return _environment().get_template("report.html.jinja").render(
+        report=report,
+        facts=_facts(report),
+        sections=sections,
+        interval_note=interval_note(report) if report.rows else "",
+        costs=_cost_table(report),
+        rounds=[_rounds_table(report, kind) for kind in kinds],
+    )  # fmt: skip
+
+
+def visible(text: str) -> str:
+    """Return a text with its control characters as escapes: ESC becomes 4 characters."""
+    return _ACTING.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def style_hash(style: str) -> str:
+    """Return the hash by which a content security policy knows a style block."""
+    return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["style_hash"] = style_hash
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Called by jinja2 on every value it is about to escape; markup is the template's own."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    """What the report is of."""
+    methods = {row.stage: row.method for row in report.rows}
+    stages = [
+        cost.stage + (f" ({methods[cost.stage]})" if cost.stage in methods else "")
+        for cost in report.costs
+    ]
+    facts = [
+        ("Model", report.model),
+        ("Task", report.task),
+        ("Stages", ", ".join(stages)),
+        ("Seeds", ", ".join(map(str, report.seeds))),
+    ]
+    return facts if report.judge is None else [*facts, ("Judge", report.judge)]
+
+
+def _section(report: Report, benchmark: str, samples: Sequence[SampleView]) -> Section:
+    rows = [row for row in report.rows if row.benchmark == benchmark]
+    return Section(
+        name=benchmark,
+        summary=_summary(rows, report.baseline),
+        plots=_plots(benchmark, rows, report.baseline),
+        table=_benchmark_table(report, benchmark, rows),
+        notes=benchmark_notes(report, benchmark),
+        n=max((row.n or 0 for row in rows), default=0),
+        system=(system := _shared_system(samples)),
+        examples=[_example(sample, leave_out=bool(system)) for sample in samples],
+    )
+
+
+def _summary(rows: Sequence[Row], baseline: str | None) -> list[tuple[str, str]]:
+    """The stages by how they compare, in words."""
+    heads = {
+        "better": f"Better than {baseline}",
+        "worse": f"Worse than {baseline}",
+        "noise": f"No clear difference from {baseline} (noise)",
+    }
+    lines = []
+    for words, head in heads.items():
+        named = [
+            f"{row.stage}\u00a0{found.value:+.1f}"
+            for row in rows
+            if (found := row.difference) is not None and found.words == words
+        ]
+        lines += [(head, ", ".join(named))] if named else []
+    unfinished = ", ".join(row.stage for row in rows if row.primary is None)
+    return [*lines, ("Not finished", unfinished)] if unfinished else lines
+
+
+def _benchmark_table(report: Report, benchmark: str, rows: Sequence[Row]) -> Table:
+    names = list(dict.fromkeys(name for row in rows for name in row.measures))
+    compared = any(row.difference for row in rows)
+    versus = [f"vs {report.baseline}"] if compared else []
+    published = ["published"] if any(row.published for row in rows) else []
+    head = ["stage", *names[:1], *versus, *names[1:], "n", "outcomes", *published]
+    if not names:
+        head = ["stage", "result", *published]
+    body = []
+    for row in rows:
+        cells = [TableCell(_wrapping(cell_words(row.measures.get(name), row.n))) for name in names]
+        quoted = [TableCell(row.published)] if published else []
+        if row.primary is None:
+            rest = TableCell("not finished", columns=len(head) - 1 - len(quoted))
+            body.append([TableCell(row.stage), rest, *quoted])
+            continue
+        tone = _TONES.get(row.difference.words, "") if row.difference else ""
+        versus = [TableCell(_wrapping(difference_words(row.difference)), tone)] if compared else []
+        outcomes = TableCell(outcome_words(row), "outcomes")
+        counted = [TableCell(example_words(row, len(report.seeds))), outcomes]
+        body.append([TableCell(row.stage), *cells[:1], *versus, *cells[1:], *counted, *quoted])
+    return Table(f"Every stage on {benchmark}", head, body)
+
+
+def _wrapping(words: str) -> str:
+    """A number with its interval, which a narrow table breaks around the interval only."""
+    return _INSIDE_A_NUMBER.sub("\u00a0", words)
+
+
+def _cost_table(report: Report) -> Table:
+    head = ["stage", "train", "tokens trained", "tokens written"]
+    body = [
+        [TableCell(cost.stage), TableCell("not finished", columns=3)]
+        if cost.seconds is None
+        else [TableCell(cost.stage), *map(TableCell, cost_words(cost))]
+        for cost in report.costs
+    ]
+    return Table("What each stage took", head, body, is_numeric=True)
+
+
+def _rounds_table(report: Report, kind: str) -> Table:
+    """What the steps of one kind made: a column a step, for the figures have long names."""
+    rounds = [one for one in report.rounds if one.kind == kind]
+    several = len(report.seeds) > 1
+    head = ["figure"]
+    for one in rounds:
+        part = one.title.partition(", ")[2]  # such as "round 2"
+        seed = f"seed {one.seed}" if several else ""
+        head.append(", ".join(word for word in (one.stage, part, seed) if word))
+    names = dict.fromkeys(name for one in rounds for name in one.figures)
+    body = [
+        [TableCell(name), *(TableCell(figure_words(one.figures.get(name))) for one in rounds)]
+        for name in names
+    ]
+    return Table(kind.capitalize(), head, body, is_numeric=True)
+
+
+def _plots(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[Plot]:
+    """Every stage's number, and its difference from the baseline."""
+    measured = next((row for row in rows if row.primary is not None), None)
+    if measured is None:
+        return []
+    name = next(iter(measured.measures))
+    lines = []
+    for row in rows:
+        cell = row.primary
+        numbers = None if cell is None else (cell.low, cell.value, cell.high)
+        lines.append((row.stage, cell_words(cell, row.n) or "not finished", "", numbers))
+    base = next((row.primary for row in rows if row.stage == baseline), None)
+    plots = [
+        _plot(
+            f"{benchmark}-values",
+            f"{name}, {measured.measures[name].unit}",
+            lines,
+            line=None if base is None else (base.value, str(baseline)),
+            note="Dot: the number measured. Bar: its 95 % interval."
+            + ("" if base is None else f" Dashed line: {baseline}."),
+        )
+    ]
+    differences = [(row.stage, row.difference) for row in rows if row.difference]
+    if differences:
+        compared = [
+            (stage, difference_words(one), one.words, (one.low, one.value, one.high))
+            for stage, one in differences
+        ]
+        note = (
+            "On the same examples. Better or worse (filled dot): the 95 % interval excludes 0. "
+            "Noise (open dot): it does not."
+        )
+        title = f"{name}, points over {baseline}"
+        plots.append(
+            _plot(f"{benchmark}-differences", title, compared, line=(0, "0 = no difference"),
+                  note=note, signed=True)
+        )  # fmt: skip
+    return plots
+
+
+def _plot(
+    name: str,
+    title: str,
+    lines: Sequence[tuple[str, str, str, tuple[float, float, float] | None]],
+    *,
+    line: tuple[float, str] | None,
+    note: str,
+    signed: bool = False,
+) -> Plot:
+    """Lay out a plot; a line of it is (stage, words, tone's word, (low, value, high))."""
+    numbers = [number for *_, three in lines if three is not None for number in three]
+    numbers += [] if line is None else [line[0]]
+    ticks = nice_ticks(min(numbers), max(numbers))
+    scale = (100 - 2 * _SIDE) / (ticks[-1] - ticks[0])
+
+    def place(number: float) -> float:
+        return round(_SIDE + scale * (number - ticks[0]), 2)
+
+    marks = []
+    for i, (stage, words, tone, three) in enumerate(lines):
+        top = _TOP + i * _LINE
+        places = None if three is None else (place(three[0]), place(three[1]), place(three[2]))
+        label = _shortened(stage, words)
+        marks.append(Mark(label, words, round(top + 1.1, 2), round(top + 2.0, 2), tone, places))
+    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    return Plot(
+        id=name,
+        title=title,
+        description="; ".join(f"{stage}: {words}" for stage, words, *_ in lines),
+        marks=marks,
+        ticks=[(place(tick), f"{tick + 0.0:{'+' if signed and tick else ''}.{decimals}f}")
+               for tick in ticks],
+        height=round(_TOP + len(lines) * _LINE + _AXIS, 2),
+        line=None if line is None else (place(line[0]), line[1]),
+        note=note,
+    )  # fmt: skip
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Return round numbers, evenly spaced, from at or below `low` to at or above `high`."""
+    high = high if high > low else low + 1
+    span = high - low
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(power * times for times in (1, 2, 5, 10) if span / (power * times) <= 5)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 9) for i in range(first, last + 1)]
+
+
+def _shortened(stage: str, words: str) -> str:
+    """A stage's name, cut to what stands beside its words on a narrow screen."""
+    room = max(8, int((_PLOT_WIDTH - _NUMBER_CHARACTER * len(words)) / _NAME_CHARACTER))
+    return stage if len(stage) <= room else stage[: room - 1] + "…"
+
+
+def _shared_system(samples: Sequence[SampleView]) -> str:
+    """The system message all examples begin with, so that it need not stand in each."""
+    found = {
+        first["content"] if (first := sample.messages[0])["role"] == "system" else ""
+        for sample in samples
+    }
+    return found.pop() if len(found) == 1 else ""
+
+
+def _example(sample: SampleView, *, leave_out: bool) -> Example:
+    """Lay out an example, without its first message where that is said elsewhere."""
+    asked = " ".join(sample.messages[-1]["content"].split())
+    is_whole = len(asked) <= _TITLE_CHARACTERS
+    prompt = [
+        _text(_ROLES.get(message["role"], message["role"].capitalize()), message["content"])
+        for message in sample.messages[leave_out:]
+    ]
+    return Example(
+        title=f"Row {sample.id + 1}: "
+        + (asked if is_whole else asked[: _TITLE_CHARACTERS - 1].rstrip() + "…"),
+        tally=_tally(sample.answers),
+        prompt=[*prompt, _text("Reference", sample.reference)],
+        answers=[_answer(stage, answer) for stage, answer in sample.answers.items()],
+    )
+
+
+def _tally(answers: Mapping[str, StageAnswer]) -> str:
+    """Such as '2 correct, 6 wrong'; nothing where verdicts are numbers, hardly two alike."""
+    counts = Counter(_outcome(answer.verdict) for answer in answers.values())
+    if len(counts) > 3:
+        return ""
+    good_first = sorted(counts, key=lambda outcome: _TONES.get(outcome) != "good")
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in good_first)
+
+
+def _outcome(verdict: str) -> str:
+    """The verdict without its probability or reason: 'win (0.73)' is a win."""
+    return re.split(r" \(|:", verdict, maxsplit=1)[0]
+
+
+def _answer(stage: str, answer: StageAnswer) -> Text:
+    cut = ", cut off at the token limit" if answer.cut_off else ""
+    tone = _TONES.get(_outcome(answer.verdict), "")
+    return _text(stage, answer.answer, verdict=answer.verdict + cut, tone=tone)
+
+
+def _text(label: str, text: str, *, verdict: str = "", tone: str = "") -> Text:
+    is_long = len(text) > _LONG_CHARACTERS or text.count("\n") >= _LONG_LINES
+    return Text(label, text, is_long, verdict, tone)

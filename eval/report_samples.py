@@ -1,0 +1,125 @@
+"""Test examples with every stage's answer, drawn so that nobody can have picked them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.results import GRADES
+from pipeline import artifact
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan, Step
+
+Rows = dict[int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class StageAnswer:
+    """What one stage answered.
+
+    Attributes:
+        verdict: the grader's or judge's, in words.
+        cut_off: whether the answer ended at the token limit.
+    """
+
+    answer: str
+    verdict: str
+    cut_off: bool
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """One test example.
+
+    Attributes:
+        id: its position among the test rows, from 0.
+        messages: the prompt as the model was asked it: the system message and solved examples, if
+            any, stand first.
+        answers: by stage, in the recipe's order.
+    """
+
+    id: int
+    messages: list[dict[str, str]]
+    reference: str
+    answers: dict[str, StageAnswer]
+
+
+def collect_samples(
+    plan: Plan, runs: Path, *, count: int = 20, seed: int = 0
+) -> dict[str, list[SampleView]]:
+    """Draw test examples at random from those that every finished stage answered.
+
+    Args:
+        plan: the plan whose steps are read; of several training seeds the first.
+        runs: the runs folder.
+        count: most examples a benchmark; all where there are fewer.
+        seed: seed of the draw. The same plan and seed give the same examples.
+
+    Returns:
+        By benchmark the examples in row order; a benchmark no stage has finished is left out.
+    """
+    drawn = {}
+    for benchmark in plan.recipe.evaluate:
+        steps = _finished(plan, runs, benchmark)
+        if steps:
+            drawn[benchmark] = _draw(steps, runs, count, seed)
+    return drawn
+
+
+def _finished(plan: Plan, runs: Path, benchmark: str) -> dict[str, Step]:
+    """The grading steps of the first seed whose answers are there too, by stage."""
+    first = plan.recipe.seeds[0]
+    steps = {stage: plan.results[stage, benchmark, first] for stage in plan.recipe.stages}
+    return {
+        stage: step
+        for stage, step in steps.items()
+        if artifact.is_finished(step.directory(runs))
+        and artifact.is_finished(step.inputs["answers"].directory(runs))
+    }
+
+
+def _draw(steps: dict[str, Step], runs: Path, count: int, seed: int) -> list[SampleView]:
+    samples, grades = {}, {}
+    for stage, step in steps.items():
+        answers = step.inputs["answers"].directory(runs)
+        samples[stage] = _by_id(artifact.read_rows(answers / artifact.SAMPLES))
+        grades[stage] = _by_id(artifact.read_rows(step.directory(runs) / GRADES))
+    tables: list[Rows] = [*samples.values(), *grades.values()]
+    common = sorted(set.intersection(*(set(table) for table in tables)))
+    chosen = sorted(random.Random(seed).sample(common, min(count, len(common))))
+    first = next(iter(steps))
+    system = steps[first].inputs["answers"].options["system"]
+    return [
+        SampleView(
+            id=row,
+            messages=_asked(samples[first][row], system),
+            reference=samples[first][row]["reference"],
+            answers={
+                stage: StageAnswer(
+                    answer=samples[stage][row]["answer"],
+                    verdict=str(grades[stage][row]["verdict"]),
+                    cut_off=not samples[stage][row]["finished"],
+                )
+                for stage in steps
+            },
+        )
+        for row in chosen
+    ]
+
+
+def _by_id(rows: list[dict[str, Any]]) -> Rows:
+    """Rows by example, of several samples of one example the first."""
+    return {row["id"]: row for row in reversed(rows)}
+
+
+def _asked(sample: dict[str, Any], system: str | None) -> list[dict[str, str]]:
+    """The messages as `pipeline.render` puts them before the model."""
+    messages = sample["messages"]
+    if shots := sample.get("few_shot"):  # lm-eval's plain format, which leaves `system` aside
+        return [{"role": "solved examples", "content": shots}, *messages]
+    if system is not None and messages[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *messages]
+    return messages
