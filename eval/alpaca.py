@@ -190,13 +190,15 @@ def grade_answers(step: StepRun) -> None:
         for row in pairs
     ]
     write_model_outputs(step.directory / "model_outputs.json", outputs)
-    controlled = _length_controlled(step, annotations, baseline)
+    result = _scored(step, annotations, baseline)
+    judged = judged_measures(judgement)
+    judged["win rate"]["standard_error"] = result.standard_error
     store(
         step,
         grades=judged_grades(samples, judgement),
         measures={
-            **controlled,
-            **judged_measures(judgement),
+            **_controlled(step, result),
+            **judged,
             "cut off": measure([not sample["finished"] for sample in samples]),
             "length": measure([len(row["output_2"]) for row in pairs], unit="characters"),
         },
@@ -222,19 +224,24 @@ def _paired(sample: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _length_controlled(
+def _scored(
     step: StepRun, annotations: list[dict[str, Any]], baseline: list[dict[str, Any]]
-) -> dict[str, Measure]:
-    """Return the length-controlled win rate as a measure, or none and a warning that says why."""
+) -> WinRate:
+    """Score annotations with the files that the step has."""
     difficulties = gamed = None
     if "difficulty" in step.inputs:
         instructions = [row["instruction"] for row in baseline]
         difficulties = read_difficulties(local_file(step.source("difficulty")), instructions)
     if "gamed" in step.inputs:
         gamed = read_gamed(local_file(step.source("gamed")))
-    result = score(annotations, difficulties, gamed, resamples=RESAMPLES)
+    return score(annotations, difficulties, gamed, resamples=RESAMPLES)
+
+
+def _controlled(step: StepRun, result: WinRate) -> dict[str, Measure]:
+    """Return the length-controlled win rate as a measure, or none and a warning that says why."""
     if result.lc_win_rate is None:
         step.warn(f"no length-controlled win rate: {result.reason}")
         return {}
     lc = result.lc_win_rate, result.lc_interval, result.n, list(result.lc_replicates)
-    return {"LC win rate": {**replicated(*lc), "C": result.C}}
+    more = {"C": result.C, "standard_error": result.lc_standard_error}
+    return {"LC win rate": {**replicated(*lc), **more}}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from pipeline import artifact
 from pipeline.errors import InputError, StepFailedError
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
+from pipeline.recipe import Source
 
 ROOT = Path(__file__).parents[1]
 ALPACA = SHARED / "alpaca_eval2"
@@ -123,6 +125,10 @@ def test_a_length_controlled_win_rate_after_a_stage(
     lc = result["measures"]["LC win rate"]
     assert result["primary"] == "LC win rate" and 0 <= lc["low"] <= lc["value"] <= lc["high"] <= 100
     assert len(lc["replicates"]) == 1000 and lc["n"] == 20 and lc["C"] > 0
+    raw = result["measures"]["win rate"]
+    spread = statistics.stdev(100 * score for score in raw["scores"])
+    assert raw["standard_error"] == pytest.approx(spread / 20**0.5)
+    assert lc["standard_error"] == pytest.approx(statistics.stdev(lc["replicates"]))
     assert plan.results["base", "alpaca", 0].identity["inputs"]["gamed"]["file"]
 
 
@@ -429,6 +435,57 @@ def test_official_annotations_are_scored_again_from_the_command_line(bashrac):
     assert "no length-controlled win rate: no gamed" in bashrac("score", *files).stdout
     refused = bashrac("score", *files, *more[2:])
     assert refused.returncode == 2 and "add --reference FILE" in refused.stderr
+
+
+# --- files on the hub, and keys -----------------------------------------------------------------
+
+
+def test_alpacas_files_come_from_the_hub_where_the_recipe_names_none(
+    recipe_dict, write_recipe, tmp_path, monkeypatch
+):
+    """A hub cache as the hub's own client fills it; the commit is in the identity, not the path."""
+    from pipeline import identity
+    from pipeline.data import load_examples
+    from pipeline.identity import local_file
+
+    commit = "a" * 40
+    cache = tmp_path / "hub"
+    folder = cache / "datasets--tatsu-lab--alpaca_eval"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    rows = [{"dataset": "d", "instruction": "Say hi.", "output": "Hi.", "generator": "gpt"}]
+    name = "alpaca_eval_gpt4_baseline.json"
+    (folder / "snapshots" / commit / name).write_text(json.dumps(rows))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    identity.hub_commit.cache_clear()
+    recipe = load_recipe(write_recipe(recipe_dict | {"evaluate": ["alpaca"], "judge": "reference"}))
+    step = make_plan(recipe).results["sft", "alpaca", 0]
+    assert {role: known["revision"] for role, known in step.identity["inputs"].items() if role != "answers"} == {
+        "baseline": commit, "difficulty": commit, "gamed": commit,
+    }  # fmt: skip
+    source = Source.model_validate(step.places["baseline"])
+    assert local_file(source).read_text() == json.dumps(rows)
+    (example,) = load_examples(source, "alpaca")
+    assert (example.messages[0]["content"], example.reference) == ("Say hi.", "Hi.")
+    with pytest.raises(InputError, match=r"does not give its file df_gamed.csv .* local copy"):
+        local_file(Source.model_validate(step.places["gamed"]))
+
+
+def test_a_judges_key_reaches_the_judge_and_no_file(
+    bashrac, judged_recipe, letters, write_recipe, serve, tmp_path
+):
+    """Everything that a run leaves behind is searched, and what it prints."""
+    canary = "sk-canary-9d1f"
+    server = serve()
+    path = write_recipe(only_alpaca(judged_recipe, letters, asking(server)))
+    done = bashrac("run", path, env={"OPENAI_API_KEY": canary})
+    assert done.returncode == 0 and server.authorizations == [f"Bearer {canary}"] * 8
+    left = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(left) > 10
+    assert not [file for file in left if canary.encode() in file.read_bytes()]
+    assert canary not in done.stdout + done.stderr
 
 
 # --- processes and servers ----------------------------------------------------------------------
