@@ -190,6 +190,11 @@ def grade_answers(step: StepRun) -> None:
         for row in pairs
     ]
     write_model_outputs(step.directory / "model_outputs.json", outputs)
+    if len(samples) < len(baseline):
+        step.warn(
+            f"judged on {len(samples)} of {len(baseline)} instructions: not comparable with "
+            "published win rates"
+        )
     result = _scored(step, annotations, baseline)
     judged = judged_measures(judgement)
     judged["win rate"]["standard_error"] = result.standard_error

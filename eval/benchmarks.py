@@ -27,7 +27,8 @@ class Options(Strict):
     Attributes:
         data: test rows; by default the recipe's own where it has the benchmark's task, else the
             benchmark's set on the hub.
-        max_new_tokens: longest answer; by default `generation.max_new_tokens`, 53 for tldr.
+        max_new_tokens: longest answer; by default `generation.max_new_tokens`, 53 for tldr, 2048
+            for alpaca.
         temperature: 0 is greedy; by default 0, and 0.01 for tldr.
         max_prompt_length: longest prompt in tokens; by default the recipe's for its own task, else
             512 for tldr.
@@ -118,7 +119,7 @@ BENCHMARKS = {
     ),
 }
 _SHOTS = Source(source="openai/gsm8k", name="main", split="train")
-_MAX_NEW_TOKENS = {"tldr": 53}
+_MAX_NEW_TOKENS = {"tldr": 53, "alpaca": 2048}
 _TEMPERATURE = {"tldr": 0.01}
 
 

@@ -42,6 +42,7 @@ _find_words = re.compile(r"\w+").findall
 _ASCII_WORDS = {code: chr(code).lower() if _find_words(chr(code)) else " " for code in range(128)}
 
 Gram = tuple[str, ...]
+Part = tuple[int, str]  # an item's position, and which of PARTS
 
 
 @dataclass(frozen=True)
@@ -126,19 +127,38 @@ def overlaps(
     """
     if n < 1:
         raise ValueError(f"n is {n}, valid is at least 1 (13)")
-    index = _Index(items, n)
-    # Rows are counted by what they share, so that a phrase which all rows and all items have costs
-    # one step a row and not one step for each row and item.
-    rows_sharing: Counter[frozenset[int]] = Counter()
-    first: dict[int, tuple[int, Gram]] = {}
+    owners: dict[Gram, set[Part]] = {}
+    for number, item in enumerate(items):
+        for where, texts in zip(PARTS, (item.prompt, (item.reference,)), strict=True):
+            for gram in _grams(texts, n):
+                owners.setdefault(gram, set()).add((number, where))
+    rows: Counter[Part] = Counter()
+    first: dict[Part, tuple[int, Gram]] = {}
     number = 0
     for number, texts in enumerate(training, start=1):
-        shared = index.groups_in(texts)
-        if shared:
-            rows_sharing[frozenset(shared)] += 1
-            for group, gram in shared.items():
-                first.setdefault(group, (number, gram))
-    return Overlaps(n, len(items), number, index.short, _found(index.members, rows_sharing, first))
+        shared = {gram: None for gram in _grams(texts, n) if gram in owners}
+        rows.update({part for gram in shared for part in owners[gram]})
+        for gram in shared:
+            for part in owners[gram]:
+                first.setdefault(part, (number, gram))
+    found = [
+        Overlap(item, where, rows[item, where], row, " ".join(gram))
+        for (item, where), (row, gram) in sorted(first.items())
+    ]
+    short = sum(
+        any(len(words_of(text)) < n for text in (*item.prompt, item.reference)) for item in items
+    )
+    return Overlaps(n, len(items), number, short, tuple(found))
+
+
+def _grams(texts: Iterable[str], n: int) -> Iterator[Gram]:
+    """Yield the n-grams of each text in order, of a shorter one the whole."""
+    for text in texts:
+        words = words_of(text)
+        if len(words) >= n:
+            yield from zip(*(words[start:] for start in range(n)), strict=False)
+        elif words:
+            yield tuple(words)
 
 
 def training_texts(row: Example | PreferencePair) -> list[str]:
@@ -161,8 +181,6 @@ def check_overlap(step: StepRun) -> None:
     Raises:
         InputError: If there are no training rows to look through.
     """
-    if not step.state.is_main_process:
-        return
     from pipeline.data import load_examples
 
     items = [
@@ -187,113 +205,6 @@ def check_overlap(step: StepRun) -> None:
     # Built-in rows come from templates, and say so; anywhere else it is news.
     if found.found and step.source("test").builtin is None:
         step.warn(f"{_describe(found)}; they are listed in {step.directory / OVERLAPS}")
-
-
-class _Index:
-    """The n-grams of test texts, and which parts of which items have them.
-
-    A part's number is twice its item's, plus one for the reference. N-grams that the same parts
-    have form a group; the first groups are the single parts.
-
-    Attributes:
-        members: The parts of each group.
-        short: Items with a text of fewer than n words.
-    """
-
-    def __init__(self, items: Sequence[BenchmarkItem], n: int):
-        self.short = 0
-        self._n = n
-        # Any n words in a row hold exactly one block that starts at a multiple of the stride. So
-        # a training text is looked up block by block, and word by word only around a known block.
-        self._block = (n + 1) // 2
-        self._stride = n - self._block + 1
-        self._blocks: set[Gram] = set()
-        self._group_of: dict[Gram, int] = {}
-        self.members: list[tuple[int, ...]] = [(part,) for part in range(len(PARTS) * len(items))]
-        self._fill(items)
-
-    def _fill(self, items: Sequence[BenchmarkItem]) -> None:
-        several: dict[Gram, set[int]] = {}
-        for position, item in enumerate(items):
-            is_short = False
-            for offset, texts in enumerate((item.prompt, (item.reference,))):
-                for words in map(words_of, texts):
-                    is_short = is_short or len(words) < self._n
-                    self._add(words, len(PARTS) * position + offset, several)
-            self.short += is_short
-        numbers: dict[tuple[int, ...], int] = {}
-        for gram, parts in several.items():
-            members = tuple(sorted(parts))
-            group = numbers.setdefault(members, len(self.members))
-            if group == len(self.members):
-                self.members.append(members)
-            self._group_of[gram] = group
-
-    def _add(self, words: list[str], part: int, several: dict[Gram, set[int]]) -> None:
-        if len(words) >= self._n:
-            self._blocks.update(_windows(words, self._block))
-        for gram in _windows(words, self._n) if len(words) >= self._n else _whole(words):
-            owner = self._group_of.setdefault(gram, part)
-            if owner != part:
-                several.setdefault(gram, {owner}).add(part)
-
-    def groups_in(self, texts: Iterable[str]) -> dict[int, Gram]:
-        """Return the groups whose n-grams a training row has, each with the first such n-gram."""
-        found: dict[int, Gram] = {}
-        for text in texts:
-            words = words_of(text)
-            for gram in self._candidates(words):
-                group = self._group_of.get(gram)
-                if group is not None:
-                    found.setdefault(group, gram)
-        return found
-
-    def _candidates(self, words: list[str]) -> Iterable[Gram]:
-        """Return the n-grams of a text that can be known, in order; of a short text the whole."""
-        if len(words) < self._n:
-            return _whole(words)
-        blocks = self._blocks
-        columns = [words[start :: self._stride] for start in range(self._block)]
-        hits = [at for at, block in enumerate(zip(*columns, strict=False)) if block in blocks]
-        return self._around(words, hits) if hits else ()
-
-    def _around(self, words: list[str], hits: list[int]) -> Iterator[Gram]:
-        for at in hits:
-            start = at * self._stride
-            last = min(start, len(words) - self._n)
-            for begin in range(max(0, start - self._n + self._block), last + 1):
-                yield tuple(words[begin : begin + self._n])
-
-
-def _windows(words: list[str], size: int) -> Iterator[Gram]:
-    return zip(*(words[start:] for start in range(size)), strict=False)
-
-
-def _whole(words: list[str]) -> tuple[Gram, ...]:
-    return (tuple(words),) if words else ()
-
-
-def _found(
-    members: Sequence[tuple[int, ...]],
-    rows_sharing: Counter[frozenset[int]],
-    first: dict[int, tuple[int, Gram]],
-) -> tuple[Overlap, ...]:
-    """Turn rows counted by groups into one overlap for each part."""
-    rows: Counter[int] = Counter()
-    for groups, count in rows_sharing.items():
-        for part in {part for group in groups for part in members[group]}:
-            rows[part] += count
-    earliest: dict[int, tuple[int, Gram]] = {}
-    # In the order in which groups were met, so that the first one to name a part stays.
-    for group, row_and_gram in first.items():
-        for part in members[group]:
-            earliest.setdefault(part, row_and_gram)
-    found = []
-    for part in sorted(rows):
-        item, offset = divmod(part, len(PARTS))
-        row, gram = earliest[part]
-        found.append(Overlap(item, PARTS[offset], rows[part], row, " ".join(gram)))
-    return tuple(found)
 
 
 def _spoken(messages: Messages) -> list[str]:

@@ -200,12 +200,21 @@ class Judgement:
 
     @property
     def interval(self) -> Interval | None:
-        """95 % interval of the win rate: paired bootstrap over comparisons, seeded."""
+        """95 % interval of the win rate: Wilson where all are won or lost, else a paired bootstrap.
+
+        The bootstrap is over comparisons, and seeded.
+        """
         if not self.n:
             return None
-        from eval.stats import paired_difference
+        from eval.stats import paired_difference, wilson_interval
 
         ours = self.preferences
+        if all(preference in (0.0, 1.0) for preference in ours):
+            wilson = wilson_interval(int(sum(ours)), len(ours))
+            low, high = (
+                50.0 + on_grid(100 * end - 50, bits=40) for end in (wilson.low, wilson.high)
+            )
+            return Interval(low, high, wilson.level)
         found = paired_difference(ours, [1.0 - p for p in ours]).interval
         low, high = (50.0 + on_grid(50.0 * end, bits=40) for end in (found.low, found.high))
         return Interval(low, high, found.level)

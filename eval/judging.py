@@ -69,7 +69,10 @@ def template_for(settings: Judge, options: Any) -> Template | None:
 def judge_words(settings: Judge) -> str:
     """What a table calls the judge."""
     if settings.engine == "reference":
-        return "ROUGE-L with the reference answer (a smoke test, no judge of quality)"
+        return (
+            "ROUGE-L with the reference answer, which is one of the two, so that only an equal "
+            "answer does not lose (a smoke test, no judge of quality)"
+        )
     where = f" at {settings.base_url}" if settings.engine == "openai" else ", in process"
     orders = "both orders" if settings.orders == "both" else "one order"
     return f"{settings.model}{where}, reads {settings.reads}, {orders}"
@@ -107,7 +110,7 @@ def judge_comparisons(step: StepRun, comparisons: Sequence[Comparison]) -> Judge
         template,
         step.directory.parent.parent / REPLIES / name,
         both_orders=step.options["orders"] == "both",
-        max_calls=step.judge_calls_left,
+        max_calls=None if settings.engine == "reference" else step.judge_calls_left,
         single_order=alpaca_eval_order,
         price=settings.price,
         announce=announce,

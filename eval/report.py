@@ -219,14 +219,14 @@ def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | Non
         **fields,
         n=results[0]["n"],
         seeds=len(results),
-        measures={name: _cell(results, name) for name in names},
+        measures={name: cell for name in names if (cell := _cell(results, name)) is not None},
         difference=difference,
         counts=dict(counts),
     )
 
 
-def _cell(results: list[Result], name: str) -> Cell:
-    """One measure over the seeds that have it."""
+def _cell(results: list[Result], name: str) -> Cell | None:
+    """One measure over the seeds that have it; None where they share no scored example."""
     having = [result for result in results if name in result["measures"]]
     measures = [result["measures"][name] for result in having]
     first = measures[0]
@@ -240,7 +240,10 @@ def _cell(results: list[Result], name: str) -> Cell:
         spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
         interval = interval_of_replicates([measure["replicates"] for measure in measures])
         return Cell(mean, interval.low, interval.high, first["n"], "%", spread)
-    summary = mean_over_seeds(_on_common_ids([_scores(result, name) for result in having]))
+    columns = _on_common_ids([_scores(result, name) for result in having])
+    if not columns[0]:
+        return None
+    summary = mean_over_seeds(columns)
     scale = 100 if first["unit"] == "%" else 1
     numbers = (summary.mean, summary.interval.low, summary.interval.high)
     value, low, high = (scale * number for number in numbers)
@@ -249,39 +252,47 @@ def _cell(results: list[Result], name: str) -> Cell:
 
 
 def _difference(ours: dict[int, Result], baseline: dict[int, Result]) -> Difference | None:
-    """Compare two stages on the seeds and examples that both have a score for."""
-    from eval.stats import interval_of_replicates, mean_over_seeds, paired_difference
-
-    both = [seed for seed in ours if seed in baseline]
-    pairs = [(ours[seed], baseline[seed]) for seed in both]
+    """Compare two stages on the seeds and examples that both have a score for, if there are any."""
+    pairs = [(ours[seed], baseline[seed]) for seed in ours if seed in baseline]
     name = pairs[0][0]["primary"] if pairs else ""
     if not pairs or any(name not in result["measures"] for pair in pairs for result in pair):
         return None
-    if "replicates" in pairs[0][0]["measures"][name]:
-        if any(a["ids"] != b["ids"] for a, b in pairs):
-            return None  # resamples of other examples are not paired
-        measures = [(a["measures"][name], b["measures"][name]) for a, b in pairs]
-        value = sum(a["value"] - b["value"] for a, b in measures) / len(measures)
-        differences = [
-            [x - y for x, y in zip(a["replicates"], b["replicates"], strict=True)]
-            for a, b in measures
-        ]
-        interval = interval_of_replicates(differences)
-        n = min(measure["n"] for pair in measures for measure in pair)
-        return Difference(value, interval.low, interval.high, n)
-    columns = [_on_common_ids([_scores(a, name), _scores(b, name)]) for a, b in pairs]
-    if len(columns) == 1:
-        paired = paired_difference(*columns[0])
-        low, high = paired.interval.low, paired.interval.high
-        return Difference(100 * paired.difference, 100 * low, 100 * high, paired.n, paired.p_value)
-    differences = []
-    for a, b in pairs:
-        theirs = _scores(b, name)
-        ours_by_id = _scores(a, name)
-        differences.append({i: x - theirs[i] for i, x in ours_by_id.items() if i in theirs})
-    summary = mean_over_seeds(_on_common_ids(differences))
-    low, high = summary.interval.low, summary.interval.high
-    return Difference(100 * summary.mean, 100 * low, 100 * high, summary.n_examples)
+    is_mean = "scores" in pairs[0][0]["measures"][name]
+    return (_difference_of_means if is_mean else _difference_of_replicates)(pairs, name)
+
+
+def _difference_of_means(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
+    from eval.stats import mean_over_seeds, paired_difference
+
+    scores = [(_scores(ours, name), _scores(baseline, name)) for ours, baseline in pairs]
+    common = set.intersection(*(set(one) for pair in scores for one in pair))
+    ids = [example for example in scores[0][0] if example in common]
+    if not ids:
+        return None
+    p_value = None
+    if len(scores) == 1:
+        found = paired_difference(*([one[example] for example in ids] for one in scores[0]))
+        value, interval, p_value = found.difference, found.interval, found.p_value
+    else:
+        summary = mean_over_seeds([[ours[i] - theirs[i] for i in ids] for ours, theirs in scores])
+        value, interval = summary.mean, summary.interval
+    return Difference(100 * value, 100 * interval.low, 100 * interval.high, len(ids), p_value)
+
+
+def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
+    from eval.stats import interval_of_replicates
+
+    if any(ours["ids"] != baseline["ids"] for ours, baseline in pairs):
+        return None  # resamples of other examples are not paired
+    measures = [(ours["measures"][name], theirs["measures"][name]) for ours, theirs in pairs]
+    value = sum(ours["value"] - theirs["value"] for ours, theirs in measures) / len(measures)
+    differences = [
+        [x - y for x, y in zip(ours["replicates"], theirs["replicates"], strict=True)]
+        for ours, theirs in measures
+    ]
+    interval = interval_of_replicates(differences)
+    n = min(measure["n"] for pair in measures for measure in pair)
+    return Difference(value, interval.low, interval.high, n)
 
 
 def _scores(result: Result, name: str) -> dict[Any, float]:

@@ -2,15 +2,13 @@
 
 The page holds model output, so nothing in it may act: jinja2 escapes every text, control characters
 are shown as escapes, and a content security policy allows one style block, named by its hash, and
-nothing else. Plots are SVG whose horizontal places are shares of the width, so that text keeps its
-size on any screen.
+nothing else.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,16 +21,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.report import Report, Row
+from eval.report_plots import Plot, plots_of
 from eval.report_samples import SampleView, StageAnswer
 from eval.report_text import (
     benchmark_notes,
-    cell_words,
+    benchmark_table,
     cost_words,
-    difference_words,
-    example_words,
     figure_words,
     interval_note,
-    outcome_words,
 )
 
 # What could act on the page's reader rather than be read: C0 and C1 control characters but newline
@@ -47,12 +43,6 @@ _ROLES = {"user": "Prompt", "system": "System message", "assistant": "Earlier an
 # A longer text gets a box of its own that scrolls.
 _LONG_LINES, _LONG_CHARACTERS = 16, 600
 _TITLE_CHARACTERS = 100
-# Heights in a plot, in em: before the first stage, of a stage, and of the axis below the last.
-_TOP, _LINE, _AXIS = 2.0, 3.5, 2.4
-# What is left at either side of a plot for half a tick's label, in percent of the width.
-_SIDE = 6.0
-# About as much fits on a line of a plot at 360 px, in em of its text.
-_PLOT_WIDTH, _NAME_CHARACTER, _NUMBER_CHARACTER = 24.0, 0.6, 0.55
 
 
 @dataclass(frozen=True)
@@ -72,32 +62,6 @@ class Table:
     head: list[str]
     body: list[list[TableCell]]
     is_numeric: bool = False
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A stage in a plot: a dot and its interval, in percent of the width; None is not finished."""
-
-    label: str
-    words: str
-    text_y: float
-    y: float
-    tone: str = ""
-    places: tuple[float, float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Dots with 95 % intervals, a stage a line, and a dashed line to compare them with."""
-
-    id: str
-    title: str
-    description: str
-    marks: list[Mark]
-    ticks: list[tuple[float, str]]
-    height: float
-    line: tuple[float, str] | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -214,7 +178,7 @@ def _section(report: Report, benchmark: str, samples: Sequence[SampleView]) -> S
     return Section(
         name=benchmark,
         summary=_summary(rows, report.baseline),
-        plots=_plots(benchmark, rows, report.baseline),
+        plots=plots_of(benchmark, rows, report.baseline),
         table=_benchmark_table(report, benchmark, rows),
         notes=benchmark_notes(report, benchmark),
         n=max((row.n or 0 for row in rows), default=0),
@@ -243,26 +207,15 @@ def _summary(rows: Sequence[Row], baseline: str | None) -> list[tuple[str, str]]
 
 
 def _benchmark_table(report: Report, benchmark: str, rows: Sequence[Row]) -> Table:
-    names = list(dict.fromkeys(name for row in rows for name in row.measures))
-    compared = any(row.difference for row in rows)
-    versus = [f"vs {report.baseline}"] if compared else []
-    published = ["published"] if any(row.published for row in rows) else []
-    head = ["stage", *names[:1], *versus, *names[1:], "n", "outcomes", *published]
-    if not names:
-        head = ["stage", "result", *published]
+    head, lines = benchmark_table(report, benchmark)
     body = []
-    for row in rows:
-        cells = [TableCell(_wrapping(cell_words(row.measures.get(name), row.n))) for name in names]
-        quoted = [TableCell(row.published)] if published else []
-        if row.primary is None:
-            rest = TableCell("not finished", columns=len(head) - 1 - len(quoted))
-            body.append([TableCell(row.stage), rest, *quoted])
-            continue
-        tone = _TONES.get(row.difference.words, "") if row.difference else ""
-        versus = [TableCell(_wrapping(difference_words(row.difference)), tone)] if compared else []
-        outcomes = TableCell(outcome_words(row), "outcomes")
-        counted = [TableCell(example_words(row, len(report.seeds))), outcomes]
-        body.append([TableCell(row.stage), *cells[:1], *versus, *cells[1:], *counted, *quoted])
+    for row, line in zip(rows, lines, strict=True):
+        styles = {"outcomes": "outcomes"}
+        if row.difference is not None:
+            styles[f"vs {report.baseline}"] = _TONES.get(row.difference.words, "")
+        words = {column: line.get(column, "") for column in head}
+        words |= {column: _wrapping(words[column]) for column in head if column != "outcomes"}
+        body.append([TableCell(words[column], styles.get(column, "")) for column in head])
     return Table(f"Every stage on {benchmark}", head, body)
 
 
@@ -297,100 +250,6 @@ def _rounds_table(report: Report, kind: str) -> Table:
         for name in names
     ]
     return Table(kind.capitalize(), head, body, is_numeric=True)
-
-
-def _plots(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[Plot]:
-    """Every stage's number, and its difference from the baseline."""
-    measured = next((row for row in rows if row.primary is not None), None)
-    if measured is None:
-        return []
-    name = next(iter(measured.measures))
-    lines = []
-    for row in rows:
-        cell = row.primary
-        numbers = None if cell is None else (cell.low, cell.value, cell.high)
-        lines.append((row.stage, cell_words(cell, row.n) or "not finished", "", numbers))
-    base = next((row.primary for row in rows if row.stage == baseline), None)
-    plots = [
-        _plot(
-            f"{benchmark}-values",
-            f"{name}, {measured.measures[name].unit}",
-            lines,
-            line=None if base is None else (base.value, str(baseline)),
-            note="Dot: the number measured. Bar: its 95 % interval."
-            + ("" if base is None else f" Dashed line: {baseline}."),
-        )
-    ]
-    differences = [(row.stage, row.difference) for row in rows if row.difference]
-    if differences:
-        compared = [
-            (stage, difference_words(one), one.words, (one.low, one.value, one.high))
-            for stage, one in differences
-        ]
-        note = (
-            "On the same examples. Better or worse (filled dot): the 95 % interval excludes 0. "
-            "Noise (open dot): it does not."
-        )
-        title = f"{name}, points over {baseline}"
-        plots.append(
-            _plot(f"{benchmark}-differences", title, compared, line=(0, "0 = no difference"),
-                  note=note, signed=True)
-        )  # fmt: skip
-    return plots
-
-
-def _plot(
-    name: str,
-    title: str,
-    lines: Sequence[tuple[str, str, str, tuple[float, float, float] | None]],
-    *,
-    line: tuple[float, str] | None,
-    note: str,
-    signed: bool = False,
-) -> Plot:
-    """Lay out a plot; a line of it is (stage, words, tone's word, (low, value, high))."""
-    numbers = [number for *_, three in lines if three is not None for number in three]
-    numbers += [] if line is None else [line[0]]
-    ticks = nice_ticks(min(numbers), max(numbers))
-    scale = (100 - 2 * _SIDE) / (ticks[-1] - ticks[0])
-
-    def place(number: float) -> float:
-        return round(_SIDE + scale * (number - ticks[0]), 2)
-
-    marks = []
-    for i, (stage, words, tone, three) in enumerate(lines):
-        top = _TOP + i * _LINE
-        places = None if three is None else (place(three[0]), place(three[1]), place(three[2]))
-        label = _shortened(stage, words)
-        marks.append(Mark(label, words, round(top + 1.1, 2), round(top + 2.0, 2), tone, places))
-    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    return Plot(
-        id=name,
-        title=title,
-        description="; ".join(f"{stage}: {words}" for stage, words, *_ in lines),
-        marks=marks,
-        ticks=[(place(tick), f"{tick + 0.0:{'+' if signed and tick else ''}.{decimals}f}")
-               for tick in ticks],
-        height=round(_TOP + len(lines) * _LINE + _AXIS, 2),
-        line=None if line is None else (place(line[0]), line[1]),
-        note=note,
-    )  # fmt: skip
-
-
-def nice_ticks(low: float, high: float) -> list[float]:
-    """Return round numbers, evenly spaced, from at or below `low` to at or above `high`."""
-    high = high if high > low else low + 1
-    span = high - low
-    power = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(power * times for times in (1, 2, 5, 10) if span / (power * times) <= 5)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 9) for i in range(first, last + 1)]
-
-
-def _shortened(stage: str, words: str) -> str:
-    """A stage's name, cut to what stands beside its words on a narrow screen."""
-    room = max(8, int((_PLOT_WIDTH - _NUMBER_CHARACTER * len(words)) / _NAME_CHARACTER))
-    return stage if len(stage) <= room else stage[: room - 1] + "…"
 
 
 def _shared_system(samples: Sequence[SampleView]) -> str:

@@ -45,27 +45,29 @@ def markdown(report: Report) -> str:
 
 
 def _benchmark(report: Report, benchmark: str) -> list[str]:
+    head, lines = benchmark_table(report, benchmark)
+    table = _table(head, [[line.get(column, "") for column in head] for line in lines])
+    return [f"## {benchmark}", "", *table, "", *benchmark_notes(report, benchmark), ""]
+
+
+def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns of a benchmark's table, and a row's words by column."""
     rows = [row for row in report.rows if row.benchmark == benchmark]
-    names = list(dict.fromkeys(name for row in rows for name in row.measures))
-    compared = report.baseline is not None and any(row.difference for row in rows)
-    versus = [f"vs {report.baseline}"] if compared else []
+    names = list(dict.fromkeys(name for row in rows for name in row.measures)) or ["result"]
+    versus = f"vs {report.baseline}"
+    compared = [versus] if any(row.difference for row in rows) else []
     published = ["published"] if any(row.published for row in rows) else []
-    head = ["stage", *names[:1], *versus, *names[1:], "n", "outcomes", *published]
-    if not names:
-        head = ["stage", "result", *published]
-    body = []
+    lines = []
     for row in rows:
-        cells = [cell_words(row.measures.get(name), row.n) for name in names]
-        versus = [difference_words(row.difference)] if compared else []
-        published = [row.published] if published else []
-        if row.primary is None:
-            empty = [""] * (len(head) - 2 - len(published))
-            body.append([row.stage, "not finished", *empty, *published])
-        else:
-            counted = [example_words(row, len(report.seeds)), outcome_words(row)]
-            body.append([row.stage, *cells[:1], *versus, *cells[1:], *counted, *published])
-    lines = [f"## {benchmark}", "", *_table(head, body), ""]
-    return [*lines, *benchmark_notes(report, benchmark), ""]
+        missing = "not finished" if row.n is None else "no example scored in all seeds"
+        line = {"stage": row.stage, "published": row.published, names[0]: missing}
+        if row.primary is not None:
+            line |= {name: cell_words(cell, row.n) for name, cell in row.measures.items()}
+            line |= {versus: difference_words(row.difference), "outcomes": outcome_words(row)}
+            line["n"] = example_words(row, len(report.seeds))
+        lines.append(line)
+    finished = ["n", "outcomes"] if any(row.primary for row in rows) else []
+    return ["stage", names[0], *compared, *names[1:], *finished, *published], lines
 
 
 def benchmark_notes(report: Report, benchmark: str) -> list[str]:

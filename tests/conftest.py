@@ -96,6 +96,11 @@ def problems_of(path, *overrides) -> dict[str, str]:
     return {problem.key: problem.message for problem in caught.value.problems}
 
 
+def first_step(plan):
+    """The first step of a plan's first stage; before it test rows are looked for in training rows."""
+    return next(step for step in plan.steps if step.kind != "overlap")
+
+
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
     """A hub that cannot be reached, and a cache that knows the commit of one data set."""

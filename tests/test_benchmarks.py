@@ -40,7 +40,7 @@ def outputs(tmp_path):
 @pytest.fixture
 def judged_recipe(recipe_dict, outputs):
     """A model as it is, on every benchmark."""
-    alpaca = {"data": outputs, "difficulty": None, "gamed": None}
+    alpaca = {"data": outputs, "difficulty": None, "gamed": None, "max_new_tokens": 8}
     posts = {"source": "builtin:posts", "split": "test", "limit": 3}
     return recipe_dict | {
         "stages": {"base": {"method": "base"}},
@@ -129,7 +129,8 @@ def test_a_length_controlled_win_rate_after_a_stage(
     spread = statistics.stdev(100 * score for score in raw["scores"])
     assert raw["standard_error"] == pytest.approx(spread / 20**0.5)
     assert lc["standard_error"] == pytest.approx(statistics.stdev(lc["replicates"]))
-    assert plan.results["base", "alpaca", 0].identity["inputs"]["gamed"]["file"]
+    record = artifact.read_record(plan.results["base", "alpaca", 0].directory(runs))
+    assert "judged on 20 of 805 instructions: not" in str(record["metrics"]["warnings"])
 
 
 @pytest.fixture
@@ -261,6 +262,14 @@ def test_the_limit_holds_inside_one_process(judged_recipe, letters, write_recipe
     assert "at most 7 are allowed" in error["message"]
 
 
+def test_the_reference_judge_is_free(judged_recipe, write_recipe, tmp_path):
+    from pipeline.step import run_steps, write_spec
+
+    plan = make_plan(load_recipe(write_recipe(judged_recipe | {"evaluate": ["alpaca", "tldr"]})))
+    options = {"processes": 1, "use_cpu": True, "judge_calls_left": 0}
+    assert run_steps([write_spec(step, tmp_path / "runs", **options) for step in plan.steps]) == 0
+
+
 def test_the_cost_is_said_before_anything_is_asked(
     bashrac, judged_recipe, letters, write_recipe, serve, tmp_path
 ):
@@ -348,17 +357,20 @@ class _Parrot:
         return model
 
 
-def test_summaries_are_sampled_as_published(judged_recipe, write_recipe):
-    step = make_plan(load_recipe(write_recipe(judged_recipe))).results["base", "tldr", 0]
-    options = step.inputs["answers"].options
-    assert (options["temperature"], options["max_new_tokens"], options["task"]) == (
+def test_summaries_and_long_answers_are_written_as_published(judged_recipe, write_recipe):
+    for name in ("max_prompt_length", "max_new_tokens"):
+        for given in judged_recipe["benchmarks"].values():
+            given.pop(name, None)
+    plan = make_plan(load_recipe(write_recipe(judged_recipe)))
+    tldr, alpaca = (
+        plan.results["base", name, 0].inputs["answers"].options for name in ("tldr", "alpaca")
+    )
+    assert (tldr["temperature"], tldr["max_new_tokens"], tldr["max_prompt_length"]) == (
         0.01,
         53,
-        "tldr",
+        512,
     )
-    del judged_recipe["benchmarks"]["tldr"]["max_prompt_length"]
-    step = make_plan(load_recipe(write_recipe(judged_recipe))).results["base", "tldr", 0]
-    assert step.inputs["answers"].options["max_prompt_length"] == 512
+    assert (alpaca["temperature"], alpaca["max_new_tokens"]) == (0.0, 2048)
 
 
 def test_rouge_scores_the_answers_that_the_tasks_own_benchmark_has_asked(

@@ -328,6 +328,22 @@ def test_swapping_a_and_b_everywhere_gives_exactly_100_minus_the_win_rate(serve,
     assert again.calls == 0 and again.win_rate == rates["swapped"]
 
 
+def test_wins_and_losses_without_ties_have_wilsons_interval_both_ways_round(tmp_path):
+    """3 of 3 lost: a bootstrap would say that 0 is certain."""
+    from eval.stats import wilson_interval
+
+    rows = [Comparison(str(i), "p", "one two", f"one {i}", "one two") for i in range(3)]
+    lost, won = (
+        judge(pairs, ReferenceJudge(), None, tmp_path / "c", announce=quiet)
+        for pairs in (rows, swapped(rows))
+    )
+    expected = wilson_interval(0, 3)
+    assert (lost.win_rate, lost.interval.low) == (0.0, 0.0)
+    assert lost.interval.high == pytest.approx(100 * expected.high)
+    assert (won.win_rate, won.interval.high) == (100.0, 100.0)
+    assert won.interval.low == 100 - lost.interval.high
+
+
 def test_no_more_requests_are_in_flight_than_allowed(serve, tmp_path):
     server = serve(delay=0.05)
     judge(pairs(12), engine_for(server, concurrency=3), LABELS, tmp_path / "c", announce=quiet)

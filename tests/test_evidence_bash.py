@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_model
+from conftest import first_step, save_tiny_model
 from scipy.stats import chisquare
 from test_stages import steps_of
 
@@ -33,7 +33,7 @@ def write_contexts(recipe_dict, write_recipe, run_steps_here):
         recipe_dict["stages"] = {"bash": {"method": "bash", **stage}}
         path = write_recipe(recipe_dict)
         plan, runs = run_steps_here(path, until=lambda step: step.kind == "contexts")
-        directory = plan.steps[0].directory(runs)
+        directory = first_step(plan).directory(runs)
         return StepRun.read(directory / SPEC), artifact.read_rows(directory / sft.ROWS)
 
     return run

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import first_step
 from datasets import Dataset
 from test_stages import hand_loss, steps_of
 from transformers import TrainerCallback
@@ -33,7 +34,9 @@ def neftune_trainer(recipe_dict, write_recipe, tmp_path):
     def make(**recipe):
         recipe_dict["stages"] = {"sft": NEFTUNE}
         plan = make_plan(load_recipe(write_recipe(recipe_dict | recipe)))
-        step = StepRun.read(write_spec(plan.steps[0], tmp_path / "runs", processes=1, use_cpu=True))
+        step = StepRun.read(
+            write_spec(first_step(plan), tmp_path / "runs", processes=1, use_cpu=True)
+        )
         renderer = renderer_for(step)
         rows = sft.read_training_rows(step, renderer)[1]
         return sft.make_trainer(step, rows, renderer.tokenizer), rows
@@ -178,7 +181,7 @@ def test_a_saved_model_has_no_noise(recipe_dict, write_recipe, run_steps_here, l
     recipe_dict["stages"] = {"sft": NEFTUNE}
     recipe_dict["evaluate"] = []
     plan, runs = run_steps_here(write_recipe(recipe_dict))
-    folder = plan.steps[0].directory(runs)
+    folder = first_step(plan).directory(runs)
     base, adapter = (str(folder), None) if lora is None else (recipe_dict["model"], str(folder))
     models = [
         load_model(base, adapter=adapter).train(train) for train in (False, False, True, True)

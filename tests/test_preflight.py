@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import build_tokenizer
+from conftest import build_tokenizer, first_step
 
 from pipeline import artifact
 from pipeline.errors import InputError
@@ -157,7 +157,7 @@ def test_weights_saved_with_another_template_are_not_evaluated(
     recipe_dict["stages"] = {"sft": {"method": "sft"}}
     path = write_recipe(recipe_dict)
     plan, runs = run_steps_here(path, until=lambda step: step.kind == "train")
-    template = plan.steps[0].directory(runs) / "model" / "chat_template.jinja"
+    template = first_step(plan).directory(runs) / "model" / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|>the "))
     with pytest.raises(StepFailedError, match="another chat template"):
         run_steps_here(path)

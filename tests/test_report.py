@@ -249,7 +249,18 @@ def test_an_example_without_a_verdict_is_left_out_of_the_number_and_of_the_diffe
     assert (bash.difference.value, bash.difference.n) == (pytest.approx(35), 2)
     text = markdown(collect(plan, runs))
     assert "(n 3)" in text and "3 win, 1 errored" in text
-    assert "Judge: ROUGE-L with the reference answer (a smoke test, no judge of quality)." in text
+    assert "Judge: ROUGE-L with the reference answer" in text and "no judge of quality" in text
+
+
+def test_stages_without_a_scored_example_in_common_are_not_compared(judged):
+    plan, runs = judged({"sft": {0: [0.2, 0.2, None, None]}, "bash": {0: [None, None, 0.4, 0.4]}})
+    assert collect(plan, runs).rows[1].difference is None
+
+
+def test_seeds_without_a_scored_example_in_common_have_no_number(judged):
+    halves = {0: [0.2, 0.2, None, None], 1: [None, None, 0.4, 0.4]}
+    plan, runs = judged({"sft": halves}, seeds=[0, 1])
+    assert collect(plan, runs).rows[0].measures == {}
 
 
 def test_a_length_controlled_difference_is_that_of_the_same_resamples(judged):

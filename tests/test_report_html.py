@@ -15,7 +15,8 @@ from html.parser import HTMLParser
 import pytest
 
 from eval.report import collect
-from eval.report_html import html_page, nice_ticks, visible
+from eval.report_html import html_page, visible
+from eval.report_plots import nice_ticks
 from eval.report_samples import collect_samples
 from pipeline import artifact
 from pipeline.load import load_recipe

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import first_step
 
 from pipeline import artifact
 from pipeline.errors import StepFailedError
@@ -83,7 +84,7 @@ def test_the_sft_loss_is_on_the_answer_and_its_end_only(recipe_dict, write_recip
         load_model(recipe_dict["model"]),
         [sft.training_row(row.prompt, row.answer, row.answer) for row in rows],
     )
-    record = artifact.read_record(plan.steps[0].directory(runs))
+    record = artifact.read_record(first_step(plan).directory(runs))
     assert record["metrics"]["first_loss"] == pytest.approx(by_hand, rel=1e-4)
     tokens = sum(len(row.prompt) + len(row.answer) for row in rows)
     assert record["metrics"]["tokens_trained"] == tokens
@@ -186,7 +187,7 @@ def test_a_diverged_training_fails_and_is_no_result(
     recipe_dict["stages"] = {"sft": {"method": "sft"}}
     with pytest.raises(StepFailedError, match="training diverged"):
         run_steps_here(write_recipe(recipe_dict))
-    assert not list(tmp_path.glob("runs/steps/*/record.json"))
+    assert not list(tmp_path.glob("runs/steps/train-*/record.json"))
     assert not list(tmp_path.glob("runs/steps/*/model"))
 
 
@@ -210,7 +211,7 @@ def test_contexts_spare_the_templates_end_of_turn_though_the_generation_config_l
     plan, runs = run_steps_here(
         write_recipe(recipe_dict), until=lambda step: step.kind == "contexts"
     )
-    for row in artifact.read_rows(plan.steps[0].directory(runs) / sft.ROWS):
+    for row in artifact.read_rows(first_step(plan).directory(runs) / sft.ROWS):
         answers = [
             t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100
         ]
@@ -227,7 +228,7 @@ def test_a_second_process_on_the_same_step_is_refused(
 
     recipe_dict["stages"] = {"sft": {"method": "sft"}}
     path = write_recipe(recipe_dict)
-    directory = make_plan(load_recipe(path)).steps[0].directory(tmp_path / "runs")
+    directory = first_step(make_plan(load_recipe(path))).directory(tmp_path / "runs")
     directory.mkdir(parents=True)
     with FileLock(directory / "lock"), pytest.raises(StepFailedError, match="another process"):
         run_steps_here(path)
@@ -243,7 +244,7 @@ def test_a_data_file_changed_since_the_plan_is_noticed(recipe_dict, write_recipe
     data = tmp_path / "train.jsonl"
     data.write_text(json.dumps({"question": "q", "answer": "#### 1"}) + "\n")
     recipe_dict["data"]["train"] = {"source": str(data)}
-    step = make_plan(load_recipe(write_recipe(recipe_dict))).steps[0]
+    step = first_step(make_plan(load_recipe(write_recipe(recipe_dict))))
     spec = write_spec(step, tmp_path / "runs", processes=1, use_cpu=True)
     data.write_text(json.dumps({"question": "q", "answer": "#### 2"}) + "\n")
     with pytest.raises(InputError, match="has changed since this run began"):
@@ -285,7 +286,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(recipe_dict, write_recip
     recipe_dict["trainer"] |= {"max_steps": 5, "save_steps": 1}
     recipe_dict["stages"] = {"sft": {"method": "sft"}}
     recipe_dict["evaluate"] = []
-    step = make_plan(load_recipe(write_recipe(recipe_dict))).steps[0]
+    step = first_step(make_plan(load_recipe(write_recipe(recipe_dict))))
 
     def run(folder):
         spec = write_spec(step, tmp_path / folder, processes=1, use_cpu=True)
@@ -323,7 +324,7 @@ def test_contexts_stopped_midway_keep_their_rows(recipe_dict, write_recipe, tmp_
     recipe_dict["generation"]["batch_size"] = 2
     recipe_dict["stages"] = {"bash": {"method": "bash", "beta": 0.5}}
     recipe_dict["evaluate"] = []
-    step = make_plan(load_recipe(write_recipe(recipe_dict))).steps[0]
+    step = first_step(make_plan(load_recipe(write_recipe(recipe_dict))))
 
     def run(folder):
         execute(StepRun.read(write_spec(step, tmp_path / folder, processes=1, use_cpu=True)))

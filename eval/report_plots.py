@@ -1,0 +1,141 @@
+"""The plots of the report page, laid out: every stage's number, and its difference from SFT.
+
+Horizontal places are shares of the width and heights are in em, so that text keeps its size on any
+screen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.report import Row
+from eval.report_text import cell_words, difference_words
+
+# Heights in a plot, in em: before the first stage, of a stage, and of the axis below the last.
+_TOP, _LINE, _AXIS = 2.0, 3.5, 2.4
+# What is left at either side of a plot for half a tick's label, in percent of the width.
+_SIDE = 6.0
+# About as much fits on a line of a plot at 360 px, in em of its text.
+_PLOT_WIDTH, _NAME_CHARACTER, _NUMBER_CHARACTER = 24.0, 0.6, 0.55
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A stage in a plot: a dot and its interval, in percent of the width; None is not finished."""
+
+    label: str
+    words: str
+    text_y: float
+    y: float
+    tone: str = ""
+    places: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Dots with 95 % intervals, a stage a line, and a dashed line to compare them with."""
+
+    id: str
+    title: str
+    description: str
+    marks: list[Mark]
+    ticks: list[tuple[float, str]]
+    height: float
+    line: tuple[float, str] | None = None
+    note: str = ""
+
+
+def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[Plot]:
+    """Every stage's number, and its difference from the baseline."""
+    measured = next((row for row in rows if row.primary is not None), None)
+    if measured is None:
+        return []
+    name = next(iter(measured.measures))
+    lines = []
+    for row in rows:
+        cell = row.primary
+        numbers = None if cell is None else (cell.low, cell.value, cell.high)
+        lines.append((row.stage, cell_words(cell, row.n) or "not finished", "", numbers))
+    base = next((row.primary for row in rows if row.stage == baseline), None)
+    plots = [
+        _plot(
+            f"{benchmark}-values",
+            f"{name}, {measured.measures[name].unit}",
+            lines,
+            line=None if base is None else (base.value, str(baseline)),
+            note="Dot: the number measured. Bar: its 95 % interval."
+            + ("" if base is None else f" Dashed line: {baseline}."),
+        )
+    ]
+    differences = [(row.stage, row.difference) for row in rows if row.difference]
+    if differences:
+        compared = [
+            (stage, difference_words(one), one.words, (one.low, one.value, one.high))
+            for stage, one in differences
+        ]
+        note = (
+            "On the same examples. Better or worse (filled dot): the 95 % interval excludes 0. "
+            "Noise (open dot): it does not."
+        )
+        title = f"{name}, points over {baseline}"
+        plots.append(
+            _plot(f"{benchmark}-differences", title, compared, line=(0, "0 = no difference"),
+                  note=note, signed=True)
+        )  # fmt: skip
+    return plots
+
+
+def _plot(
+    name: str,
+    title: str,
+    lines: Sequence[tuple[str, str, str, tuple[float, float, float] | None]],
+    *,
+    line: tuple[float, str] | None,
+    note: str,
+    signed: bool = False,
+) -> Plot:
+    """Lay out a plot; a line of it is (stage, words, tone's word, (low, value, high))."""
+    numbers = [number for *_, three in lines if three is not None for number in three]
+    numbers += [] if line is None else [line[0]]
+    ticks = nice_ticks(min(numbers), max(numbers))
+    scale = (100 - 2 * _SIDE) / (ticks[-1] - ticks[0])
+
+    def place(number: float) -> float:
+        return round(_SIDE + scale * (number - ticks[0]), 2)
+
+    marks = []
+    for i, (stage, words, tone, three) in enumerate(lines):
+        top = _TOP + i * _LINE
+        places = None if three is None else (place(three[0]), place(three[1]), place(three[2]))
+        label = _shortened(stage, words)
+        marks.append(Mark(label, words, round(top + 1.1, 2), round(top + 2.0, 2), tone, places))
+    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    return Plot(
+        id=name,
+        title=title,
+        description="; ".join(f"{stage}: {words}" for stage, words, *_ in lines),
+        marks=marks,
+        ticks=[(place(tick), f"{tick + 0.0:{'+' if signed and tick else ''}.{decimals}f}")
+               for tick in ticks],
+        height=round(_TOP + len(lines) * _LINE + _AXIS, 2),
+        line=None if line is None else (place(line[0]), line[1]),
+        note=note,
+    )  # fmt: skip
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Return round numbers, evenly spaced, from at or below `low` to at or above `high`."""
+    high = high if high > low else low + 1
+    span = high - low
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(power * times for times in (1, 2, 5, 10) if span / (power * times) <= 5)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 9) for i in range(first, last + 1)]
+
+
+def _shortened(stage: str, words: str) -> str:
+    """A stage's name, cut to what stands beside its words on a narrow screen."""
+    room = max(8, int((_PLOT_WIDTH - _NUMBER_CHARACTER * len(words)) / _NAME_CHARACTER))
+    return stage if len(stage) <= room else stage[: room - 1] + "…"
