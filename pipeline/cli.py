@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 a step failed, 2 the user's input, 130 interrupted.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import signal
@@ -14,26 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__
+from pipeline.arguments import make_parser
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, BashracError, InputError
-
-_EPILOG = """commands to begin with:
-  bashrac recipes                 the recipes that come with bashrac
-  bashrac copy demo my.yaml       start your own from one
-  bashrac check my.yaml           everything wrong with it, at once
-  bashrac run my.yaml             run it; run it again to go on where it stopped
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = _parser()
+    parser = make_parser()
     given = parser.parse_args(arguments)
     if not hasattr(given, "command"):
         parser.print_help()
         return 0
     try:
-        return given.command(given)
+        return _COMMANDS[given.command](given)
     except BashracError as error:
         print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
         return error.exit_code
@@ -42,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone: `bashrac report | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if given.command is not _run:
+        if given.command not in ("run", "evaluate"):
             return 0
         print("error: nobody reads the output any more, so the run has stopped", file=sys.stderr)
         return EXIT_FAILED
@@ -53,116 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {disk_error(Path(error.filename or '.'), error)}", file=sys.stderr)
         return EXIT_FAILED
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bashrac",
-        description="Staged fine-tuning with self-generated tokens (BASH, RAC) and DPO.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"bashrac {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND")
-
-    check = commands.add_parser("check", help="list every problem of recipes")
-    check.add_argument("recipes", nargs="+", metavar="RECIPE", help="file or shipped name")
-    _add_set(check)
-    check.set_defaults(command=_check)
-
-    plan = commands.add_parser("plan", help="list the steps, and why each would run")
-    _add_recipe(plan)
-    _add_launch(plan)
-    plan.set_defaults(command=_plan)
-
-    run = commands.add_parser("run", help="run what is not finished, then print the table")
-    _add_recipe(run)
-    run.add_argument("--stage", metavar="S", help="only this stage")
-    _add_launch(run)
-    _add_max_judge_calls(run)
-    run.set_defaults(command=_run)
-
-    report = commands.add_parser("report", help="print the table of what is finished")
-    _add_recipe(report)
-    report.add_argument("--format", choices=("md", "csv", "json", "html"), default="md")
-    report.set_defaults(command=_report)
-
-    evaluate = commands.add_parser("evaluate", help="run benchmarks on a model, outside a recipe")
-    evaluate.add_argument("model", metavar="MODEL", help="folder, adapter, step or hub id")
-    evaluate.add_argument(
-        "--benchmark", action="append", required=True, metavar="NAME", dest="benchmarks",
-        help="gsm8k, alpaca, tldr or rouge (repeatable)",
-    )  # fmt: skip
-    evaluate.add_argument(
-        "--data", metavar="SOURCE", help="test rows instead of the benchmark's own on the hub"
-    )
-    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N test rows")
-    evaluate.add_argument(
-        "--task", choices=("gsm8k", "tldr", "chat"), help="what the rows are (rouge needs it)"
-    )
-    evaluate.add_argument(
-        "--judge", metavar="JUDGE", help="openai:MODEL, local:MODEL, or reference (smoke runs)"
-    )
-    evaluate.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible endpoint")
-    _add_set(evaluate)
-    _add_runs(evaluate)
-    _add_launch(evaluate)
-    _add_max_judge_calls(evaluate)
-    evaluate.set_defaults(command=_evaluate)
-
-    score = commands.add_parser("score", help="win rates of official AlpacaEval annotation files")
-    score.add_argument("files", nargs="+", type=Path, metavar="annotations.json")
-    score.add_argument(
-        "--reference", type=Path, metavar="FILE",
-        help="model_outputs.json of the baseline: AlpacaEval's instructions in order",
-    )  # fmt: skip
-    score.add_argument("--difficulty", type=Path, metavar="CSV", help="instruction difficulties")
-    score.add_argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv")
-    score.set_defaults(command=_score)
-
-    recipes = commands.add_parser("recipes", help="list the shipped recipes")
-    recipes.set_defaults(command=_recipes)
-
-    copy = commands.add_parser("copy", help="write a shipped recipe to a file of yours")
-    copy.add_argument("name", metavar="NAME")
-    copy.add_argument("file", metavar="FILE", type=Path)
-    copy.set_defaults(command=_copy)
-
-    step = commands.add_parser("step", help="run prepared steps (what `run` launches)")
-    step.add_argument("specs", nargs="+", metavar="step.json", type=Path)
-    step.set_defaults(command=_step)
-    return parser
-
-
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="file or shipped name")
-    _add_set(parser)
-    _add_runs(parser)
-
-
-def _add_runs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="results (default: runs)"
-    )
-
-
-def _add_launch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
-    )
-
-
-def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-judge-calls", type=int, metavar="N", help="refuse to put more questions to judges"
-    )
-
-
-def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="override a key, e.g. --set data.train.limit=64 (repeatable)",
-    )  # fmt: skip
 
 
 def _load_plan(given: Any) -> Any:
@@ -338,3 +220,16 @@ def _step(given: Any) -> int:
     from pipeline.step import run_steps
 
     return run_steps(given.specs)
+
+
+_COMMANDS = {
+    "check": _check,
+    "plan": _plan,
+    "run": _run,
+    "report": _report,
+    "evaluate": _evaluate,
+    "score": _score,
+    "recipes": _recipes,
+    "copy": _copy,
+    "step": _step,
+}

@@ -1,0 +1,126 @@
+"""The command line: every command and option, as argparse reads them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline import __version__
+
+_EPILOG = """commands to begin with:
+  bashrac recipes                 the recipes that come with bashrac
+  bashrac copy demo my.yaml       start your own from one
+  bashrac check my.yaml           everything wrong with it, at once
+  bashrac run my.yaml             run it; run it again to go on where it stopped
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; what it parses has `command`, the name of one, unless none was given."""
+    parser = argparse.ArgumentParser(
+        prog="bashrac",
+        description="Staged fine-tuning with self-generated tokens (BASH, RAC) and DPO.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"bashrac {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    check = commands.add_parser("check", help="list every problem of recipes")
+    check.add_argument("recipes", nargs="+", metavar="RECIPE", help="file or shipped name")
+    _add_set(check)
+    check.set_defaults(command="check")
+
+    plan = commands.add_parser("plan", help="list the steps, and why each would run")
+    _add_recipe(plan)
+    _add_launch(plan)
+    plan.set_defaults(command="plan")
+
+    run = commands.add_parser("run", help="run what is not finished, then print the table")
+    _add_recipe(run)
+    run.add_argument("--stage", metavar="S", help="only this stage")
+    _add_launch(run)
+    _add_max_judge_calls(run)
+    run.set_defaults(command="run")
+
+    report = commands.add_parser("report", help="print the table of what is finished")
+    _add_recipe(report)
+    report.add_argument("--format", choices=("md", "csv", "json", "html"), default="md")
+    report.set_defaults(command="report")
+
+    evaluate = commands.add_parser("evaluate", help="run benchmarks on a model, outside a recipe")
+    evaluate.add_argument("model", metavar="MODEL", help="folder, adapter, step or hub id")
+    evaluate.add_argument(
+        "--benchmark", action="append", required=True, metavar="NAME", dest="benchmarks",
+        help="gsm8k, alpaca, tldr or rouge (repeatable)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--data", metavar="SOURCE", help="test rows instead of the benchmark's own on the hub"
+    )
+    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N test rows")
+    evaluate.add_argument(
+        "--task", choices=("gsm8k", "tldr", "chat"), help="what the rows are (rouge needs it)"
+    )
+    evaluate.add_argument(
+        "--judge", metavar="JUDGE", help="openai:MODEL, local:MODEL, or reference (smoke runs)"
+    )
+    evaluate.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible endpoint")
+    _add_set(evaluate)
+    _add_runs(evaluate)
+    _add_launch(evaluate)
+    _add_max_judge_calls(evaluate)
+    evaluate.set_defaults(command="evaluate")
+
+    score = commands.add_parser("score", help="win rates of official AlpacaEval annotation files")
+    score.add_argument("files", nargs="+", type=Path, metavar="annotations.json")
+    score.add_argument(
+        "--reference", type=Path, metavar="FILE",
+        help="model_outputs.json of the baseline: AlpacaEval's instructions in order",
+    )  # fmt: skip
+    score.add_argument("--difficulty", type=Path, metavar="CSV", help="instruction difficulties")
+    score.add_argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv")
+    score.set_defaults(command="score")
+
+    recipes = commands.add_parser("recipes", help="list the shipped recipes")
+    recipes.set_defaults(command="recipes")
+
+    copy = commands.add_parser("copy", help="write a shipped recipe to a file of yours")
+    copy.add_argument("name", metavar="NAME")
+    copy.add_argument("file", metavar="FILE", type=Path)
+    copy.set_defaults(command="copy")
+
+    step = commands.add_parser("step", help="run prepared steps (what `run` launches)")
+    step.add_argument("specs", nargs="+", metavar="step.json", type=Path)
+    step.set_defaults(command="step")
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="file or shipped name")
+    _add_set(parser)
+    _add_runs(parser)
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="results (default: runs)"
+    )
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
+    )
+
+
+def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-judge-calls", type=int, metavar="N", help="refuse to put more questions to judges"
+    )
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override a key, e.g. --set data.train.limit=64 (repeatable)",
+    )  # fmt: skip
