@@ -30,6 +30,7 @@ from eval.alpaca_files import (
 from eval.judgement import Comparison
 from eval.length_control import WinRate, length_controlled_win_rate
 from eval.results import Measure, measure, read_answers, replicated, store
+from pipeline.errors import InputError
 from pipeline.identity import local_file
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ __all__ = [
     "write_annotations",
     "write_model_outputs",
 ]
+FEWEST_CONTROLLED = 50
 RESAMPLES = 1000  # of the interval of the length-controlled win rate: two seconds
 
 
@@ -136,7 +138,7 @@ def score(
         if difficulties is not None and instruction not in difficulties:
             raise ValueError(
                 f"no difficulty for the instruction {instruction[:80]!r}: give AlpacaEval's own "
-                "instructions, or None as difficulties for the raw win rate alone"
+                "instructions, or no difficulties for the raw win rate alone"
             )
     if difficulties is not None:
         order = {instruction: i for i, instruction in enumerate(difficulties)}
@@ -165,6 +167,7 @@ def grade_answers(step: StepRun) -> None:
 
     samples = read_answers(step)
     baseline = read_model_outputs(local_file(step.source("baseline")))
+    tables = _tables(step, baseline)  # before anything is asked: a judge may cost
     pairs = [_paired(sample, baseline_row) for sample, baseline_row in _beside(samples, baseline)]
     comparisons = [
         Comparison(
@@ -173,12 +176,13 @@ def grade_answers(step: StepRun) -> None:
         for number, row in enumerate(pairs)
     ]
     judgement = judge_comparisons(step, comparisons)
-    model, judge = f"{step.stage}-seed{step.seed}", str(step.options["judge"].get("model", "rouge"))
+    model = f"{step.stage}-seed{step.seed}"
+    settings = step.neutral["judge"]
     annotations = [
         {
             **row,
             "generator_2": model,
-            "annotator": f"bashrac {step.options['judge']['engine']} {judge}",
+            "annotator": " ".join(filter(None, ("bashrac", settings["engine"], settings["model"]))),
             "preference": None if verdict.preference is None else 1 + verdict.preference,
         }
         for row, verdict in zip(pairs, judgement.verdicts, strict=True)
@@ -195,7 +199,7 @@ def grade_answers(step: StepRun) -> None:
             f"judged on {len(samples)} of {len(baseline)} instructions: not comparable with "
             "published win rates"
         )
-    result = _scored(step, annotations, baseline)
+    result = score(annotations, *tables, resamples=RESAMPLES)
     judged = judged_measures(judgement)
     judged["win rate"]["standard_error"] = result.standard_error
     store(
@@ -229,24 +233,43 @@ def _paired(sample: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scored(
-    step: StepRun, annotations: list[dict[str, Any]], baseline: list[dict[str, Any]]
-) -> WinRate:
-    """Score annotations with the files that the step has."""
+def _tables(
+    step: StepRun, baseline: list[dict[str, Any]]
+) -> tuple[dict[str, float] | None, list[tuple[float, ...]] | None]:
+    """Read difficulties and gamed rows, where the step has them.
+
+    Raises:
+        InputError: If they do not belong to the baseline's instructions, or one is there twice.
+    """
+    instructions = [row["instruction"] for row in baseline]
+    twice = [text for text, times in Counter(instructions).items() if times > 1]
+    if twice:
+        raise InputError(f"the baseline has the instruction {twice[0][:80]!r} twice: keep one")
     difficulties = gamed = None
     if "difficulty" in step.inputs:
-        instructions = [row["instruction"] for row in baseline]
         difficulties = read_difficulties(local_file(step.source("difficulty")), instructions)
     if "gamed" in step.inputs:
         gamed = read_gamed(local_file(step.source("gamed")))
-    return score(annotations, difficulties, gamed, resamples=RESAMPLES)
+    return difficulties, gamed
+
+
+def why_not_controlled(result: WinRate) -> str | None:
+    """Return why a length-controlled win rate is not to be shown, None where it is."""
+    if result.lc_win_rate is not None and result.n < FEWEST_CONTROLLED:
+        return (
+            f"{result.n} judged instructions are too few for its regression, which would mostly "
+            f"tell of the gamed rows ({FEWEST_CONTROLLED} at least)"
+        )
+    return result.reason
 
 
 def _controlled(step: StepRun, result: WinRate) -> dict[str, Measure]:
     """Return the length-controlled win rate as a measure, or none and a warning that says why."""
-    if result.lc_win_rate is None:
-        step.warn(f"no length-controlled win rate: {result.reason}")
+    reason = why_not_controlled(result)
+    if reason is not None:
+        step.warn(f"no length-controlled win rate: {reason}")
         return {}
+    assert result.lc_win_rate is not None
     lc = result.lc_win_rate, result.lc_interval, result.n, list(result.lc_replicates)
     more = {"C": result.C, "standard_error": result.lc_standard_error}
     return {"LC win rate": {**replicated(*lc), **more}}

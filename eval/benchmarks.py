@@ -40,6 +40,12 @@ class Options(Strict):
     max_prompt_length: int | None = Field(default=None, ge=1)
 
 
+class JudgedOptions(Options):
+    """`template` is what the judge is told: a name in eval/prompts/ or a file."""
+
+    template: str
+
+
 class Gsm8kOptions(Options):
     """`few_shot` solved questions of `shots` stand before each, in lm-eval's plain format."""
 
@@ -47,13 +53,13 @@ class Gsm8kOptions(Options):
     shots: AnySource | None = None
 
 
-class TldrOptions(Options):
-    """`template` is what the judge is told: a name in eval/prompts/ or a file."""
+class TldrOptions(JudgedOptions):
+    """Keys of `tldr`."""
 
     template: str = "tldr_dpo_concise"
 
 
-class AlpacaOptions(Options):
+class AlpacaOptions(JudgedOptions):
     """`data` holds the baseline's answers, in AlpacaEval's order; the CSV files are AlpacaEval's.
 
     Without `gamed` or `difficulty` (null) there is no length-controlled win rate.
@@ -131,6 +137,13 @@ def options_of(recipe: Recipe, name: str) -> Options:
     return recipe.benchmarks.get(name) or BENCHMARKS[name].options()
 
 
+def judged_options_of(recipe: Recipe, name: str) -> JudgedOptions:
+    """The keys of a benchmark that a judge decides."""
+    options = options_of(recipe, name)
+    assert isinstance(options, JudgedOptions)
+    return options
+
+
 def task_of(recipe: Recipe, name: str) -> str:
     """The task whose rows a benchmark asks."""
     return BENCHMARKS[name].task or recipe.task
@@ -151,6 +164,7 @@ def add_steps(name: str, build: Builder, model: Model) -> Step:
     options, task, test = options_of(recipe, name), task_of(recipe, name), test_source(recipe, name)
     assert test is not None  # the recipe's check has seen to it
     temperature = options.temperature
+    keys = {"test": f"benchmarks.{name}.data"} if test != recipe.data.test else {}
     answers = build.answers(
         model,
         source=test,
@@ -161,6 +175,7 @@ def add_steps(name: str, build: Builder, model: Model) -> Step:
         temperature=_TEMPERATURE.get(task, 0.0) if temperature is None else temperature,
         max_prompt_length=options.max_prompt_length,
         shots=_shots(recipe, options),
+        keys={**keys, "shots": f"benchmarks.{name}.shots"},
     )
     judged = _judge(recipe, options) if benchmark.judged else {}
     return build.step(
@@ -172,6 +187,12 @@ def add_steps(name: str, build: Builder, model: Model) -> Step:
         data=_files(options, test),
         neutral={"judge": recipe.judge.model_dump()} if judged and recipe.judge else {},
         alone=True,
+        renders=False,
+        keys={
+            "baseline": f"benchmarks.{name}.data",
+            "difficulty": f"benchmarks.{name}.difficulty (a file, or null)",
+            "gamed": f"benchmarks.{name}.gamed (a file, or null)",
+        },
     )
 
 
@@ -187,9 +208,10 @@ def add_overlap(name: str, build: Builder) -> Step:
         "overlap",
         "eval.contamination:check_overlap",
         title=f"training rows in {name}",
-        options={"n": 13, "test_task": task_of(recipe, name)},
+        options={"n": 13, "task": recipe.task, "test_task": task_of(recipe, name)},
         data=data,
         alone=True,
+        renders=False,
     )
 
 
@@ -208,10 +230,13 @@ def _judge(recipe: Recipe, options: Options) -> dict[str, Any]:
 
     assert recipe.judge is not None  # the recipe's check has seen to it
     template = template_for(recipe.judge, options)
+    told = None if template is None else asdict(template) | {"name": ""}  # a file may be renamed
     return {
         "judge": engine_for(recipe.judge).identity(),
-        "template": None if template is None else asdict(template),
+        "reads": recipe.judge.reads,
+        "template": told,
         "orders": recipe.judge.orders,
+        "max_errors": recipe.judge.max_errors,
     }
 
 

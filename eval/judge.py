@@ -79,6 +79,8 @@ def question_key(engine: Engine, template: Template | None, question: Question) 
     }
     if template is None or template.shows_reference:
         identity["reference"] = question.reference
+    if template is not None and engine.keeps_labels_only:
+        identity["labels"] = template.labels
     if question.repeat:
         identity["repeat"] = question.repeat
     return fingerprint(identity)

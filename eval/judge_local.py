@@ -28,6 +28,7 @@ class LocalJudge:
     """A causal language model in this process, read by its logits of the two labels in float32."""
 
     reads = "label"
+    keeps_labels_only = True
 
     def __init__(
         self,
@@ -142,6 +143,7 @@ class ReferenceJudge:
     """
 
     reads = "reference"
+    keeps_labels_only = False
 
     def identity(self) -> dict[str, Any]:
         """The measure and the version of the library that computes it."""

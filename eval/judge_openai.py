@@ -22,6 +22,8 @@ from pipeline.errors import InputError
 
 KEY_VARIABLES = ("BASHRAC_JUDGE_KEY", "OPENAI_API_KEY")
 
+# What a request must not hold: what is asked, how it is sent, and anything that could be a key.
+_OURS = ("model", "messages", "n", "stream", "extra_headers", "extra_query", "extra_body")
 _TOP_LOGPROBS = 20  # the most the protocol allows: with 5 a small judge often misses a label
 _NEGLIGIBLE = 0.01
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
@@ -80,10 +82,17 @@ class OpenAIJudge:
         self.concurrency, self.give_up_after = concurrency, give_up_after
         self.timeout_s, self.max_retries = timeout_s, max_retries
         self._is_loopback = _LOOPBACK.fullmatch(parts.hostname) is not None
+        if set(request or {}) & set(_OURS):
+            raise InputError(
+                f"judge.request must not hold {', '.join(_OURS)}: bashrac sets these, and keys "
+                "come from the environment only"
+            )
         label = {"max_tokens": 1, "logprobs": True, "top_logprobs": _TOP_LOGPROBS}
         fields = label if reads == "label" else {"max_tokens": max_tokens}
         merged = {"temperature": 0.0, **fields, **(request or {})}
         self._fields = {name: value for name, value in merged.items() if value is not None}
+
+    keeps_labels_only = False
 
     def identity(self) -> dict[str, Any]:
         """Model, endpoint and what is asked of it."""
@@ -100,13 +109,27 @@ class OpenAIJudge:
         Raises:
             InputError: when there is no key and the endpoint is not on this machine.
         """
+        key = self.key()
+        _run_to_end(self._ask_all(questions, template, record, key))
+
+    def key(self) -> str | None:
+        """Return the key, None for a server on this machine that may need none.
+
+        Raises:
+            InputError: when a remote endpoint has none, or it cannot be one.
+        """
         key = _key_from_environment()
         if key is None and not self._is_loopback:
             raise InputError(
                 f"the judge at {self.base_url} needs a key: set {' or '.join(KEY_VARIABLES)} in "
                 "the environment; only a server on this machine may need none"
             )
-        _run_to_end(self._ask_all(questions, template, record, key))
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise InputError(
+                "the judge's key holds a character that no key has, such as a typographic quote; "
+                f"set {' or '.join(KEY_VARIABLES)} again"
+            )
+        return key
 
     def read(self, reply: Reply, template: Template) -> Reading:
         """Read log probabilities or text, whichever this judge asks for."""
@@ -151,13 +174,14 @@ class OpenAIJudge:
 
         try:
             response = await client.chat.completions.with_raw_response.create(
-                model=self.model, messages=messages, **self._fields
+                model=self.model, messages=messages, extra_body=self._fields
             )
         except openai.APIStatusError as error:
             message = error.message.removeprefix(f"Error code: {error.status_code} - ")
             return Failure(_without_key(f"HTTP {error.status_code}: {message}")[:500])
         except openai.OpenAIError as error:
-            return Failure(_without_key(f"{type(error).__name__}: {error}")[:500])
+            where = f"{type(error).__name__} at {self.base_url}: {error}"
+            return Failure(_without_key(where)[:500])
         except UnicodeEncodeError:
             return Failure("the question is not valid Unicode and cannot be sent")
         try:
@@ -207,7 +231,7 @@ def _openai_reply(body: Any, *, wants_logprobs: bool) -> Reply | Failure:
     top = _at(choice, "logprobs", "content", 0, "top_logprobs")
     if not top:
         return Failure(
-            "the server ignored logprobs: use one that returns them, or a judge that reads text"
+            "the server ignored logprobs: use one that returns them, or judge.reads: text"
         )
     entries = top if isinstance(top, list) else [None]
     pairs = [(_at(entry, "token"), _at(entry, "logprob")) for entry in entries]

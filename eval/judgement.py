@@ -48,7 +48,16 @@ class Question:
 
 
 class Engine(Protocol):
-    """A judge. `reads` is 'label', 'text' or 'reference' (then there is no template)."""
+    """A judge. `reads` is 'label', 'text' or 'reference' (then there is no template).
+
+    `keeps_labels_only`: its replies hold nothing but the two labels' numbers, so that other labels
+    need other replies.
+    """
+
+    @property
+    def keeps_labels_only(self) -> bool:
+        """Whether replies depend on the labels."""
+        ...
 
     @property
     def reads(self) -> str:

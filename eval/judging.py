@@ -74,7 +74,9 @@ def judge_words(settings: Judge) -> str:
             "answer does not lose (a smoke test, no judge of quality)"
         )
     where = f" at {settings.base_url}" if settings.engine == "openai" else ", in process"
-    orders = "both orders" if settings.orders == "both" else "one order"
+    orders = "both orders"
+    if settings.orders == "one":
+        orders = "one order, so that what the order decides is not measured"
     return f"{settings.model}{where}, reads {settings.reads}, {orders}"
 
 
@@ -163,12 +165,12 @@ def _verdict_words(verdict: Verdict) -> str:
 def _check_failures(step: StepRun, judgement: Judgement, settings: Judge) -> None:
     counts, total = judgement.counts, len(judgement.verdicts)
     reasons = [verdict.reason for verdict in judgement.verdicts if verdict.reason]
-    if counts["errored"] > settings.max_errors:
+    if counts["errored"] > settings.max_errors or counts["errored"] == total:
         reason = next(v.reason for v in judgement.verdicts if v.outcome == "errored")
         raise StepFailedError(
-            f"{counts['errored']} of {total} comparisons got no reply from the judge (first: "
-            f"{reason}). Nothing is lost: run the same command again to ask for these only, or "
-            "accept them, counted and unscored, with judge.max_errors"
+            f"{counts['errored']} of {total} comparisons have no usable reply from the judge "
+            f"(first: {reason}). Replies are kept: once the cause is gone, the same command asks "
+            "for the missing ones only; judge.max_errors accepts some, counted and unscored"
         )
     if not judgement.n:
         raise StepFailedError(

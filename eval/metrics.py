@@ -129,7 +129,7 @@ class WinRate(_InMemory):
     """How often a judge prefers a model's answers to AlpacaEval's baseline's.
 
     One dict an instruction: predictions with the model's `output` and the `preference` for it in
-    [1, 2] (NaN for no verdict, 0 for a tie in older files), references with the `instruction` and
+    [1, 2] (NaN for no verdict), references with the `instruction` and
     the baseline's `output`. `compute` takes no options.
 
     It returns `n`, the judged instructions, and in percent `win_rate`, `standard_error` (None for
@@ -262,6 +262,11 @@ def _annotations(
         references=(reference["output"] for reference in references),
         instructions=(reference["instruction"] for reference in references),
     )
+    if any(prediction["preference"] == 0 for prediction in predictions):
+        raise ValueError(
+            "a preference is 0, valid are numbers in [1, 2]: a probability of the model's answer "
+            "is 1 less than its preference, and a tie is 1.5"
+        )
     return [
         {
             "instruction": reference["instruction"],
@@ -276,5 +281,5 @@ def _annotations(
 def _win_interval(rows: Sequence[Mapping[str, Any]]) -> Interval:
     """Return the bootstrap interval of the raw win rate over judged rows, in percent."""
     judged = [row["preference"] for row in rows if row["preference"] is not None]
-    points = [50.0 if p == 0 else 100 * (p - 1) for p in judged if not math.isnan(p)]
+    points = [100 * (p - 1) for p in judged if not math.isnan(p)]
     return mean_over_seeds([points]).interval

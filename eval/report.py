@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.benchmarks import judged_options_of
 from pipeline import artifact
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Difference:
     Attributes:
         n: examples that both have a score for, in each seed.
         p_value: McNemar's exact test, for right/wrong scores and one seed.
+        seeds: how many seeds both have finished.
     """
 
     value: float
@@ -50,11 +52,15 @@ class Difference:
     high: float
     n: int
     p_value: float | None = None
+    seeds: int = 1
 
     @property
     def words(self) -> str:
-        """'better' or 'worse' where the interval excludes 0, else 'noise'."""
-        if self.low <= 0 <= self.high:
+        """'better' or 'worse' where the interval excludes 0 and p, if any, is below 0.05.
+
+        Of few examples that all differ alike the bootstrap knows no spread; p does.
+        """
+        if self.low <= 0 <= self.high or (self.p_value or 0.0) >= 0.05:
             return "noise"
         return "better" if self.value > 0 else "worse"
 
@@ -120,6 +126,7 @@ class Report:
     Attributes:
         baseline: the first SFT stage, which others are compared with.
         judge: who compared answers, in words.
+        asked: benchmark -> which rows it asked and how answers were written, in words.
         overlaps: benchmark -> what its test rows share with the training rows.
         rounds: what row-writing steps made.
         warnings: sentence -> stages whose steps said it.
@@ -131,6 +138,7 @@ class Report:
     seeds: list[int]
     baseline: str | None
     judge: str | None
+    asked: dict[str, str]
     rows: list[Row]
     costs: list[Cost]
     overlaps: dict[str, dict[str, int]]
@@ -168,6 +176,7 @@ def collect(plan: Plan, runs: Path) -> Report:
         seeds=list(recipe.seeds),
         baseline=baseline,
         judge=_judge(plan),
+        asked={name: _asked(plan, name) for name in recipe.evaluate},
         rows=[
             _row(plan, runs, stage, benchmark, baseline)
             for benchmark in recipe.evaluate
@@ -232,7 +241,7 @@ def _cell(results: list[Result], name: str) -> Cell | None:
     first = measures[0]
     if len(measures) == 1:
         return Cell(first["value"], first["low"], first["high"], first["n"], first["unit"])
-    from eval.stats import interval_of_replicates, mean_over_seeds
+    from eval.stats import interval_of_replicates, mean_over_seeds, wilson_interval
 
     if "replicates" in first:
         values = [measure["value"] for measure in measures]
@@ -244,8 +253,12 @@ def _cell(results: list[Result], name: str) -> Cell | None:
     if not columns[0]:
         return None
     summary = mean_over_seeds(columns)
+    interval = summary.interval
+    if summary.mean in (0.0, 1.0) and first["unit"] == "%":
+        # All alike: the bootstrap knows no spread. The seeds share their examples, so n is theirs.
+        interval = wilson_interval(round(summary.mean * summary.n_examples), summary.n_examples)
     scale = 100 if first["unit"] == "%" else 1
-    numbers = (summary.mean, summary.interval.low, summary.interval.high)
+    numbers = (summary.mean, interval.low, interval.high)
     value, low, high = (scale * number for number in numbers)
     spread = scale * (summary.standard_deviation or 0.0)
     return Cell(value, low, high, summary.n_examples, first["unit"], spread)
@@ -276,7 +289,8 @@ def _difference_of_means(pairs: list[tuple[Result, Result]], name: str) -> Diffe
     else:
         summary = mean_over_seeds([[ours[i] - theirs[i] for i in ids] for ours, theirs in scores])
         value, interval = summary.mean, summary.interval
-    return Difference(100 * value, 100 * interval.low, 100 * interval.high, len(ids), p_value)
+    low, high = 100 * interval.low, 100 * interval.high
+    return Difference(100 * value, low, high, len(ids), p_value, len(pairs))
 
 
 def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
@@ -292,7 +306,7 @@ def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> 
     ]
     interval = interval_of_replicates(differences)
     n = min(measure["n"] for pair in measures for measure in pair)
-    return Difference(value, interval.low, interval.high, n)
+    return Difference(value, interval.low, interval.high, n, seeds=len(pairs))
 
 
 def _scores(result: Result, name: str) -> dict[Any, float]:
@@ -330,6 +344,25 @@ def _judge(plan: Plan) -> str | None:
     from eval.judging import judge_words
 
     return judge_words(plan.recipe.judge)
+
+
+def _asked(plan: Plan, benchmark: str) -> str:
+    """Which rows a benchmark asked and how, from the steps that did; the same in every stage."""
+    step = next(step for (_, name, _), step in plan.results.items() if name == benchmark)
+    answers = step.inputs["answers"]
+    options, place = answers.options, answers.places["test"]
+    rows = f"{place['source']}/{place['file']}" if place["file"] else place["source"]
+    rows += f", split {place['split']}" if place["revision"] and not place["file"] else ""
+    words = [f"rows of {rows}" + (f", the first {place['limit']}" if place["limit"] else "")]
+    if shots := options.get("few_shot"):
+        words.append(f"{shots} solved examples before each, no chat template")
+    how = "greedy" if options["temperature"] == 0 else f"temperature {options['temperature']:g}"
+    words.append(f"{how}, at most {options['max_new_tokens']} tokens")
+    if limit := options["max_prompt_length"]:
+        words.append(f"prompts cut to {limit} tokens")
+    if step.options.get("template"):
+        words.append(f"judge's template {judged_options_of(plan.recipe, benchmark).template}")
+    return "; ".join(words)
 
 
 def _union(versions: list[dict[str, str]]) -> dict[str, str]:

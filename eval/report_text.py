@@ -14,14 +14,16 @@ from eval.report import Cell, Cost, Difference, Report, Row
 _COLUMNS: tuple[str, ...] = (
     "benchmark", "stage", "method", "measure", "unit", "value", "low", "high", "spread", "n",
     "seeds", "difference", "difference_low", "difference_high", "difference_n", "p_value",
-    "published",
+    "difference_seeds", "published", "outcomes",
 )  # fmt: skip
 # What each measure is, said below the tables it stands in.
 _MEANINGS = {
     "strict": "the number after the last ####",
     "flexible": "the last number of the answer",
     "cut off": "answers that hit the token limit",
-    "lm-eval strict": "as lm-eval reads and compares it",
+    "lm-eval strict": "the first #### number as lm-eval reads it, compared as text",
+    "lm-eval flexible": "the last number as lm-eval reads it, compared as text",
+    "ROUGE-L": "ROUGE: stemmed F measure with the reference",
     "LC win rate": "length-controlled",
     "win rate": "mean preference for the model's answer, a tie counting half",
     "order decides": "comparisons whose winner changes with the order of the answers",
@@ -63,7 +65,10 @@ def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dic
         line = {"stage": row.stage, "published": row.published, names[0]: missing}
         if row.primary is not None:
             line |= {name: cell_words(cell, row.n) for name, cell in row.measures.items()}
-            line |= {versus: difference_words(row.difference), "outcomes": outcome_words(row)}
+            line |= {
+                versus: difference_words(row.difference, len(report.seeds)),
+                "outcomes": outcome_words(row),
+            }
             line["n"] = example_words(row, len(report.seeds))
         lines.append(line)
     finished = ["n", "outcomes"] if any(row.primary for row in rows) else []
@@ -75,7 +80,9 @@ def benchmark_notes(report: Report, benchmark: str) -> list[str]:
     rows = [row for row in report.rows if row.benchmark == benchmark]
     names = dict.fromkeys(name for row in rows for name in row.measures)
     meanings = [f"{name}: {_MEANINGS[name]}" for name in names if name in _MEANINGS]
-    lines = ["; ".join(meanings) + "."] if meanings else []
+    lines = [f"Asked: {report.asked[benchmark]}."]
+    if meanings:
+        lines.append("; ".join(meanings) + "; outcomes: by the first number, over all seeds.")
     if report.judge is not None and any("win" in row.counts for row in rows):
         lines.append(f"Judge: {report.judge}.")
     if overlap := report.overlaps.get(benchmark):
@@ -135,7 +142,7 @@ def interval_note(report: Report) -> str:
     """How intervals and differences were computed, and what the words beside them mean."""
     if len(report.seeds) == 1:
         how = "Wilson for shares of right and wrong, else a bootstrap over examples"
-        p_value = ", McNemar's exact p in the JSON"
+        p_value = ", McNemar's exact p in JSON and CSV"
     else:
         how = "two-level bootstrap over seeds and examples, after ± the standard deviation of seeds"
         p_value = ""
@@ -144,7 +151,8 @@ def interval_note(report: Report) -> str:
         return note
     return (
         f"{note} vs {report.baseline}: points on the same examples, paired bootstrap (10,000 "
-        f"resamples{p_value}); better or worse = the interval excludes 0, noise = it does not."
+        f"resamples, 1,000 of LC win rates{p_value}); better or worse = the interval excludes 0 "
+        "and p, where there is one, is below 0.05; else noise."
     )
 
 
@@ -160,12 +168,13 @@ def cell_words(cell: Cell | None, n: int | None) -> str:
     return f"{cell.value:.1f}{spread} {cell.unit} [{cell.low:.1f}, {cell.high:.1f}]{others}"
 
 
-def difference_words(difference: Difference | None) -> str:
-    """Such as '+11.0 [+4.0, +18.0] better'."""
+def difference_words(difference: Difference | None, seeds: int = 1) -> str:
+    """Such as '+11.0 [+4.0, +18.0] better'; with fewer than all seeds it says how many."""
     if difference is None:
         return ""
     interval = f"[{difference.low:+.1f}, {difference.high:+.1f}]"
-    return f"{difference.value:+.1f} {interval} {difference.words}"
+    some = f" ({difference.seeds} of {seeds} seeds)" if difference.seeds < seeds else ""
+    return f"{difference.value:+.1f} {interval} {difference.words}{some}"
 
 
 def outcome_words(row: Row) -> str:
@@ -195,11 +204,11 @@ def _csv_lines(report: Report) -> Iterator[dict[str, Any]]:
         for place, (name, cell) in enumerate(row.measures.items()):
             line = {**shared, "measure": name, "seeds": row.seeds, **asdict(cell)}
             if place == 0:
-                line["published"] = row.published
+                line |= {"published": row.published, "outcomes": outcome_words(row)}
             if place == 0 and (found := row.difference) is not None:
                 line |= {"difference": found.value, "p_value": found.p_value}
                 line |= {"difference_low": found.low, "difference_high": found.high}
-                line["difference_n"] = found.n
+                line |= {"difference_n": found.n, "difference_seeds": found.seeds}
             yield line
     for cost in report.costs:
         figures = {"train": cost.seconds, "tokens trained": cost.tokens_trained}

@@ -13,6 +13,7 @@ from eval.alpaca import (
     read_gamed,
     read_model_outputs,
     score,
+    why_not_controlled,
 )
 from pipeline.errors import InputError
 
@@ -59,8 +60,9 @@ def _describe(found: WinRate, *, unjudged: int) -> list[str]:
     notes = [f"n {found.n}"]
     notes += [] if found.standard_error is None else [f"standard error {found.standard_error:.2f}"]
     notes += [f"{unjudged} without a verdict left out"] if unjudged else []
-    controlled = f"no length-controlled win rate: {found.reason}"
-    if found.lc_win_rate is not None:
+    reason = why_not_controlled(found)
+    controlled = f"no length-controlled win rate: {reason}"
+    if reason is None:
         ends = found.lc_interval
         interval = "" if ends is None else f" [{ends.low:.2f}, {ends.high:.2f}]"
         controlled = f"length-controlled {found.lc_win_rate:.2f} %{interval}"

@@ -42,7 +42,7 @@ def measure(scores: Sequence[float | None], *, unit: str = "%") -> Measure:
     known = [float(score) for score in scores if score is not None]
     if not known:
         raise ValueError("no example has a score: an empty evaluation is an error, not 0.0")
-    if all(score in (0.0, 1.0) for score in known):
+    if unit == "%" and all(score in (0.0, 1.0) for score in known):
         interval = wilson_interval(int(sum(known)), len(known))
     else:
         interval = mean_over_seeds([known]).interval

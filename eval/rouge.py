@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from eval.results import Measure, measure, read_answers, store
+from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -56,6 +57,8 @@ def grade_answers(step: StepRun) -> None:
     """Step: score stored answers against their references; writes grades.jsonl and result.json."""
     samples = read_answers(step)
     measures, grades = rouge_measures(samples)
+    if not measures:
+        raise InputError("ROUGE reads a-z and 0-9, and no reference has any: it cannot score these")
     measures["cut off"] = measure([not sample["finished"] for sample in samples])
     unread = sum(grade["rougeL"] is None for grade in grades)
     counts = {"scored": len(grades) - unread, "unscored": unread}
@@ -69,14 +72,14 @@ def rouge_measures(
 ) -> tuple[dict[str, Measure], list[dict[str, Any]]]:
     """Return ROUGE-1, -2 and -L over stored answers, and one grade an answer.
 
-    Raises:
-        ValueError: If there is no reference that ROUGE can read.
+    Where ROUGE can read no reference there are no measures.
     """
     scores = [f_measures(sample["answer"], sample["reference"]) for sample in samples]
     names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
     measures = {
         label: measure([None if one is None else one[name] for one in scores])
         for name, label in names.items()
+        if any(one is not None for one in scores)
     }
     grades: list[dict[str, Any]] = []
     for sample, one in zip(samples, scores, strict=True):

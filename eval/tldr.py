@@ -28,6 +28,8 @@ def grade_answers(step: StepRun) -> None:
     judgement = judge_comparisons(step, [comparison_of(sample) for sample in samples])
     grades = judged_grades(samples, judgement)
     rouge, _ = rouge_measures(samples)
+    if not rouge:
+        step.warn("no ROUGE: it reads a-z and 0-9, and no reference has any")
     measures = {
         **judged_measures(judgement),
         **rouge,

@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", metavar="SOURCE", help="test rows instead of the benchmark's own on the hub"
     )
-    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N test rows")
+    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first N test rows")
     evaluate.add_argument(
         "--task", choices=("gsm8k", "tldr", "chat"), help="what the rows are (rouge needs it)"
     )
@@ -95,6 +95,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a whole number above 0")
+    return number
+
+
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="file or shipped name")
     _add_set(parser)
@@ -115,7 +122,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
 
 def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-judge-calls", type=int, metavar="N", help="refuse to put more questions to judges"
+        "--max-judge-calls", type=_count, metavar="N", help="refuse to put more questions to judges"
     )
 
 

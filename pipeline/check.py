@@ -13,6 +13,7 @@ from eval.benchmarks import BENCHMARKS
 from pipeline import options, shipped
 from pipeline.builtin import SPLITS
 from pipeline.errors import InputError, Problem, suggest
+from pipeline.identity import adapter_base
 from pipeline.recipe import Recipe, Source, method_module, trainer_of
 from pipeline.tasks import RowError, example_of, preference_of
 
@@ -95,6 +96,9 @@ def _check_data(recipe: Recipe) -> list[Problem]:
     trains = any(trainer_of(stage.method) for stage in recipe.stages.values())
     if trains and recipe.data.train is None:
         problems.append(Problem("data.train", "is missing; stages train on its rows"))
+    if trains and adapter_base(Path(recipe.model).expanduser()) is not None:
+        message = "is a LoRA adapter: it can be evaluated but not trained on; merge it first"
+        problems.append(Problem("model", message))
     return problems
 
 
@@ -103,6 +107,8 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
     place = f"{key}.source"
     if source.file is not None and (source.builtin or source.path):
         return [Problem(f"{key}.file", "names a file inside a hub repository; source is none")]
+    if source.builtin is not None and task in ("alpaca", None):
+        return [Problem(place, "must be AlpacaEval's own file, here or on the hub")]
     if source.builtin is not None:
         if source.builtin not in SPLITS:
             known = ", ".join(f"builtin:{name}" for name in SPLITS)
@@ -112,8 +118,11 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
         return [] if split in splits else [Problem(f"{key}.split", message)]
     if source.path is None:
         return []
+    kind = {"alpaca": ".json", None: ".csv"}.get(task, source.path.suffix)
     if not source.path.exists():
         return [Problem(place, f"there is no file or folder {source.source}")]
+    if source.path.suffix != kind:
+        return [Problem(place, f"{source.source} must be AlpacaEval's own {kind} file")]
     if task is None or source.path.suffix != ".jsonl":
         return []
     message = _wrong_first_row(source.path, task, role)

@@ -91,6 +91,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
 
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
+    explain.check_judge_key(plan, given.runs, stage)
     retry = _retry_command(given)
     settings = RunSettings(given.runs, launch, retry, stage, given.max_judge_calls)
     if launched_by_accelerate():
@@ -103,7 +104,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(chosen, _interrupt)
     explain.remember(plan, given.runs)
-    if calls := explain.judge_calls_words(plan, given.runs):
+    if calls := explain.judge_calls_words(plan, given.runs, stage):
         print(calls, flush=True)
     run_plan(plan, settings)
     _print_report(plan, given.runs)
@@ -146,6 +147,7 @@ def _evaluate(given: Any) -> int:
         task=given.task,
         judge=given.judge,
         judge_url=given.judge_url,
+        overrides=given.overrides,
     )
     recipe = check_recipe(raw, given.overrides, name=f"bashrac evaluate {given.model}")
     return _run_plan(make_plan(recipe), given, None)

@@ -28,6 +28,10 @@ class StepFailedError(BashracError):
     """A step started and did not finish."""
 
 
+class StepHeldError(StepFailedError):
+    """Another process works on the step, so that nothing of it may be touched."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a recipe: where it stands (dotted key) and what to do about it."""

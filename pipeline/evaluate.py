@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.benchmarks import BENCHMARKS
+from pipeline.artifact import fingerprint
 from pipeline.errors import InputError, suggest
 
 
@@ -19,36 +21,42 @@ def recipe_for(
     task: str | None,
     judge: str | None,
     judge_url: str | None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the recipe, unchecked, that evaluates a model as it is.
 
     Args:
         model: hub id, folder, the folder of a step, or embedded name.
         benchmarks: names.
-        data: test rows for a single benchmark, instead of its own.
+        data: test rows, instead of the benchmarks' own.
         limit: only the first rows of each benchmark.
         task: what the rows of `rouge` are.
         judge: as a recipe's `judge:` in plain text.
         judge_url: the judge's endpoint.
+        overrides: what goes over the recipe; part of its name.
 
     Raises:
-        InputError: for an unknown benchmark, one source for several, or a URL without a judge.
+        InputError: for an unknown benchmark, one source for several kinds of rows, `rouge` without
+            rows, or a URL without a judge.
     """
     for name in benchmarks:
         if name not in BENCHMARKS:
             known = ", ".join(BENCHMARKS)
             hint = suggest(name, list(BENCHMARKS))
             raise InputError(f"--benchmark {name}: no such benchmark{hint}; there are {known}")
-    if data is not None and len(benchmarks) > 1:
-        raise InputError("--data is for one --benchmark; give each of several its rows with --set")
-    if "rouge" in benchmarks and (data is None or task is None):
+    tasks = {BENCHMARKS[name].task for name in benchmarks} - {None}
+    if data is not None and len(tasks) > 1:
         raise InputError(
-            "rouge compares with the references of rows of yours: add --data and --task"
+            "--data is for benchmarks that ask the same rows; of several kinds give each its own: "
+            "--set benchmarks.NAME.data=FILE"
         )
-    own = BENCHMARKS[benchmarks[0]].task
+    if "rouge" in benchmarks and data is None:
+        raise InputError("rouge compares with the references of rows of yours: add --data")
+    own = task or next(iter(tasks), None)
+    if own is None:
+        raise InputError("rouge needs to know what the rows are: add --task")
     raw: dict[str, Any] = {
-        "name": f"evaluate-{_slug(model)}-{'-'.join(benchmarks)}",
-        "task": task or ("chat" if own in (None, "alpaca") else own),
+        "task": "chat" if own == "alpaca" else own,
         "model": _folder(model),
         "stages": {"model": {"method": "base"}},
         "evaluate": list(benchmarks),
@@ -58,10 +66,12 @@ def recipe_for(
         engine, _, judge_model = judge.partition(":")
         raw["judge"] = {"engine": engine, **({"model": judge_model} if judge_model else {})}
     if judge_url is not None:
-        if judge is None:
+        if judge is None or not judge.startswith("openai"):
             raise InputError("--judge-url needs --judge openai:MODEL")
         raw["judge"]["base_url"] = judge_url
-    return raw
+    # Another question is another report: none is written over.
+    digest = fingerprint([raw, list(overrides)])[:8]
+    return {"name": f"evaluate-{_slug(model)}-{'-'.join(benchmarks)}-{digest}", **raw}
 
 
 def _source(name: str, data: str | None, limit: int | None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks import BENCHMARKS, test_source
-from eval.judging import judge_words
+from eval.judge_openai import OpenAIJudge
+from eval.judging import engine_for, judge_words
 from pipeline import artifact, shipped
 from pipeline.builtin import builtin_rows
 from pipeline.plan import Plan, Step
@@ -56,26 +57,45 @@ def explain(plan: Plan, runs: Path, launch: shipped.Launch) -> str:
     return "\n".join(lines)
 
 
-def judge_calls_words(plan: Plan, runs: Path) -> str:
+def check_judge_key(plan: Plan, runs: Path, stage: str | None) -> None:
+    """Find out now, and not after hours of training, that a judge has no key.
+
+    Raises:
+        InputError: when a judge that is going to be asked needs one.
+    """
+    if plan.recipe.judge is not None and _to_judge(plan, runs, stage):
+        engine = engine_for(plan.recipe.judge)
+        if isinstance(engine, OpenAIJudge):
+            engine.key()
+
+
+def _to_judge(plan: Plan, runs: Path, stage: str | None) -> list[str]:
+    """The benchmarks of evaluations, of all stages or one, that a judge has still to see."""
+    pending = {
+        step.fingerprint: name
+        for (owner, name, _), step in plan.results.items()
+        if BENCHMARKS[name].judged
+        and stage in (None, owner)
+        and not artifact.is_finished(step.directory(runs))
+    }
+    return list(pending.values())
+
+
+def judge_calls_words(plan: Plan, runs: Path, stage: str | None = None) -> str:
     """What the steps that are still to run may ask of a judge that is paid or slow, or ''."""
     recipe = plan.recipe
-    if recipe.judge is None or recipe.judge.engine == "reference":
+    pending = _to_judge(plan, runs, stage)
+    if recipe.judge is None or recipe.judge.engine == "reference" or not pending:
         return ""
     orders = 2 if recipe.judge.orders == "both" else 1
-    pending = [
-        name
-        for (_, name, _), step in plan.results.items()
-        if BENCHMARKS[name].judged and not artifact.is_finished(step.directory(runs))
-    ]
-    if not pending:
-        return ""
     sources = [test_source(recipe, name) for name in pending]
     rows = [None if source is None else row_count(source) for source in sources]
     known = sum(count for count in rows if count is not None) * orders
     more = "" if None not in rows else ", and more for test sets whose size is not known yet"
+    several = "s" if len(pending) > 1 else ""
     return (
-        f"{len(pending)} evaluations to judge by {judge_words(recipe.judge)}: at most {known:,} "
-        f"judge calls{more}; none for answers it has judged before"
+        f"{len(pending)} evaluation{several} to judge by {judge_words(recipe.judge)}: at most "
+        f"{known:,} judge calls{more}; none for answers it has judged before"
     )
 
 
@@ -102,6 +122,8 @@ def _state(step: Step, directory: Path, memory: dict[str, Any]) -> str:
         return "done"
     if any(directory.glob("shards/*.jsonl")) or any(directory.glob("checkpoints/checkpoint-*")):
         return "to run: it was stopped midway and goes on from there"
+    if (directory / PROGRESS).exists() and step.kind in BENCHMARKS:
+        return "to run: it was stopped midway; what a judge has said is kept"
     if (directory / PROGRESS).exists():
         return "to run: it was stopped before anything could be kept"
     before = memory.get(_name(step))

@@ -162,6 +162,8 @@ def write_answers(step: StepRun) -> None:
     whole = load_examples(step.source(role), options["task"])
     if "shots" in step.inputs:
         shots = load_examples(step.source("shots"), options["task"])
+        if len(shots) < options["few_shot"]:
+            raise InputError(f"few_shot is {options['few_shot']} and shots has {len(shots)} rows")
         whole = [example.with_shots(shots) for example in whole]
     examples = [renderer.fit(example) for example in whole]
     cut = sum(a is not b for a, b in zip(examples, whole, strict=True))
@@ -223,8 +225,8 @@ def _with_room(step: StepRun, prompts: list[list[int]], renderer: Renderer) -> l
         return fitting
     first = next(row for row, kept in enumerate([*fitting, None]) if row != kept)
     sentence = (
-        f"a prompt of {len(prompts[first])} tokens and generation.max_new_tokens {limit} exceed "
-        f"the model's window of {renderer.window} tokens"
+        f"a prompt of {len(prompts[first])} tokens and max_new_tokens {limit} (under generation, "
+        f"or the benchmark's own) exceed the model's window of {renderer.window} tokens"
     )
     if not renderer.fits(prompts[first]):
         longest = renderer.max_prompt_length

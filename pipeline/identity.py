@@ -78,8 +78,25 @@ def model_identity(model: str, revision: str | None) -> dict[str, Any]:
             return {"hub": EMBEDDED_HUB_ID, "revision": embedded_hub_commit(revision)}
     path = Path(model).expanduser()
     if path.is_dir():
-        return {"files": _tree_identity(path.resolve())}
+        files = {"files": _tree_identity(path.resolve())}
+        base = adapter_base(path)
+        return files if base is None else {**files, "base": model_identity(base, None)}
     return {"hub": model, "revision": hub_commit(model, revision, repo_type="model")}
+
+
+def adapter_base(folder: Path) -> str | None:
+    """Return the model that a folder's LoRA adapter belongs to, None for any other folder.
+
+    Raises:
+        InputError: when the adapter does not say.
+    """
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return None
+    base = artifact.read_json(config).get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{config} names no base model; add base_model_name_or_path")
+    return base
 
 
 def embedded_hub_commit(revision: str | None) -> str:

@@ -16,12 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import read_json
 from pipeline.errors import InputError
 from pipeline.identity import (
     EMBEDDED_HUB_ID,
     EMBEDDED_MODEL,
     EMBEDDED_PACKAGE,
+    adapter_base,
     cache_folder,
     forget,
     model_identity,
@@ -29,7 +29,6 @@ from pipeline.identity import (
 from pipeline.step import StepRun, changed_error
 
 MODEL_FOLDER = "model"
-_ADAPTER = "adapter_config.json"
 _PADDING = re.compile(r"(?<![a-z])pad(ding)?(?![a-z])")
 
 
@@ -46,13 +45,8 @@ def locate(model: str) -> str:
 def base_of(model: str) -> str:
     """Return where the whole model lies: of an adapter's folder its base, else the place itself."""
     place = locate(model)
-    config = Path(place) / _ADAPTER
-    if not config.is_file():
-        return place
-    base = read_json(config).get("base_model_name_or_path")
-    if not base:
-        raise InputError(f"{config} names no base model; add base_model_name_or_path")
-    return locate(base)
+    base = adapter_base(Path(place))
+    return place if base is None else locate(base)
 
 
 def load_config(model: str, *, revision: str | None = None) -> Any:
@@ -133,6 +127,8 @@ def load_model(
 
     whole = base_of(base)
     if whole != locate(base):
+        if adapter is not None or trainable_adapter:
+            raise InputError(f"{base} is an adapter, and nothing can be trained on top of one here")
         adapter = base
     model = _from_pretrained(
         AutoModelForCausalLM, whole, revision=revision, dtype=getattr(torch, dtype)

@@ -14,6 +14,7 @@ from typing import Any
 
 from eval import benchmarks
 from pipeline import artifact, options
+from pipeline.errors import InputError
 from pipeline.identity import data_identity, model_identity
 from pipeline.recipe import (
     Recipe,
@@ -135,6 +136,8 @@ class Builder:
         steps: dict[str, Step] | None = None,
         neutral: dict[str, Any] | None = None,
         alone: bool = False,
+        renders: bool = True,
+        keys: dict[str, str] | None = None,
     ) -> Step:
         """Add a step.
 
@@ -142,18 +145,19 @@ class Builder:
             kind: the directory's prefix.
             run: 'module:function' that makes it; named, not imported: most need torch.
             title: words for people, after the stage's name.
-            options: what decides the result; with a model or data, what decides how
-                text is read is added.
+            options: what decides the result; what decides how text becomes tokens is added to it.
             model: weights it reads.
             data: role -> source of rows it reads.
             steps: name -> earlier step it reads.
             neutral: settings that do not change the result.
             alone: whether one process does the work.
+            renders: whether the step turns rows into tokens.
+            keys: role -> where the recipe says its source, for errors; by default under data.
         """
         inputs: dict[str, Any] = dict(steps or {})
         places: dict[str, Any] = {}
         merged = dict(options or {})
-        if model is not None or data:
+        if renders and (model is not None or data):
             task = merged.setdefault("task", self.recipe.task)
             merged.setdefault("system", self.recipe.system)
             merged.setdefault("max_prompt_length", self.recipe.prompt_limit(task))
@@ -164,7 +168,10 @@ class Builder:
             if model.adapter is not None:
                 inputs["adapter"] = model.adapter
         for role, source in (data or {}).items():
-            identity = data_identity(source, role=role)
+            try:
+                identity = data_identity(source, role=role)
+            except InputError as error:
+                raise InputError(f"{(keys or {}).get(role, f'data.{role}')}: {error}") from None
             inputs[role] = identity
             revision = identity.get("revision")  # the commit, so that just this is loaded
             split = source.split_for(role)
@@ -254,6 +261,7 @@ class Builder:
         temperature: float = 0.0,
         max_prompt_length: int | None = None,
         shots: Source | None = None,
+        keys: dict[str, str] | None = None,
     ) -> Step:
         """Add a step in which the model answers every prompt of a source, greedily by default.
 
@@ -283,6 +291,7 @@ class Builder:
             data={role: source, **({} if shots is None else {"shots": shots})},
             options=options,
             neutral={"batch_size": generation.batch_size},
+            keys=keys,
         )
 
     def own_answers(self, model: Model, source: Source, number: int) -> Step:

@@ -124,7 +124,6 @@ def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
                 use_cpu=use_cpu,
                 judge_calls_left=left,
             )
-            (step.directory(settings.runs) / ERROR).unlink(missing_ok=True)
         state.wait_for_everyone()
         code = run_steps([step.directory(settings.runs) / "step.json"])
         if code:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifact
-from pipeline.errors import EXIT_FAILED, BashracError, InputError, StepFailedError
+from pipeline.errors import EXIT_FAILED, BashracError, InputError, StepFailedError, StepHeldError
 
 SPEC = "step.json"
 ERROR = "error.json"
@@ -184,7 +184,8 @@ def run_steps(spec_files: list[Path]) -> int:
         try:
             execute(step)
         except BashracError as error:
-            _write_error(step, str(error), error.exit_code)
+            if not isinstance(error, StepHeldError):
+                _write_error(step, str(error), error.exit_code)
             print(f"error: {error}", file=sys.stderr, flush=True)
             return error.exit_code
         except Exception as error:
@@ -210,9 +211,12 @@ def execute(step: StepRun) -> None:
         # One writer: the main process holds the lock, and the operating system gives it back.
         lock = FileLock(step.directory / LOCK, timeout=0)
         with lock if step.state.is_main_process else nullcontext():
+            if step.state.is_main_process:
+                (step.directory / ERROR).unlink(missing_ok=True)  # of an earlier attempt
+            step.state.wait_for_everyone()
             _execute(step)
     except Timeout:
-        raise StepFailedError(
+        raise StepHeldError(
             f"another process is working on {step.directory}; wait for it or stop it, then run the "
             "same command again"
         ) from None

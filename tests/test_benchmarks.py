@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import SHARED, save_tiny_model
+from conftest import SHARED, problems_of, save_tiny_model
 from judge_servers import Served, completion, needs_serve, opinion, wait_for
 
 from eval import benchmarks
@@ -109,14 +109,14 @@ def test_the_files_of_an_alpaca_step_are_the_official_ones_and_score_the_same(
 def test_a_length_controlled_win_rate_after_a_stage(
     judged_recipe, letters, write_recipe, run_steps_here, serve, tmp_path
 ):
-    """On 20 of the real instructions: difficulties are keyed by text, so a subset will do."""
+    """On 60 of the real instructions: difficulties are keyed by text, so a subset will do."""
     recipe = only_alpaca(judged_recipe, letters, asking(serve()))
     folder = Path(save_tiny_model(tmp_path / "wide"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     recipe["model"] = str(folder)
     recipe["benchmarks"]["alpaca"] |= {
-        "data": {"source": str(ALPACA / "gpt4_1106_preview.model_outputs.json"), "limit": 20},
+        "data": {"source": str(ALPACA / "gpt4_1106_preview.model_outputs.json"), "limit": 60},
         "difficulty": str(ALPACA / "instruction_difficulty.csv"),
         "gamed": str(ALPACA / "df_gamed_recon.csv"),
     }
@@ -124,13 +124,17 @@ def test_a_length_controlled_win_rate_after_a_stage(
     result = result_of(plan, runs, "alpaca")
     lc = result["measures"]["LC win rate"]
     assert result["primary"] == "LC win rate" and 0 <= lc["low"] <= lc["value"] <= lc["high"] <= 100
-    assert len(lc["replicates"]) == 1000 and lc["n"] == 20 and lc["C"] > 0
+    assert len(lc["replicates"]) == 1000 and lc["n"] == 60 and lc["C"] > 0
     raw = result["measures"]["win rate"]
     spread = statistics.stdev(100 * score for score in raw["scores"])
-    assert raw["standard_error"] == pytest.approx(spread / 20**0.5)
+    assert raw["standard_error"] == pytest.approx(spread / 60**0.5)
     assert lc["standard_error"] == pytest.approx(statistics.stdev(lc["replicates"]))
+    few, _ = run_steps_here(write_recipe(recipe), "benchmarks.alpaca.data.limit=20")
+    assert result_of(few, runs, "alpaca")["primary"] == "win rate"
+    record = artifact.read_record(few.results["base", "alpaca", 0].directory(runs))
+    assert "20 judged instructions are too few" in str(record["metrics"]["warnings"])
     record = artifact.read_record(plan.results["base", "alpaca", 0].directory(runs))
-    assert "judged on 20 of 805 instructions: not" in str(record["metrics"]["warnings"])
+    assert "judged on 60 of 805 instructions: not" in str(record["metrics"]["warnings"])
 
 
 @pytest.fixture
@@ -188,8 +192,8 @@ def test_after_a_judge_has_failed_only_what_is_missing_is_asked(
     with pytest.raises(StepFailedError) as caught:
         run_steps_here(path)
     said = str(caught.value)
-    assert "of 4 comparisons got no reply" in said and "HTTP 500: gone" in said
-    assert "run the same command again" in said
+    assert "of 4 comparisons have no usable reply" in said and "HTTP 500: gone" in said
+    assert "the same command asks for the missing ones only" in said
     asked = server.asked
     state["left"] = 99
     plan, runs = run_steps_here(path)
@@ -216,6 +220,38 @@ def test_failed_comparisons_can_be_accepted_and_are_counted_and_not_scored(
     grades = artifact.read_rows(folder / "grades.jsonl")
     assert grades[2]["verdict"] == "no verdict: HTTP 400: policy"
     assert "1 of 4 comparisons have no verdict" in str(artifact.read_record(folder)["metrics"])
+
+
+def test_what_cannot_be_scored_is_found_before_a_judge_is_asked(
+    judged_recipe, letters, write_recipe, run_steps_here, serve, tmp_path
+):
+    server = serve()
+    recipe = only_alpaca(judged_recipe, letters, asking(server))
+    rows = [{"dataset": "d", "instruction": "Say hi.", "output": "Hi."}] * 2
+    (tmp_path / "twice.json").write_text(json.dumps(rows))
+    recipe["benchmarks"]["alpaca"]["data"] = str(tmp_path / "twice.json")
+    with pytest.raises(InputError, match=r"'Say hi\.' twice"):
+        run_steps_here(write_recipe(recipe))
+    assert server.asked == 0
+
+
+def test_summaries_in_a_script_that_rouge_cannot_read_are_judged_all_the_same(
+    judged_recipe, letters, write_recipe, run_steps_here, serve, tmp_path
+):
+    row = {"subreddit": "a", "title": "b", "post": "c", "summary": "\u5f88\u957f"}
+    (tmp_path / "zh.jsonl").write_text(json.dumps(row) + "\n")
+    data = {"data": str(tmp_path / "zh.jsonl"), "template": letters}
+    recipe = judged_recipe | {"evaluate": ["tldr"], "judge": asking(serve())}
+    plan, runs = run_steps_here(write_recipe(recipe | {"benchmarks": {"tldr": data}}))
+    assert list(result_of(plan, runs, "tldr")["measures"]) == [
+        "win rate",
+        "order decides",
+        "cut off",
+    ]
+    recipe |= {"task": "tldr", "evaluate": ["rouge"], "benchmarks": {}}
+    recipe["data"] = {"test": data["data"]}
+    with pytest.raises(InputError, match="ROUGE reads a-z and 0-9"):
+        run_steps_here(write_recipe(recipe))
 
 
 def test_without_any_verdict_there_is_no_result(
@@ -260,6 +296,17 @@ def test_the_limit_holds_inside_one_process(judged_recipe, letters, write_recipe
     assert run_steps(specs) == InputError.exit_code
     error = artifact.read_json(specs[-1].parent / ERROR)
     assert "at most 7 are allowed" in error["message"]
+
+
+def test_a_missing_key_is_found_before_anything_is_trained(
+    bashrac, judged_recipe, letters, write_recipe, tmp_path
+):
+    recipe = only_alpaca(judged_recipe, letters, "openai:some-model")
+    recipe["stages"] = {"sft": {"method": "sft"}}
+    environment = {"OPENAI_API_KEY": "", "BASHRAC_JUDGE_KEY": ""}
+    done = bashrac("run", write_recipe(recipe), env=environment)
+    assert done.returncode == 2 and "needs a key: set BASHRAC_JUDGE_KEY or" in done.stderr
+    assert not (tmp_path / "runs" / "steps").exists()
 
 
 def test_the_reference_judge_is_free(judged_recipe, write_recipe, tmp_path):
@@ -314,6 +361,16 @@ def test_few_shot_prompts_are_in_the_plain_format_of_lm_eval(
     assert renderer.tokenizer.decode(ids) == prompt
     measures = result_of(plan, runs, "gsm8k")["measures"]
     assert list(measures) == ["strict", "flexible", "cut off", "lm-eval strict", "lm-eval flexible"]
+
+
+def test_fewer_solved_examples_than_asked_for_are_an_error(
+    judged_recipe, write_recipe, run_steps_here, tmp_path
+):
+    (tmp_path / "one.jsonl").write_text(json.dumps({"question": "q", "answer": "#### 1"}) + "\n")
+    few = {"few_shot": 2, "shots": str(tmp_path / "one.jsonl")}
+    recipe = judged_recipe | {"evaluate": ["gsm8k"], "benchmarks": {"gsm8k": few}, "judge": None}
+    with pytest.raises(InputError, match="few_shot is 2 and shots has 1 row"):
+        run_steps_here(write_recipe(recipe))
 
 
 def test_a_next_question_ends_an_answer_after_solved_examples(tiny_model):
@@ -416,11 +473,13 @@ def test_a_stages_adapter_is_evaluated_outside_its_recipe_with_the_same_answers(
     [
         (["--benchmark", "gsm"], "did you mean gsm8k?"),
         (["--benchmark", "alpaca", "--data", "x.json"], "there is no file or folder x.json"),
-        (["--benchmark", "gsm8k", "--benchmark", "tldr", "--data", "x"], "for one --benchmark"),
-        (["--benchmark", "rouge"], "add --data and --task"),
+        (["--benchmark", "gsm8k", "--benchmark", "tldr", "--data", "x"], "benchmarks.NAME.data=FILE"),
+        (["--benchmark", "rouge"], "add --data"),
+        (["--benchmark", "rouge", "--data", "x.jsonl"], "add --task"),
         (["--benchmark", "tldr"], "judge  is missing"),
         (["--benchmark", "tldr", "--judge-url", "http://x"], "--judge-url needs --judge"),
-        (["--benchmark", "gsm8k", "--limit", "0"], "greater than or equal to 1"),
+        (["--benchmark", "gsm8k", "--limit", "0"], "0 is not a whole number above 0"),
+        (["--benchmark", "gsm8k", "--data", "builtin:maths", "--set", "benchmarks.gsm8k.few_shots=3"], "1 problem"),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -429,6 +488,35 @@ def test_a_wrong_evaluate_command_says_what_to_do(bashrac, tiny_model, arguments
     assert done.returncode == 2 and message in " ".join(done.stderr.split()).replace(
         "judge is", "judge  is"
     ), done.stderr
+
+
+def test_another_question_is_another_report(tiny_model):
+    from pipeline.evaluate import recipe_for
+
+    given = {"data": "x.jsonl", "limit": None, "task": None, "judge": None, "judge_url": None}
+    names = {
+        recipe_for(tiny_model, ["gsm8k"], **given | change)["name"]
+        for change in ({}, {"limit": 3}, {"data": "y.jsonl"}, {"overrides": ["dtype=float32"]})
+    }
+    assert len(names) == 4
+
+
+def test_an_adapter_is_known_by_its_base_too_and_cannot_be_trained_on(
+    recipe_dict, write_recipe, tmp_path
+):
+    from pipeline.identity import forget, model_identity
+
+    base = Path(save_tiny_model(tmp_path / "base"))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"base_model_name_or_path": str(base), "peft_type": "LORA"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    before = model_identity(str(adapter), None)
+    (base / "config.json").write_text((base / "config.json").read_text() + " ")
+    forget()
+    assert model_identity(str(adapter), None) != before
+    found = problems_of(write_recipe(recipe_dict | {"model": str(adapter)}))
+    assert "can be evaluated but not trained on" in found["model"]
 
 
 @pytest.mark.skipif(not ALPACA.is_dir(), reason=f"needs the AlpacaEval files in {ALPACA}")
@@ -552,7 +640,7 @@ def test_a_real_server_with_the_embedded_model_judges_a_stage_end_to_end(
         recipe["judge"] |= {"reads": "text", "max_errors": 0}
         path = write_recipe(recipe)
         killer = _kill_when(lambda: replies() >= 3, server)
-        with pytest.raises(StepFailedError, match="got no reply"):
+        with pytest.raises(StepFailedError, match="no usable reply"):
             run_steps_here(path)
         killer.join()
         kept = replies()

@@ -553,6 +553,40 @@ def test_a_second_run_asks_nothing_and_says_the_same(serve, tmp_path):
     assert (first.calls, second.calls, second.plan.cached) == (10, 0, 10)
 
 
+def test_a_local_judge_is_asked_again_where_the_labels_are_others(tiny_model, tmp_path):
+    """Its replies are two numbers, of the labels they were asked for."""
+    first, second = (
+        judge(
+            pairs(2), LocalJudge(tiny_model), Template("t", "{prompt}|{first}|{second}", labels, "Which?"), tmp_path / "c",
+            announce=quiet,
+        )
+        for labels in (("a", "b"), ("e", "o"))
+    )  # fmt: skip
+    assert (first.calls, second.calls) == (4, 4)
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "stream", "extra_headers", "extra_body"])
+def test_a_request_holds_nothing_that_is_ours_or_could_be_a_key(serve, name):
+    with pytest.raises(InputError, match=r"judge\.request must not hold"):
+        engine_for(serve(), request={name: "x"})
+
+
+def test_any_other_field_reaches_the_server(serve, tmp_path):
+    """top_k is none of OpenAI's, but many servers know it."""
+    server = serve()
+    engine = engine_for(server, request={"top_k": 1})
+    judge(pairs(1), engine, LABELS, tmp_path / "c", announce=quiet)
+    assert server.bodies[0]["top_k"] == 1 and server.bodies[0]["top_logprobs"] == 20
+
+
+def test_a_key_with_typographic_quotes_is_named_as_the_fault(serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("BASHRAC_JUDGE_KEY", "\u201csk-abc\u201d")
+    server = serve()
+    with pytest.raises(InputError, match="the judge's key holds a character"):
+        judge(pairs(1), engine_for(server), LABELS, tmp_path / "c", announce=quiet)
+    assert server.asked == 0
+
+
 def test_whatever_decides_a_reply_decides_its_key():
     engine = OpenAIJudge("m", base_url="http://127.0.0.1:1/v1")
     question = Question("p", "a", "b")

@@ -118,9 +118,18 @@ def test_the_win_rate_by_hand():
     }
 
 
-def test_a_tie_of_older_files_counts_half_and_one_row_has_no_error():
+def test_a_probability_given_for_a_preference_is_refused():
+    """0 would be a tie of older files, and 1 a loss: both wrong without a word."""
+    with pytest.raises(ValueError, match=r"a preference is 0, valid are .* a tie is 1\.5"):
+        WinRate().compute(
+            predictions=[{"output": "Hi.", "preference": 1.0}, {"output": "Yo.", "preference": 0}],
+            references=[{"instruction": text, "output": "Hi."} for text in "ab"],
+        )
+
+
+def test_one_row_has_no_error():
     result = WinRate().compute(
-        predictions=[{"output": "Hi.", "preference": 0}, {"output": "Yo.", "preference": None}],
+        predictions=[{"output": "Hi.", "preference": 1.5}, {"output": "Yo.", "preference": None}],
         references=[{"instruction": text, "output": "Hi."} for text in "ab"],
     )
     assert (result["n"], result["win_rate"], result["standard_error"]) == (1, 50.0, None)

@@ -74,11 +74,41 @@ def test_a_stage_is_compared_with_sft_on_the_same_examples(finished):
     assert bash.primary == Cell(75.0, *wilson, n=8)
     found = bash.difference
     assert (found.value, found.n, found.p_value) == (50.0, 8, pytest.approx(0.125))
-    assert 0 < found.low < 50 < found.high and found.words == "better"
+    assert 0 < found.low < 50 < found.high
+    assert found.words == "noise", "8 rows: the bootstrap excludes 0, the exact test does not"
     assert sft.measures["cut off"].value == 0 and bash.n == 8
     # bash has two steps of its own, contexts and train, of 10 s each
     costs = [(cost.seconds, cost.tokens_trained) for cost in report.costs]
     assert costs == [(10.0, 1000), (20.0, 2000)]
+
+
+@pytest.mark.parametrize(
+    ("p_value", "words"), [(None, "better"), (0.04, "better"), (0.05, "noise")]
+)
+def test_an_exact_test_that_disagrees_makes_it_noise(p_value, words):
+    assert Difference(50.0, 10.0, 90.0, n=8, p_value=p_value).words == words
+
+
+def test_seeds_that_are_all_wrong_are_not_certain_to_be(finished):
+    """A bootstrap of nothing but 0 has no spread; Wilson of 0 in 6 reaches 39.0 %."""
+    plan, runs = finished({"sft": {0: [0] * 6, 1: [0] * 6}}, seeds=[0, 1])
+    cell = collect(plan, runs).rows[0].primary
+    assert (cell.value, cell.low, cell.high) == (0.0, 0.0, pytest.approx(39.03, abs=0.01))
+
+
+def test_a_difference_over_fewer_seeds_says_so(finished):
+    plan, runs = finished(
+        {"sft": {0: [1, 0, 0]}, "bash": {0: [1, 1, 0], 1: [1, 1, 1]}}, seeds=[0, 1]
+    )
+    report = collect(plan, runs)
+    assert report.rows[1].difference.seeds == 1
+    assert "noise (1 of 2 seeds)" in markdown(report)
+
+
+def test_the_report_says_what_was_asked(finished):
+    plan, runs = finished({"sft": {0: [1, 0]}})
+    text = markdown(collect(plan, runs))
+    assert "Asked: rows of builtin:maths, the first 4; greedy, at most 8 tokens." in text
 
 
 def test_every_example_has_one_outcome_and_all_are_shown(finished):

@@ -158,6 +158,25 @@ def test_ctrl_c_ends_the_launched_processes_and_the_next_run_goes_on(
     assert "to run: it was stopped" in bashrac("plan", path).stdout
 
 
+def test_a_second_process_on_a_step_leaves_no_trace_of_its_failure(
+    recipe_dict, write_recipe, tmp_path
+):
+    """An error file of the one that is turned away would stop the one that works."""
+    from filelock import FileLock
+
+    from pipeline.load import load_recipe
+    from pipeline.plan import make_plan
+    from pipeline.step import ERROR, LOCK, run_steps, write_spec
+
+    step = make_plan(load_recipe(write_recipe(recipe_dict))).steps[0]
+    spec = write_spec(step, tmp_path, processes=1, use_cpu=True)
+    with FileLock(spec.parent / LOCK):
+        assert run_steps([spec]) == 1
+    assert not (spec.parent / ERROR).exists()
+    (spec.parent / ERROR).write_text("{}")  # of an earlier attempt
+    assert run_steps([spec]) == 0 and not (spec.parent / ERROR).exists()
+
+
 def test_check_exits_2_with_every_problem(bashrac, recipe_dict, write_recipe):
     recipe_dict["stages"]["bash"] |= {"beta": 3, "round": 2}
     done = bashrac("check", write_recipe(recipe_dict))
