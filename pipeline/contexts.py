@@ -10,10 +10,15 @@ Decisions where the paper is silent:
    a position replaced at some beta is also replaced at every larger one.
 5. `context="gold"` conditions the sampled token on y_<t instead of g_<t: one forward pass, the
    two-pass approximation of Mihaylova and Martins (2019).
+
+The engine `parallel` (pipeline/parallel.py) reads many positions in a pass and gives what
+`sequential`, one position a pass, gives: the same tokens in float32; in 16 bits, passes of another
+shape round otherwise, and a few tokens differ, as they do for another batch size.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +27,7 @@ import torch
 
 from pipeline import noise
 
-ENGINES = ("sequential",)
+ENGINES = ("parallel", "sequential")
 # Rows of one batch in a gold-context pass, whose logits exist for all positions at once.
 _GOLD_BATCH = 8
 
@@ -102,7 +107,7 @@ def mix_contexts(
     beta: float,
     seed: int,
     row_ids: Sequence[int],
-    engine: str = "sequential",
+    engine: str = "parallel",
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -110,6 +115,7 @@ def mix_contexts(
     context: str = "mixed",
     batch_size: int = 32,
     report: Report | None = None,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> list[list[int]]:
     """Replace reference tokens by the model's own at rate `beta`.
 
@@ -120,7 +126,7 @@ def mix_contexts(
         beta: probability of replacing a token, 0 to 1.
         seed: with the row id and the position, decides all randomness.
         row_ids: one number per row that stays the row's own across batches and processes.
-        engine: 'sequential' decodes one position at a time.
+        engine: 'parallel' reads many positions at a time, 'sequential' one; see the module.
         temperature: above 0.
         top_k: keep only the k likeliest tokens; 0 keeps all.
         top_p: keep only the nucleus of this mass; 1 keeps all.
@@ -128,7 +134,9 @@ def mix_contexts(
             ids of the model's generation config.
         context: 'mixed' or 'gold' (decision 5).
         batch_size: rows decoded together; it does not change the result.
-        report: called with (rows done, rows) after each batch.
+        report: called with (rows done, rows) as rows are done.
+        warn: called with a sentence when a model cannot be read in parallel and the sequential
+            engine takes over.
 
     Returns:
         One list of token ids per row, as long as its reference.
@@ -139,6 +147,12 @@ def mix_contexts(
     _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engine, context)
     excluded = tuple(default_excluded_ids(model) if excluded_ids is None else excluded_ids)
     sampling = Sampling(seed, temperature, top_k, top_p, excluded)
+    if engine == "parallel" and context == "mixed" and prompt_ids:
+        in_parallel = _mix_in_parallel(
+            model, prompt_ids, reference_ids, row_ids, beta, sampling, batch_size, report, warn
+        )
+        if in_parallel is not None:
+            return in_parallel
     mix = _mix_sequentially if context == "mixed" else _mix_on_gold
     batch_size = batch_size if context == "mixed" else min(batch_size, _GOLD_BATCH)
     mixed: list[list[int]] = [[] for _ in prompt_ids]
@@ -159,6 +173,56 @@ def mix_contexts(
         if report:
             report(min(start + batch_size, len(by_length)), len(by_length))
     model.train(was_training)
+    return mixed
+
+
+def _mix_in_parallel(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    references: Sequence[Sequence[int]],
+    row_ids: Sequence[int],
+    beta: float,
+    sampling: Sampling,
+    batch_size: int,
+    report: Report | None,
+    warn: Callable[[str], object],
+) -> list[list[int]] | None:
+    """Mix through `pipeline.parallel`; None where the model cannot be read that way."""
+    from pipeline.parallel import MixRow, can_read, mix_in_parallel
+
+    excluded = sampling.excluded_ids
+    mixed = [list(reference) for reference in references]
+    rows: dict[int, MixRow] = {}
+    for place, reference in enumerate(mixed):
+        (replaced,) = replaced_positions(
+            [reference], [row_ids[place]], beta=beta, seed=sampling.seed, excluded_ids=excluded
+        )
+        if replaced.any():
+            rows[place] = MixRow(list(prompts[place]), reference, row_ids[place], replaced)
+    untouched = len(mixed) - len(rows)
+    was_training = model.training
+    model.eval()
+    try:
+        longest = max((row.prompt + row.reference for row in rows.values()), key=len, default=[])
+        if not can_read(model, longest):
+            warn(
+                "the model cannot read a window of tokens at places of its own, so contexts are "
+                "written one token at a time (the engine sequential), which is slower"
+            )
+            return None
+        order = sorted(rows, key=lambda place: -len(rows[place].prompt + rows[place].reference))
+        answers = mix_in_parallel(
+            model,
+            [rows[place] for place in order],
+            seed=sampling.seed,
+            pick=sampling.pick,
+            batch_size=batch_size,
+            report=report and (lambda done: report(untouched + done, len(mixed))),
+        )
+    finally:
+        model.train(was_training)
+    for place, answer in zip(order, answers, strict=True):
+        mixed[place] = answer
     return mixed
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 TRAINER = "trl.SFTConfig"
 Rate = Annotated[float, Field(ge=0, le=1)]
+_BATCHES_IN_A_SHARD = 4
+_READING_AHEAD_PAYS = 0.4  # the largest beta at which it does on a CPU
 
 
 class Schedule(Strict):
@@ -58,7 +61,7 @@ class Options(RoundOptions):
     beta: Rate | Schedule = 0.2
     ratio: float = Field(default=1.0, ge=0, alias="lambda")
     context: Literal["mixed", "gold"] = "mixed"
-    engine: Literal["sequential"] = "sequential"
+    engine: Literal["auto", "parallel", "sequential"] = "auto"
     excluded_ids: list[int] | None = None
 
 
@@ -109,6 +112,16 @@ def plan(stage: Options, build: Builder) -> Model:
     return model
 
 
+def _engine(step: StepRun) -> str:
+    """The engine of a step; both write the same tokens, so `auto` is about speed alone."""
+    chosen = step.neutral["engine"]
+    if chosen != "auto":
+        return chosen
+    # Where most guesses are wrong, reading ahead is for nothing (docs/performance.md).
+    is_slower = step.device.type == "cpu" and step.options["beta"] > _READING_AHEAD_PAYS
+    return "sequential" if is_slower else "parallel"
+
+
 def write_contexts(step: StepRun) -> None:
     """Step: write one mixed-context row per training row."""
     from pipeline.contexts import default_excluded_ids, mix_contexts
@@ -127,6 +140,10 @@ def write_contexts(step: StepRun) -> None:
         special = {*default_excluded_ids(model), *renderer.tokenizer.all_special_ids}
         excluded = sorted({*special, renderer.end_of_turn_id})
 
+    @cache
+    def warn(sentence: str) -> None:
+        step.warn(sentence)
+
     def make(batch: Sequence[TokenRow]) -> list[dict[str, Any]]:
         mixed = mix_contexts(
             model,
@@ -135,13 +152,14 @@ def write_contexts(step: StepRun) -> None:
             beta=options["beta"],
             seed=step.seed_of_round(),
             row_ids=[row.row_id for row in batch],
-            engine=step.neutral["engine"],
+            engine=_engine(step),
             temperature=options["temperature"],
             top_k=options["top_k"],
             top_p=options["top_p"],
             excluded_ids=excluded,
             context=options["context"],
             batch_size=step.neutral["batch_size"],
+            warn=warn,
         )
         return [
             sft.own_row(row.row_id, row.prompt, context, row.answer)
@@ -154,7 +172,8 @@ def write_contexts(step: StepRun) -> None:
         make,
         key=lambda row: (row.row_id,),
         row_key=lambda row: (row["id"],),
-        batch_size=step.neutral["batch_size"],
+        # The parallel engine gives the place of a finished row to a waiting one.
+        batch_size=step.neutral["batch_size"] * _BATCHES_IN_A_SHARD,
         file_name=sft.ROWS,
     )
     labels = [label for row in rows for label in row["labels"]]
