@@ -134,7 +134,7 @@ def write_contexts(step: StepRun) -> None:
     renderer = renderer_for(step)
     examples = load_examples(step.source("train"), options["task"])
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
-    model = load_to_read(step)
+    model, engine = load_to_read(step), _engine(step)
     excluded = options["excluded_ids"]
     if excluded is None:  # a template may end turns with a token the generation config lacks
         special = {*default_excluded_ids(model), *renderer.tokenizer.all_special_ids}
@@ -152,7 +152,7 @@ def write_contexts(step: StepRun) -> None:
             beta=options["beta"],
             seed=step.seed_of_round(),
             row_ids=[row.row_id for row in batch],
-            engine=_engine(step),
+            engine=engine,
             temperature=options["temperature"],
             top_k=options["top_k"],
             top_p=options["top_p"],
@@ -173,7 +173,8 @@ def write_contexts(step: StepRun) -> None:
         key=lambda row: (row.row_id,),
         row_key=lambda row: (row["id"],),
         # The parallel engine gives the place of a finished row to a waiting one.
-        batch_size=step.neutral["batch_size"] * _BATCHES_IN_A_SHARD,
+        batch_size=step.neutral["batch_size"]
+        * (_BATCHES_IN_A_SHARD if engine == "parallel" else 1),
         file_name=sft.ROWS,
     )
     labels = [label for row in rows for label in row["labels"]]
