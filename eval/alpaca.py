@@ -29,7 +29,7 @@ from eval.alpaca_files import (
 )
 from eval.judgement import Comparison
 from eval.length_control import WinRate, length_controlled_win_rate
-from eval.results import Measure, measure, read_answers, replicated, store
+from eval.results import Measure, cut_off, measure, read_answers, replicated, store
 from pipeline.errors import InputError
 from pipeline.identity import local_file
 
@@ -161,14 +161,15 @@ def grade_answers(step: StepRun) -> None:
     and result.json.
 
     Raises:
-        InputError: If the baseline's file does not have the instructions that were asked.
+        InputError: If the baseline, difficulties or gamed rows cannot be read or do not fit.
     """
     from eval.judging import judge_comparisons, judged_grades, judged_measures
 
     samples = read_answers(step)
     baseline = read_model_outputs(local_file(step.source("baseline")))
     tables = _tables(step, baseline)  # before anything is asked: a judge may cost
-    pairs = [_paired(sample, baseline_row) for sample, baseline_row in _beside(samples, baseline)]
+    known = {row["instruction"]: row for row in baseline}
+    pairs = [_paired(sample, known[sample["messages"][-1]["content"]]) for sample in samples]
     comparisons = [
         Comparison(
             str(number), row["instruction"], row["output_1"], row["output_2"], row["output_1"]
@@ -208,19 +209,11 @@ def grade_answers(step: StepRun) -> None:
         measures={
             **_controlled(step, result),
             **judged,
-            "cut off": measure([not sample["finished"] for sample in samples]),
+            "cut off": cut_off(samples),
             "length": measure([len(row["output_2"]) for row in pairs], unit="characters"),
         },
         counts=judgement.counts,
     )
-
-
-def _beside(
-    samples: list[dict[str, Any]], baseline: list[dict[str, Any]]
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return each sample with the baseline's row of its instruction."""
-    known = {row["instruction"]: row for row in baseline}
-    return [(sample, known[sample["messages"][-1]["content"]]) for sample in samples]
 
 
 def _paired(sample: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:

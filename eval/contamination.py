@@ -183,10 +183,8 @@ def check_overlap(step: StepRun) -> None:
     """
     from pipeline.data import load_examples
 
-    items = [
-        benchmark_item(example)
-        for example in load_examples(step.source("test"), step.options["test_task"])
-    ]
+    test = step.source("test")
+    items = [benchmark_item(example) for example in load_examples(test, step.options["test_task"])]
     sources = _training_rows(step)
     found = overlaps(_streamed(step, sources), items, n=step.options["n"])
     write_rows(step.directory / OVERLAPS, _as_rows(found, sources))
@@ -203,7 +201,7 @@ def check_overlap(step: StepRun) -> None:
         },
     )
     # Built-in rows come from templates, and say so; anywhere else it is news.
-    if found.found and step.source("test").builtin is None:
+    if found.found and test.builtin is None:
         step.warn(f"{_describe(found)}; they are listed in {step.directory / OVERLAPS}")
 
 

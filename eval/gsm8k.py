@@ -32,7 +32,7 @@ from dataclasses import asdict
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eval.results import measure, read_answers, store
+from eval.results import cut_off, measure, read_answers, store
 from eval.types import Outcome, Tally
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def grade_answers(step: StepRun) -> None:
         how: measure([row[how] == Outcome.CORRECT.value for row in grades])
         for how in ("strict", "flexible")
     }
-    measures["cut off"] = measure([row["truncated"] for row in grades])
+    measures["cut off"] = cut_off(samples)
     if samples[0].get("few_shot"):
         for how in ("lm-eval strict", "lm-eval flexible"):
             measures[how] = measure([row[how] for row in grades])

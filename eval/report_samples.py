@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.results import GRADES
 from pipeline import artifact
+from pipeline.tasks import with_system
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan, Step
@@ -120,6 +121,4 @@ def _asked(sample: dict[str, Any], system: str | None) -> list[dict[str, str]]:
     messages = sample["messages"]
     if shots := sample.get("few_shot"):  # lm-eval's plain format, which leaves `system` aside
         return [{"role": "solved examples", "content": shots}, *messages]
-    if system is not None and messages[0]["role"] != "system":
-        return [{"role": "system", "content": system}, *messages]
-    return messages
+    return with_system(messages, system)

@@ -58,6 +58,11 @@ def measure(scores: Sequence[float | None], *, unit: str = "%") -> Measure:
     }
 
 
+def cut_off(samples: Sequence[Mapping[str, Any]]) -> Measure:
+    """Return the share of stored answers that ran into the token limit."""
+    return measure([not sample["finished"] for sample in samples])
+
+
 def replicated(value: float, interval: Interval | None, n: int, replicates: list[float]) -> Measure:
     """Return a measure that is no mean of scores, in percent.
 
@@ -75,7 +80,6 @@ def store(
     grades: list[dict[str, Any]],
     measures: Mapping[str, Measure],
     counts: Mapping[str, int],
-    **more: Any,
 ) -> None:
     """Write grades.jsonl and result.json.
 
@@ -84,7 +88,6 @@ def store(
         grades: one row an example: `id`, `verdict` (words for people), and what it rests on.
         measures: by name; the first is the benchmark's own number, which stages are compared by.
         counts: outcome -> examples; they add up to the number of examples.
-        more: what else belongs to the result.
 
     Raises:
         ValueError: If the counts do not add up.
@@ -99,6 +102,5 @@ def store(
         "measures": dict(measures),
         "counts": dict(counts),
         "ids": [grade["id"] for grade in grades],
-        **more,
     }
     write_json(step.directory / RESULT, result)

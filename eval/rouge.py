@@ -15,7 +15,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from eval.results import Measure, measure, read_answers, store
+from eval.results import Measure, cut_off, measure, read_answers, store
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def grade_answers(step: StepRun) -> None:
     measures, grades = rouge_measures(samples)
     if not measures:
         raise InputError("ROUGE reads a-z and 0-9, and no reference has any: it cannot score these")
-    measures["cut off"] = measure([not sample["finished"] for sample in samples])
+    measures["cut off"] = cut_off(samples)
     unread = sum(grade["rougeL"] is None for grade in grades)
     counts = {"scored": len(grades) - unread, "unscored": unread}
     # ROUGE-L is the one that stages are compared by.

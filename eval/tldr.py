@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.judgement import Comparison
 from eval.judging import judge_comparisons, judged_grades, judged_measures
-from eval.results import measure, read_answers, store
+from eval.results import cut_off, read_answers, store
 from eval.rouge import rouge_measures
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def grade_answers(step: StepRun) -> None:
     measures = {
         **judged_measures(judgement),
         **rouge,
-        "cut off": measure([not sample["finished"] for sample in samples]),
+        "cut off": cut_off(samples),
     }
     store(step, grades=grades, measures=measures, counts=judgement.counts)
 

@@ -309,12 +309,16 @@ def _mix_on_gold(
     return mixed
 
 
+def without_adapter(model: Any) -> Any:
+    """The transformers model itself: below a PeftModel, or the model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def logits_to_keep(model: Any, count: int) -> dict[str, int]:
     """The argument that spares the output layer for all but the last positions, if there is one."""
     import inspect
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    known = inspect.signature(type(inner).forward).parameters
+    known = inspect.signature(type(without_adapter(model)).forward).parameters
     return {"logits_to_keep": count} if "logits_to_keep" in known else {}
 
 

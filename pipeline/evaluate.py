@@ -10,6 +10,7 @@ from typing import Any
 from eval.benchmarks import BENCHMARKS
 from pipeline.artifact import fingerprint
 from pipeline.errors import InputError, suggest
+from pipeline.recipe import written_out
 
 
 def recipe_for(
@@ -63,8 +64,7 @@ def recipe_for(
         "benchmarks": {name: {"data": _source(name, data, limit)} for name in benchmarks},
     }
     if judge is not None:
-        engine, _, judge_model = judge.partition(":")
-        raw["judge"] = {"engine": engine, **({"model": judge_model} if judge_model else {})}
+        raw["judge"] = written_out("judge", judge)
     if judge_url is not None:
         if judge is None or not judge.startswith("openai"):
             raise InputError("--judge-url needs --judge openai:MODEL")

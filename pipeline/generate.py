@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pipeline import artifact, noise
-from pipeline.contexts import Sampling, pad_left
+from pipeline.contexts import Sampling, pad_left, without_adapter
 from pipeline.data import load_examples, prompts_cut
 from pipeline.errors import InputError
 from pipeline.model import load_to_read
@@ -130,7 +130,7 @@ def _plain_generation(model: Any) -> Iterator[None]:
     """
     from transformers import GenerationConfig
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = without_adapter(model)
     before = [(one, one.training, one.generation_config) for one in {model, inner}]
     model.eval()
     for one, _, _ in before:

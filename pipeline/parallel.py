@@ -26,6 +26,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from pipeline import noise
+from pipeline.contexts import without_adapter
 
 # What a pass costs beside its tokens, in tokens; decides how wide a window pays.
 _PASS_COST = {"cpu": 64}
@@ -107,7 +108,7 @@ class _Reader:
     """Reads tokens at any columns of a batch, and gives logits where they are needed only."""
 
     def __init__(self, model: Any, slots: int, longest: int):
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner = without_adapter(model)
         layers = inner.config.get_text_config().num_hidden_layers
         self.model, self.longest = model, longest
         self.places = _Places(torch.zeros(slots, 0, dtype=torch.long))
@@ -304,8 +305,7 @@ def can_read(model: Any, ids: Sequence[int]) -> bool:
     of our own, they must have the logits that one plain pass gives them. Attention that slides over
     fewer tokens than a row has would need another mask.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    window = getattr(inner.config.get_text_config(), "sliding_window", None)
+    window = getattr(without_adapter(model).config.get_text_config(), "sliding_window", None)
     if len(ids) < 2 or (window is not None and len(ids) > window):
         return len(ids) < 2
     ids_1W = torch.tensor([list(ids)[:_PROBE_TOKENS]], device=model.device)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import artifact
 from pipeline.errors import InputError, StepFailedError
-from pipeline.tasks import Example
+from pipeline.tasks import Example, with_system
 
 if TYPE_CHECKING:
     from pipeline.step import StepRun
@@ -130,9 +130,7 @@ class Renderer:
         if not self.has_template:
             before = f"{self.system}\n\n" if self.system and not self.plain else ""
             return self.tokenizer(f"{before}{example.plain_prompt}")["input_ids"]
-        messages = example.messages
-        if self.system is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.system}, *messages]
+        messages = with_system(example.messages, self.system)
         try:
             text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True

@@ -113,6 +113,13 @@ class Example:
         ]
 
 
+def with_system(messages: Messages, system: str | None) -> Messages:
+    """The messages with a system message first, where there is one and they have none."""
+    if system is None or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
 @dataclass(frozen=True)
 class PreferencePair:
     """A prompt with a better and a worse answer."""
