@@ -92,6 +92,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
 
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
     explain.check_judge_key(plan, given.runs, stage)
+    explain.check_engine(plan, given.runs, stage)
     retry = _retry_command(given)
     settings = RunSettings(given.runs, launch, retry, stage, given.max_judge_calls)
     if launched_by_accelerate():

@@ -19,7 +19,7 @@ shape round otherwise, and a few tokens differ, as they do for another batch siz
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,6 @@ from pipeline import noise
 ENGINES = ("parallel", "sequential")
 # Rows of one batch in a gold-context pass, whose logits exist for all positions at once.
 _GOLD_BATCH = 8
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -76,29 +74,6 @@ def default_excluded_ids(model: Any) -> tuple[int, ...]:
     return tuple(sorted(token_id for token_id in found if token_id is not None))
 
 
-def replaced_positions(
-    reference_ids: Sequence[Sequence[int]],
-    row_ids: Sequence[int],
-    *,
-    beta: float,
-    seed: int,
-    excluded_ids: Collection[int],
-) -> torch.Tensor:
-    """Return which reference tokens are to be replaced: bool [rows, longest reference]."""
-    longest = max(len(reference) for reference in reference_ids)
-    rows = torch.tensor(list(row_ids))[:, None]
-    key_BT = noise.keys(seed, rows, torch.arange(longest)[None, :], stream=noise.REPLACE)
-    chosen = noise.uniform(key_BT) < beta
-    excluded = set(excluded_ids)
-    for row, reference in enumerate(reference_ids):
-        chosen[row, max(len(reference) - 1, 0) :] = False
-        for position, token_id in enumerate(reference):
-            if token_id in excluded:
-                chosen[row, position] = False
-    return chosen
-
-
-@torch.no_grad()
 def mix_contexts(
     model: Any,
     prompt_ids: Sequence[Sequence[int]],
@@ -114,7 +89,6 @@ def mix_contexts(
     excluded_ids: Collection[int] | None = None,
     context: str = "mixed",
     batch_size: int = 32,
-    report: Report | None = None,
     warn: Callable[[str], object] = warnings.warn,
 ) -> list[list[int]]:
     """Replace reference tokens by the model's own at rate `beta`.
@@ -134,7 +108,6 @@ def mix_contexts(
             ids of the model's generation config.
         context: 'mixed' or 'gold' (decision 5).
         batch_size: rows decoded together; it does not change the result.
-        report: called with (rows done, rows) as rows are done.
         warn: called with a sentence when a model cannot be read in parallel and the sequential
             engine takes over.
 
@@ -147,83 +120,128 @@ def mix_contexts(
     _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engine, context)
     excluded = tuple(default_excluded_ids(model) if excluded_ids is None else excluded_ids)
     sampling = Sampling(seed, temperature, top_k, top_p, excluded)
-    if engine == "parallel" and context == "mixed" and prompt_ids:
-        in_parallel = _mix_in_parallel(
-            model, prompt_ids, reference_ids, row_ids, beta, sampling, batch_size, report, warn
-        )
-        if in_parallel is not None:
-            return in_parallel
-    mix = _mix_sequentially if context == "mixed" else _mix_on_gold
-    batch_size = batch_size if context == "mixed" else min(batch_size, _GOLD_BATCH)
+    done = contexts_as_done(
+        model,
+        [
+            Reference(list(prompt), list(reference), row_id)
+            for prompt, reference, row_id in zip(prompt_ids, reference_ids, row_ids, strict=True)
+        ],
+        sampling,
+        beta=beta,
+        engine=engine,
+        context=context,
+        batch_size=batch_size,
+        warn=warn,
+    )
     mixed: list[list[int]] = [[] for _ in prompt_ids]
-    by_length = sorted(range(len(prompt_ids)), key=lambda row: -len(reference_ids[row]))
+    for place, ids in done:
+        mixed[place] = ids
+    return mixed
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A row to mix: prompt ids, reference ids, and what its noise is keyed by."""
+
+    prompt: list[int]
+    ids: list[int]
+    row_id: int
+
+
+@torch.no_grad()
+def contexts_as_done(
+    model: Any,
+    rows: Sequence[Reference],
+    sampling: Sampling,
+    *,
+    beta: float,
+    engine: str,
+    context: str,
+    batch_size: int,
+    warn: Callable[[str], object],
+) -> Iterator[tuple[int, list[int]]]:
+    """Give (place in rows, mixed ids) as rows are done; see `mix_contexts`."""
+    replaced: dict[int, torch.Tensor] = {}
+    for place, row in enumerate(rows):
+        chosen = replaced_positions(
+            row.ids,
+            row.row_id,
+            beta=beta,
+            seed=sampling.seed,
+            excluded_ids=sampling.excluded_ids,
+        )
+        if chosen.any():
+            replaced[place] = chosen
+        else:
+            yield place, row.ids
+    if not replaced:
+        return
     was_training = model.training
     model.eval()
-    for start in range(0, len(by_length), batch_size):
-        batch = by_length[start : start + batch_size]
-        ids = [list(reference_ids[row]) for row in batch]
-        rows = [row_ids[row] for row in batch]
-        replaced = replaced_positions(ids, rows, beta=beta, seed=seed, excluded_ids=excluded)
-        if replaced.any():
-            ids = mix(
-                model, [list(prompt_ids[row]) for row in batch], ids, rows, replaced, sampling
-            )
-        for row, mixed_ids in zip(batch, ids, strict=True):
-            mixed[row] = mixed_ids
-        if report:
-            report(min(start + batch_size, len(by_length)), len(by_length))
-    model.train(was_training)
-    return mixed
+    try:
+        if context == "gold":
+            write = _mix_on_gold
+        else:
+            write = _mix_sequentially
+            if engine == "parallel" and _readable(model, rows, warn):
+                write = _mix_in_parallel
+        # Long ones first; by answer where batches end together.
+        order = sorted(replaced, key=lambda place: (-len(rows[place].ids), place))
+        yield from write(model, rows, order, replaced, sampling, batch_size)
+    finally:
+        model.train(was_training)
+
+
+def replaced_positions(
+    reference_ids: Sequence[int],
+    row_id: int,
+    *,
+    beta: float,
+    seed: int,
+    excluded_ids: Collection[int],
+) -> torch.Tensor:
+    """Return which tokens of a row's reference are to be replaced: bool [len(reference_ids)]."""
+    positions = torch.arange(len(reference_ids))
+    key_T = noise.keys(seed, torch.tensor(row_id), positions, stream=noise.REPLACE)
+    chosen = noise.uniform(key_T) < beta
+    chosen[torch.isin(torch.tensor(reference_ids), torch.tensor(list(excluded_ids)))] = False
+    chosen[-1:] = False
+    return chosen
+
+
+def _readable(model: Any, rows: Sequence[Reference], warn: Callable[[str], object]) -> bool:
+    from pipeline.reader import can_read
+
+    found = can_read(model, max((row.prompt + row.ids for row in rows), key=len))
+    if not found:
+        warn(
+            "the model cannot read a window of tokens at places of its own, so contexts are "
+            "written one token at a time (the engine sequential), which is slower"
+        )
+    return found
+
+
+Places = dict[int, torch.Tensor]
 
 
 def _mix_in_parallel(
     model: Any,
-    prompts: Sequence[Sequence[int]],
-    references: Sequence[Sequence[int]],
-    row_ids: Sequence[int],
-    beta: float,
+    rows: Sequence[Reference],
+    order: list[int],
+    replaced: Places,
     sampling: Sampling,
     batch_size: int,
-    report: Report | None,
-    warn: Callable[[str], object],
-) -> list[list[int]] | None:
-    """Mix through `pipeline.parallel`; None where the model cannot be read that way."""
-    from pipeline.parallel import MixRow, can_read, mix_in_parallel
+) -> Iterator[tuple[int, list[int]]]:
+    from pipeline.parallel import Row, decode
 
-    excluded = sampling.excluded_ids
-    mixed = [list(reference) for reference in references]
-    rows: dict[int, MixRow] = {}
-    for place, reference in enumerate(mixed):
-        (replaced,) = replaced_positions(
-            [reference], [row_ids[place]], beta=beta, seed=sampling.seed, excluded_ids=excluded
-        )
-        if replaced.any():
-            rows[place] = MixRow(list(prompts[place]), reference, row_ids[place], replaced)
-    untouched = len(mixed) - len(rows)
-    was_training = model.training
-    model.eval()
-    try:
-        longest = max((row.prompt + row.reference for row in rows.values()), key=len, default=[])
-        if not can_read(model, longest):
-            warn(
-                "the model cannot read a window of tokens at places of its own, so contexts are "
-                "written one token at a time (the engine sequential), which is slower"
-            )
-            return None
-        order = sorted(rows, key=lambda place: -len(rows[place].prompt + rows[place].reference))
-        answers = mix_in_parallel(
-            model,
-            [rows[place] for place in order],
-            seed=sampling.seed,
-            pick=sampling.pick,
-            batch_size=batch_size,
-            report=report and (lambda done: report(untouched + done, len(mixed))),
-        )
-    finally:
-        model.train(was_training)
-    for place, answer in zip(order, answers, strict=True):
-        mixed[place] = answer
-    return mixed
+    order = sorted(order, key=lambda place: -len(rows[place].prompt + rows[place].ids))
+    guesses = [
+        Row(rows[place].prompt, rows[place].ids, rows[place].row_id, replaced[place])
+        for place in order
+    ]
+    done = decode(model, guesses, seed=sampling.seed, pick=sampling.pick, batch_size=batch_size)
+    for number, ids in done:
+        yield order[number], ids
 
 
 def _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engine, context):
@@ -246,19 +264,31 @@ def _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engi
 
 def _mix_sequentially(
     model: Any,
-    prompts: list[list[int]],
-    references: list[list[int]],
-    row_ids: list[int],
-    replaced: torch.Tensor,
+    rows: Sequence[Reference],
+    order: list[int],
+    replaced: Places,
     sampling: Sampling,
+    batch_size: int,
+) -> Iterator[tuple[int, list[int]]]:
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        mixed = _decode_batch(
+            model,
+            [rows[place] for place in batch],
+            pad_right([replaced[place].long().tolist() for place in batch], model.device).bool(),
+            sampling,
+        )
+        yield from zip(batch, mixed, strict=True)
+
+
+def _decode_batch(
+    model: Any, rows: list[Reference], replaced_BT: torch.Tensor, sampling: Sampling
 ) -> list[list[int]]:
     """Decode one position at a time, feeding g_t back (axes: B rows, T answer positions)."""
     device = model.device
-    input_ids, mask = pad_left(prompts, device)
-    reference_BT = pad_right(references, device)
-    replaced_BT = replaced.to(device)
-    rows_B = torch.tensor(row_ids, device=device)
-    mixed_BT = reference_BT.clone()
+    input_ids, mask = pad_left([row.prompt for row in rows], device)
+    mixed_BT = pad_right([row.ids for row in rows], device)
+    rows_B = torch.tensor([row.row_id for row in rows], device=device)
     last = int(replaced_BT.any(dim=0).nonzero().max())  # nothing is sampled after it
     past = None
     for position in range(last + 1):
@@ -280,33 +310,34 @@ def _mix_sequentially(
             mixed_BT[chosen, position] = sampling.pick(output.logits[chosen, -1], key)
         input_ids = mixed_BT[:, position : position + 1]
         mask = torch.cat([mask, torch.ones_like(input_ids)], dim=1)
-    return [mixed_BT[row, : len(ids)].tolist() for row, ids in enumerate(references)]
+    return [mixed[: len(row.ids)].tolist() for mixed, row in zip(mixed_BT, rows, strict=True)]
 
 
 def _mix_on_gold(
     model: Any,
-    prompts: list[list[int]],
-    references: list[list[int]],
-    row_ids: list[int],
-    replaced: torch.Tensor,
+    rows: Sequence[Reference],
+    order: list[int],
+    replaced: Places,
     sampling: Sampling,
-) -> list[list[int]]:
+    batch_size: int,
+) -> Iterator[tuple[int, list[int]]]:
     """Sample every replaced position from one pass over prompt and reference."""
     device = model.device
-    joined = [prompt + ids for prompt, ids in zip(prompts, references, strict=True)]
-    input_ids = pad_right(joined, device)
-    mask = pad_right([[1] * len(ids) for ids in joined], device)
-    logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-    mixed = [list(ids) for ids in references]
-    for row, (prompt, ids) in enumerate(zip(prompts, mixed, strict=True)):
-        positions = replaced[row, : len(ids)].nonzero().flatten().to(device)
-        if len(positions):
-            row_id = torch.tensor(row_ids[row], device=device)
+    for start in range(0, len(order), min(batch_size, _GOLD_BATCH)):
+        batch = order[start : start + min(batch_size, _GOLD_BATCH)]
+        joined = [rows[place].prompt + rows[place].ids for place in batch]
+        mask = pad_right([[1] * len(ids) for ids in joined], device)
+        logits = model(
+            input_ids=pad_right(joined, device), attention_mask=mask, use_cache=False
+        ).logits
+        for number, place in enumerate(batch):
+            positions = replaced[place].nonzero().flatten().to(device)
+            row_id = torch.tensor(rows[place].row_id, device=device)
             key = noise.keys(sampling.seed, row_id, positions, stream=noise.SAMPLE)
-            picked = sampling.pick(logits[row, len(prompt) - 1 + positions], key)
-            for position, token_id in zip(positions.tolist(), picked.tolist(), strict=True):
-                ids[position] = token_id
-    return mixed
+            picked = sampling.pick(logits[number, len(rows[place].prompt) - 1 + positions], key)
+            ids = torch.tensor(rows[place].ids)
+            ids[positions.cpu()] = picked.cpu()
+            yield place, ids.tolist()
 
 
 def without_adapter(model: Any) -> Any:
@@ -320,6 +351,11 @@ def logits_to_keep(model: Any, count: int) -> dict[str, int]:
 
     known = inspect.signature(type(without_adapter(model)).forward).parameters
     return {"logits_to_keep": count} if "logits_to_keep" in known else {}
+
+
+def tokens_of_a_pass(device: Any) -> int:
+    """How many tokens are best read in one pass; on a CPU, more of them leave its caches."""
+    return 1024 if device.type == "cpu" else 16384
 
 
 def pad_left(rows: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:

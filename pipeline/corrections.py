@@ -16,19 +16,28 @@ The others concern whole rows and stand in pipeline/stages/rac.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pipeline import noise
-from pipeline.contexts import Sampling, logits_to_keep, pad_left, pad_right
+from pipeline.contexts import Sampling, logits_to_keep, pad_left, pad_right, tokens_of_a_pass
 
-# Logits of one batch, and float32 copies of some of them, stay below this many numbers.
+# Logits that exist at once, and float32 copies of some of them, stay below this many numbers.
 _LOGITS = 1 << 26
 _COPIED_LOGITS = 1 << 23
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Own:
+    """An own answer to label: the prompt with the reference shown, the answer, its noise's row."""
+
+    shown: list[int]
+    answer: list[int]
+    row_id: int
+
+
 def correct(
     model: Any,
     prompt_ids: Sequence[Sequence[int]],
@@ -63,20 +72,49 @@ def correct(
     """
     row_ids = range(len(answer_ids)) if row_ids is None else row_ids
     _check_arguments(prompt_ids, shown_ids, answer_ids, row_ids, label, min_confidence)
-    labels: list[list[int]] = [[] for _ in answer_ids]
+    rows = [
+        Own(list(shown), list(answer), row_id)
+        for shown, answer, row_id in zip(shown_ids, answer_ids, row_ids, strict=True)
+    ]
+    labels: list[list[int]] = [[] for _ in rows]
+    done = labels_as_done(
+        model, rows, label=label, min_confidence=min_confidence, seed=seed, batch_size=batch_size
+    )
+    for place, ids in done:
+        labels[place] = ids
+    return labels
+
+
+@torch.no_grad()
+def labels_as_done(
+    model: Any,
+    rows: Sequence[Own],
+    *,
+    label: str,
+    min_confidence: float,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[int, list[int]]]:
+    """Give (place in rows, labels) as rows are done; see `correct`."""
     was_training = model.training
     model.eval()
-    for batch in _batches(answer_ids, batch_size, model.config.get_text_config().vocab_size):
-        answers = [list(answer_ids[row]) for row in batch]
-        logits_BTV = _logits_at_answers(model, [list(shown_ids[row]) for row in batch], answers)
-        for row, logits_TV in zip(batch, logits_BTV, strict=True):
-            logits_TV = logits_TV[: len(answer_ids[row])]
-            picked = _pick(logits_TV, label, seed=seed, row_id=row_ids[row])
-            if min_confidence > 0:
-                picked[_confidence(logits_TV, picked) < min_confidence] = -100
-            labels[row] = picked.tolist()
-    model.train(was_training)
-    return labels
+    try:
+        for batch in _batches(rows, batch_size, tokens_of_a_pass(model.device)):
+            chunks = [
+                _label(
+                    [rows[place].row_id for place in batch],
+                    first,
+                    logits_BCV,
+                    label,
+                    min_confidence,
+                    seed,
+                )
+                for first, logits_BCV in _logits_at_answers(model, [rows[p] for p in batch])
+            ]
+            for place, ids in zip(batch, torch.cat(chunks, dim=1).tolist(), strict=True):
+                yield place, ids[: len(rows[place].answer)]
+    finally:
+        model.train(was_training)
 
 
 def _check_arguments(prompt_ids, shown_ids, answer_ids, row_ids, label, min_confidence):
@@ -94,65 +132,82 @@ def _check_arguments(prompt_ids, shown_ids, answer_ids, row_ids, label, min_conf
         raise ValueError(f"min_confidence is {min_confidence}, expected 0 or more and below 1")
 
 
-def _batches(
-    answer_ids: Sequence[Sequence[int]], batch_size: int, vocabulary: int
-) -> Iterator[list[int]]:
-    """Rows with an answer, by falling length, in batches whose logits fit the limit."""
-    rows = sorted(range(len(answer_ids)), key=lambda row: -len(answer_ids[row]))
-    rows = [row for row in rows if len(answer_ids[row])]
-    start = 0
-    while start < len(rows):
-        fitting = _LOGITS // (vocabulary * (len(answer_ids[rows[start]]) + 1))
-        size = max(min(batch_size, fitting), 1)
-        yield rows[start : start + size]
-        start += size
+def _batches(rows: Sequence[Own], batch_size: int, tokens: int) -> Iterator[list[int]]:
+    """Places of rows with an answer, by falling length, with at most so many tokens a pass."""
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place].answer))
+    order = [place for place in order if rows[place].answer]
+    while order:
+        longest = max(len(rows[p].shown) + len(rows[p].answer) for p in order[:batch_size])
+        size = max(min(batch_size, tokens // longest), 1)
+        yield order[:size]
+        order = order[size:]
 
 
-def _logits_at_answers(
-    model: Any, shown: list[list[int]], answers: list[list[int]]
-) -> torch.Tensor:
-    """Logits [B, T, V] for the T answer positions of each row.
+def _logits_at_answers(model: Any, rows: list[Own]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Give (c, logits [B, C, V]) for answer positions c..c+C of all rows, until the longest's end.
 
     Prompts are padded on the left and answers on the right, so that all answers begin in the same
-    column and only their columns go through the output layer.
+    column and only their columns go through the output layer: as many at once as the limit allows,
+    the others later with the cache of those before.
     """
-    prompt_BP, prompt_mask = pad_left(shown, model.device)
-    answer_BT = pad_right(answers, model.device)
-    answer_mask = pad_right([[1] * len(ids) for ids in answers], model.device)
+    prompt_BP, prompt_mask = pad_left([row.shown for row in rows], model.device)
+    answer_BT = pad_right([row.answer for row in rows], model.device)
+    answer_mask = pad_right([[1] * len(row.answer) for row in rows], model.device)
+    ids = torch.cat([prompt_BP, answer_BT], dim=1)
     mask = torch.cat([prompt_mask, answer_mask], dim=1)
-    output = model(
-        input_ids=torch.cat([prompt_BP, answer_BT], dim=1),
-        attention_mask=mask,
-        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-        use_cache=False,
-        **logits_to_keep(model, answer_BT.shape[1] + 1),
-    )
-    # The logits before an answer token are those that predict it.
-    return output.logits[:, -answer_BT.shape[1] - 1 : -1]
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    count = answer_BT.shape[1]
+    vocabulary = model.config.get_text_config().vocab_size
+    chunk = max(_LOGITS // (len(rows) * vocabulary), 1)
+    past, read = None, 0
+    for first in range(0, count, chunk):
+        size = min(chunk, count - first)
+        # The logits before an answer token are those that predict it.
+        end = prompt_BP.shape[1] + first + size - 1
+        output = model(
+            input_ids=ids[:, read:end],
+            attention_mask=mask[:, :end],
+            position_ids=positions[:, read:end],
+            past_key_values=past,
+            use_cache=size < count,
+            **logits_to_keep(model, size),
+        )
+        past, read = output.past_key_values, end
+        yield first, output.logits[:, -size:]
 
 
-def _pick(logits_TV: torch.Tensor, label: str, *, seed: int, row_id: int) -> torch.Tensor:
+def _label(
+    row_ids: list[int], first: int, logits_BCV: torch.Tensor, label: str, min_confidence: float,
+    seed: int,
+) -> torch.Tensor:  # fmt: skip
+    """Labels [B, C] of a chunk of answer positions that begins at `first`."""
+    logits_NV = logits_BCV.flatten(0, 1)
     if label == "argmax":
-        return logits_TV.argmax(dim=-1)
-    positions = torch.arange(len(logits_TV), device=logits_TV.device)
-    row = torch.tensor(row_id, device=logits_TV.device)
-    keys = noise.keys(seed, row, positions, stream=noise.LABEL)
-    sampling = Sampling(seed, temperature=1.0)
-    chunk = _chunk(logits_TV)
-    pairs = zip(logits_TV.split(chunk), keys.split(chunk), strict=True)
-    return torch.cat([sampling.pick(part, key) for part, key in pairs])
+        label_N = logits_NV.argmax(dim=-1)
+    else:
+        positions = torch.arange(first, first + logits_BCV.shape[1])
+        key_BC = noise.keys(seed, torch.tensor(row_ids)[:, None], positions, stream=noise.LABEL)
+        sampling = Sampling(seed, temperature=1.0)
+        key_N = key_BC.flatten().to(logits_NV.device)
+        parts = zip(_parts(logits_NV), _parts(key_N, logits_NV), strict=True)
+        label_N = torch.cat([sampling.pick(part, key) for part, key in parts])
+    if min_confidence > 0:
+        label_N[_confidence(logits_NV, label_N) < min_confidence] = -100
+    return label_N.view(logits_BCV.shape[:2])
 
 
-def _confidence(logits_TV: torch.Tensor, picked_T: torch.Tensor) -> torch.Tensor:
-    """The probability of each picked token, [T]."""
-    parts = zip(logits_TV.split(chunk := _chunk(logits_TV)), picked_T.split(chunk), strict=True)
+def _confidence(logits_NV: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
+    """The probability of each label, [N]."""
+    parts = zip(_parts(logits_NV), _parts(label_N, logits_NV), strict=True)
     return torch.cat(
         [
-            part.float().log_softmax(dim=-1).gather(1, picked[:, None])[:, 0].exp()
-            for part, picked in parts
+            part.float().log_softmax(dim=-1).gather(1, labels[:, None])[:, 0].exp()
+            for part, labels in parts
         ]
     )
 
 
-def _chunk(logits_TV: torch.Tensor) -> int:
-    return max(_COPIED_LOGITS // logits_TV.shape[-1], 1)
+def _parts(values: torch.Tensor, logits_NV: torch.Tensor | None = None) -> Sequence[torch.Tensor]:
+    """Parts of which float32 logits may exist at once."""
+    vocabulary = (values if logits_NV is None else logits_NV).shape[-1]
+    return values.split(max(_COPIED_LOGITS // vocabulary, 1))

@@ -19,8 +19,9 @@ from pipeline import artifact, shipped
 from pipeline.builtin import builtin_rows
 from pipeline.plan import Plan, Step
 from pipeline.recipe import Source
-from pipeline.run import launch_command
+from pipeline.run import launch_command, select_steps
 from pipeline.step import PROGRESS, SPEC
+from pipeline.vllm_engine import check_vllm
 
 MEMORY = "plan.json"
 
@@ -67,6 +68,17 @@ def check_judge_key(plan: Plan, runs: Path, stage: str | None) -> None:
         engine = engine_for(plan.recipe.judge)
         if isinstance(engine, OpenAIJudge):
             engine.key()
+
+
+def check_engine(plan: Plan, runs: Path, stage: str | None) -> None:
+    """Find out now that answers are to be written by vLLM and it is not there.
+
+    Raises:
+        InputError: when it is needed and not there.
+    """
+    asked = [step for step in select_steps(plan, stage) if step.options.get("engine") == "vllm"]
+    if any(not artifact.is_finished(step.directory(runs)) for step in asked):
+        check_vllm()
 
 
 def _to_judge(plan: Plan, runs: Path, stage: str | None) -> list[str]:

@@ -152,18 +152,21 @@ def load_for(step: StepRun, *, dtype: str, trainable_adapter: bool = False) -> A
     Raises:
         InputError: when the model is not there, or a local one has changed since the plan.
     """
-    planned = step.identity["inputs"]["base"]
+    return load_model(**weights_of(step), dtype=dtype, trainable_adapter=trainable_adapter)
+
+
+def weights_of(step: StepRun) -> dict[str, Any]:
+    """Return where the weights lie that a step reads: base, adapter and revision.
+
+    Raises:
+        InputError: when a local model has changed since the plan.
+    """
+    planned, base = step.identity["inputs"]["base"], step.inputs["base"]
     if isinstance(planned, dict) and "files" in planned:
         forget()
-        if model_identity(step.inputs["base"], None) != planned:
-            raise changed_error(step.inputs["base"])
-    return load_model(
-        step.inputs["base"],
-        adapter=step.inputs.get("adapter"),
-        revision=_revision(step),
-        dtype=dtype,
-        trainable_adapter=trainable_adapter,
-    )
+        if model_identity(base, None) != planned:
+            raise changed_error(base)
+    return {"base": base, "adapter": step.inputs.get("adapter"), "revision": _revision(step)}
 
 
 def load_to_read(step: StepRun) -> Any:

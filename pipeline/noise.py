@@ -16,6 +16,7 @@ _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
 _WIDTH = 1 << 52
+_AT_ONCE_CPU, _AT_ONCE = 1 << 18, 1 << 26
 
 
 def keys(seed: int, rows: torch.Tensor, positions: torch.Tensor, *, stream: int) -> torch.Tensor:
@@ -28,7 +29,10 @@ def keys(seed: int, rows: torch.Tensor, positions: torch.Tensor, *, stream: int)
 
 def uniform(key: torch.Tensor) -> torch.Tensor:
     """Return float64 numbers strictly between 0 and 1, with 52 random bits each."""
-    return (_shift(_mix(key + _GOLDEN), 12).to(torch.float64) + 0.5) / _WIDTH
+    bits = _mixed_in_place(key + _GOLDEN)
+    bits >>= 12
+    bits &= _WIDTH - 1
+    return bits.to(torch.float64).add_(0.5).div_(_WIDTH)
 
 
 def gumbel(key_N: torch.Tensor, size: int) -> torch.Tensor:
@@ -36,9 +40,14 @@ def gumbel(key_N: torch.Tensor, size: int) -> torch.Tensor:
 
     float64 inside: with 24 random bits the largest values, which decide rare tokens, would tie.
     """
-    column = torch.arange(size, dtype=torch.int64, device=key_N.device)
-    bits = key_N[:, None] + _GOLDEN * (column + 1)[None, :]
-    return (-torch.log(-torch.log(uniform(bits)))).to(torch.float32)
+    column = _GOLDEN * torch.arange(1, size + 1, dtype=torch.int64, device=key_N.device)
+    found = torch.empty(len(key_N), size, device=key_N.device)
+    # A few rows at a time, so that what is between stays in a CPU's cache: six times as fast.
+    rows = max(1, (_AT_ONCE_CPU if key_N.device.type == "cpu" else _AT_ONCE) // size)
+    for start in range(0, len(key_N), rows):
+        noise = uniform(key_N[start : start + rows, None] + column)
+        found[start : start + rows] = noise.log_().neg_().log_().neg_()
+    return found
 
 
 def _signed(number: int) -> int:
@@ -47,11 +56,15 @@ def _signed(number: int) -> int:
 
 
 def _mix(value: torch.Tensor) -> torch.Tensor:
-    value = (value ^ _shift(value, 30)) * _FIRST
-    value = (value ^ _shift(value, 27)) * _SECOND
-    return value ^ _shift(value, 31)
+    return _mixed_in_place(value.clone())
 
 
-def _shift(value: torch.Tensor, by: int) -> torch.Tensor:
-    """Logical right shift; torch's own is arithmetic."""
-    return (value >> by) & ((1 << (64 - by)) - 1)
+def _mixed_in_place(value: torch.Tensor) -> torch.Tensor:
+    part = torch.empty_like(value)
+    for by, factor in ((30, _FIRST), (27, _SECOND), (31, None)):
+        torch.bitwise_right_shift(value, by, out=part)
+        part &= (1 << (64 - by)) - 1  # a logical shift; torch's own is arithmetic
+        value ^= part
+        if factor is not None:
+            value *= factor
+    return value

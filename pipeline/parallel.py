@@ -1,168 +1,77 @@
-"""BASH contexts at reading speed: guess the mixed answer, read many positions at once, correct.
+"""Many rows decoded together: contexts at reading speed, and free answers without waste.
 
-With the replaced positions and the sampling noise given, the mixed answer is the only one for which
-the model, reading it, puts at each replaced position the token that stands there. So the guess
-begins as the reference, a window of it is read in one pass, and all is accepted up to and including
-the first replaced position where the model's token is another; there it is corrected, and read on
-from. Every accepted token is the one that decoding one position at a time gives.
+Contexts (BASH). With the replaced positions and the sampling noise given, the mixed answer is the
+only one for which the model, reading it, puts at each replaced position the token that stands
+there. So the guess begins as the reference, a window of it is read in one pass, and all is accepted
+up to and including the first replaced position where the model's token is another. There, and at
+later places of the window, the model's tokens become the guess (Jacobi's iteration), and reading
+goes on behind what was accepted. Every accepted token is the one that decoding one position at a
+time gives.
 
-A token's keys and values lie in the cache at the column of its position. What was read after a
-token that turned out wrong is written over when it is read again, and attention may look at all
-columns up to its own position: nothing is moved, and no column is marked. A finished row's slot
-goes to the next waiting row.
+Free answers are the same with every position the model's, no guess, and a rule when to stop.
 
-Axis suffixes: B slots of the batch, L columns of the longest row, W columns of a pass, N tokens
-picked.
+Either way what all prompts begin with is read once, prompts are read apart from answers, and a
+finished row's slot goes to the next waiting row.
+
+Axis suffixes: as in pipeline/reader.py.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from pipeline import noise
-from pipeline.contexts import without_adapter
+from pipeline.contexts import tokens_of_a_pass
+from pipeline.reader import Reader
 
 # What a pass costs beside its tokens, in tokens; decides how wide a window pays.
 _PASS_COST = {"cpu": 64}
 _PASS_COST_ELSEWHERE = 4096
-_PROBE_TOKENS = 8
-# Slots without a row are given up when no more than this share of all has one.
-_KEPT = 0.75
+_WIDEST = 64
+# Slots are filled when this share of them is free, and given up when no more than the rest is busy.
+_FREE = 0.25
 
 Pick = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Which rows end, from the last tokens of each: [B, K] -> bool [B].
+Stop = Callable[[torch.Tensor], torch.Tensor]
+_TAIL = 16
 
 
 @dataclass(frozen=True)
-class MixRow:
-    """A row to mix.
+class Row:
+    """A row to decode.
 
     Attributes:
         prompt: prompt ids, at least one.
-        reference: reference ids.
+        guess: the answer as far as it is known; a free answer has any ids, one a position.
         row_id: what its noise is keyed by.
-        replaced: bool [len(reference)], which positions the model fills; at least one.
+        replaced: bool [len(guess)], which positions the model fills; at least one.
     """
 
     prompt: list[int]
-    reference: list[int]
+    guess: list[int]
     row_id: int
     replaced: torch.Tensor
 
-
-@dataclass
-class _Places:
-    """Where the tokens of the coming pass belong, and how many columns it may look at."""
-
-    columns_BW: torch.Tensor
-    shown: int = 0
+    @property
+    def end(self) -> int:
+        """How many columns have to be read: none at or after the last token to fill."""
+        return len(self.prompt) + int(self.replaced.nonzero().max())
 
 
-class _PlacedLayer(CacheLayerMixin):
-    """One layer's keys and values, [B, heads, L + 1, size], each token's at its own column."""
-
-    is_sliding = False
-
-    def __init__(self, places: _Places, columns: int):
-        super().__init__()
-        self.places, self.columns = places, columns
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Make room for all columns."""
-        batch, heads = key_states.shape[:2]
-        self.keys = key_states.new_zeros(batch, heads, self.columns, key_states.shape[-1])
-        self.values = value_states.new_zeros(batch, heads, self.columns, value_states.shape[-1])
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write [B, heads, W, size] to the pass's columns; return all that it may look at."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        rows_B1 = torch.arange(len(key_states), device=key_states.device)[:, None]
-        self.keys[rows_B1, :, self.places.columns_BW] = key_states.transpose(1, 2)
-        self.values[rows_B1, :, self.places.columns_BW] = value_states.transpose(1, 2)
-        return self.keys[:, :, : self.places.shown], self.values[:, :, : self.places.shown]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns and offset of the mask."""
-        return self.places.shown, 0
-
-    def get_seq_length(self) -> int:
-        """Nothing counts positions by it: they are given."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """All columns."""
-        return self.columns
-
-
-class _Reader:
-    """Reads tokens at any columns of a batch, and gives logits where they are needed only."""
-
-    def __init__(self, model: Any, slots: int, longest: int):
-        inner = without_adapter(model)
-        layers = inner.config.get_text_config().num_hidden_layers
-        self.model, self.longest = model, longest
-        self.places = _Places(torch.zeros(slots, 0, dtype=torch.long))
-        # The last column takes what is read beyond a row's end.
-        self.layers = [_PlacedLayer(self.places, longest + 1) for _ in range(layers)]
-        self.cache = Cache(layers=list(self.layers))
-        self._needed_BW: torch.Tensor | None = None
-        self._hook = inner.get_output_embeddings().register_forward_pre_hook(self._select)
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-
-    def read(
-        self, ids_BW: torch.Tensor, columns_BW: torch.Tensor, inside_BW: torch.Tensor,
-        needed_BW: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
-        """Read one pass; returns logits [N, V] of the needed places, row by row."""
-        self.places.columns_BW = torch.where(inside_BW, columns_BW, self.longest)
-        self.places.shown = int(torch.where(inside_BW, columns_BW, 0).max()) + 1
-        seen = torch.arange(self.places.shown, device=ids_BW.device)
-        hidden_BWL = seen > columns_BW[:, :, None]
-        dtype = self.model.dtype
-        mask = torch.zeros(hidden_BWL.shape, dtype=dtype, device=ids_BW.device)
-        mask.masked_fill_(hidden_BWL, torch.finfo(dtype).min)
-        self._needed_BW = needed_BW
-        output = self.model(
-            input_ids=ids_BW,
-            attention_mask=mask[:, None],
-            position_ids=columns_BW,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return output.logits[0, : int(needed_BW.sum())]
-
-    def keep(self, slots: torch.Tensor) -> None:
-        """Go on with some of the slots only."""
-        for layer in self.layers:
-            if layer.keys is not None and layer.values is not None:
-                layer.keys, layer.values = layer.keys[slots], layer.values[slots]
-
-    def _select(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        """Spare the output layer all other places: [B, W, H] -> [1, N, H]."""
-        assert self._needed_BW is not None
-        picked = inputs[0][self._needed_BW]
-        return ((picked if len(picked) else inputs[0][:1, 0])[None],)
+def free_row(prompt: list[int], row_id: int, limit: int) -> Row:
+    """A row whose answer is the model's own, of at most `limit` tokens."""
+    return Row(prompt, [0] * limit, row_id, torch.ones(limit, dtype=torch.bool))
 
 
 class _Slots:
     """The rows being worked on, as tensors."""
 
-    def __init__(self, rows: Sequence[MixRow], slots: int, longest: int, device: Any):
+    def __init__(self, rows: Sequence[Row], slots: int, longest: int, device: Any):
         self.rows, self.device = rows, device
         self.waiting = iter(range(len(rows)))
         self.held = [-1] * slots
@@ -171,22 +80,30 @@ class _Slots:
         zeros = torch.zeros(4, slots, dtype=torch.long, device=device)
         # Columns read for good, columns to read, where the answer starts, and the row's id.
         self.read_B, self.end_B, self.answer_B, self.row_B = zeros
-        for slot in range(slots):
-            self.fill(slot)
+        # All prompts begin with these tokens; the last one of a prompt is never among them.
+        self.prefix = _common_start([row.prompt[:-1] for row in rows])
 
-    def fill(self, slot: int) -> None:
-        """Give a slot to the next waiting row, if there is one."""
-        self.held[slot] = next(self.waiting, -1)
-        self.read_B[slot] = self.end_B[slot] = 0
-        if self.held[slot] < 0:
-            return
-        row = self.rows[self.held[slot]]
-        ids = torch.tensor(row.prompt + row.reference, device=self.device)
+    def busy(self) -> list[int]:
+        """The slots that hold a row."""
+        return [slot for slot, row in enumerate(self.held) if row >= 0]
+
+    def fill(self) -> list[int]:
+        """Give free slots to waiting rows; returns those filled."""
+        filled = []
+        for slot, held in enumerate(self.held):
+            place = next(self.waiting, -1) if held < 0 else -1
+            if place >= 0:
+                self.held[slot] = place
+                self._place(slot, self.rows[place])
+                filled.append(slot)
+        return filled
+
+    def _place(self, slot: int, row: Row) -> None:
+        ids = torch.tensor(row.prompt + row.guess, device=self.device)
         self.ids_BL[slot, : len(ids)] = ids
         self.replaced_BL[slot] = False
         self.replaced_BL[slot, len(row.prompt) : len(ids)] = row.replaced.to(self.device)
-        # Nothing has to be read that comes at or after the last token to fill.
-        self.end_B[slot] = len(row.prompt) + int(row.replaced.nonzero().max())
+        self.read_B[slot], self.end_B[slot] = len(self.prefix), row.end
         self.answer_B[slot], self.row_B[slot] = len(row.prompt), row.row_id
 
     def keep(self, slots: torch.Tensor) -> None:
@@ -195,84 +112,133 @@ class _Slots:
         for name in ("ids_BL", "replaced_BL", "read_B", "end_B", "answer_B", "row_B"):
             setattr(self, name, getattr(self, name)[slots])
 
+    def stop(self, stop: Stop) -> None:
+        """End the rows whose last decided token ends them."""
+        last_B1 = self.read_B[:, None]
+        tail = torch.arange(1 - _TAIL, 1, device=self.device)
+        ends_B = stop(self.ids_BL.gather(1, (last_B1 + tail).clamp(min=0)))
+        self.end_B = torch.where(ends_B & (self.read_B >= self.answer_B), self.read_B, self.end_B)
+
     def finished(self) -> list[tuple[int, list[int]]]:
-        """Take out rows that are read to their end: (place in rows, mixed answer)."""
+        """Take out rows that are read to their end: (place in rows, answer)."""
         done = []
         for slot in (self.read_B >= self.end_B).nonzero().flatten().tolist():
-            if self.held[slot] >= 0:
-                row = self.rows[self.held[slot]]
-                start, end = len(row.prompt), len(row.prompt) + len(row.reference)
-                done.append((self.held[slot], self.ids_BL[slot, start:end].tolist()))
-                self.fill(slot)
+            place = self.held[slot]
+            if place >= 0:
+                start, decided = int(self.answer_B[slot]), int(self.end_B[slot]) + 1
+                answer = self.ids_BL[slot, start:decided].tolist()
+                rest = self.rows[place].guess[int(self.rows[place].replaced.nonzero().max()) + 1 :]
+                done.append((place, answer + rest))
+                self.held[slot] = -1
+                self.read_B[slot] = self.end_B[slot] = 0
         return done
 
 
 @torch.no_grad()
-def mix_in_parallel(
+def decode(
     model: Any,
-    rows: Sequence[MixRow],
+    rows: Sequence[Row],
     *,
     seed: int,
     pick: Pick,
     batch_size: int,
-    report: Callable[[int], None] | None = None,
-) -> list[list[int]]:
-    """Mix rows, up to `batch_size` of them at a time.
+    stop: Stop | None = None,
+) -> Iterator[tuple[int, list[int]]]:
+    """Decode rows, up to `batch_size` of them at a time, and give them as they are done.
 
     Args:
-        model: a causal language model in evaluation mode that `can_read` is true of.
+        model: a causal language model in evaluation mode that `pipeline.reader.can_read`.
         rows: in the order in which they are worked on; long ones first keeps slots filled.
         seed: of the sampling noise.
         pick: scores [N, V] and noise keys [N] to token ids [N].
         batch_size: slots; it does not change the result.
-        report: called with the number of rows done.
+        stop: for free answers, which rows end with their last token.
 
     Returns:
-        The mixed answers, in the order of rows.
+        Pairs of a row's place in `rows` and its answer; free ones with the token that ended them.
     """
-    mixed: list[list[int]] = [[] for _ in rows]
     if not rows:
-        return mixed
-    longest = max(len(row.prompt) + len(row.reference) for row in rows)
+        return
+    longest = max(len(row.prompt) + len(row.guess) for row in rows)
     slots = _Slots(rows, min(batch_size, len(rows)), longest, model.device)
-    corrected, read, done = 0, 0, 0
-    with _Reader(model, len(slots.held), longest) as reader:
-        while any(row >= 0 for row in slots.held):
-            busy = [slot for slot, row in enumerate(slots.held) if row >= 0]
-            if len(busy) <= _KEPT * len(slots.held):
-                kept = torch.tensor(busy, device=model.device)
-                slots.keep(kept)
-                reader.keep(kept)
-            left_B = slots.end_B - slots.read_B
-            rate = (corrected + 1) / (read + 32)
-            # No wider than rows have left on average: the rest would be read for nothing.
-            average = math.ceil(int(left_B.sum()) / len(busy))
-            width = min(_width(model.device.type, len(busy), rate), average)
+    ended, read = 1, 32  # a first idea of how often a window ends
+    with Reader(model, len(slots.held), longest) as reader:
+        while _fill(reader, slots):
+            left = int((slots.end_B - slots.read_B).max())
+            rate = 1 if stop else ended / read
+            width = _width(slots.device.type, len(slots.held), rate, most=left)
             accepted, wrong = _pass(reader, slots, width, seed, pick)
-            corrected, read = corrected + wrong, read + accepted
-            for place, answer in slots.finished():
-                mixed[place] = answer
-                done += 1
-                if report:
-                    report(done)
-    return mixed
+            if stop:
+                slots.stop(stop)
+            finished = slots.finished()
+            ended, read = ended + wrong + len(finished), read + accepted
+            yield from finished
 
 
-def _width(device: str, rows: int, rate: float) -> int:
-    """How many columns to read at once, where a token needs correcting at `rate`.
+def _fill(reader: Reader, slots: _Slots) -> bool:
+    """Fill free slots and read the prompts of their rows; false when no row is left."""
+    busy, count = slots.busy(), len(slots.held)
+    if count - len(busy) >= max(1, round(_FREE * count)):
+        filled = slots.fill()
+        if filled:
+            _read_prompts(reader, slots, filled)
+            busy = slots.busy()
+        elif busy:
+            kept = torch.tensor(busy, device=slots.device)
+            slots.keep(kept)
+            reader.keep(kept)
+    return bool(busy)
 
-    A row gets on by (1 - (1 - rate)^w) / rate for w columns, about w - rate w^2 / 2; with a fixed
-    cost c of a pass, progress by cost is largest where w^2 = 2 c / (rows rate).
+
+def _read_prompts(reader: Reader, slots: _Slots, filled: list[int]) -> None:
+    """Read the prompts of new rows but for their last token, whose logits will be needed."""
+    prefix = len(slots.prefix)
+    if len(filled) == len(slots.held) and prefix and not reader.shared:
+        _read_columns(reader, slots, filled[:1], 0, prefix)
+        reader.share(prefix)
+    limit = tokens_of_a_pass(slots.device)
+    length = {slot: len(slots.rows[slots.held[slot]].prompt) - 1 for slot in filled}
+    waiting = sorted(filled, key=lambda slot: -length[slot])
+    while waiting:
+        widest = length[waiting[0]] - prefix
+        group = waiting[: max(1, limit // max(widest, 1))]
+        waiting = waiting[len(group) :]
+        if widest:
+            _read_columns(reader, slots, group, prefix, length[group[0]])
+        slots.read_B[group] = slots.answer_B[group] - 1
+
+
+def _read_columns(reader: Reader, slots: _Slots, group: list[int], start: int, end: int) -> None:
+    """Read columns of some slots, as far as they are the prompt's."""
+    slots_R = torch.tensor(group, device=slots.device)
+    columns_RW = torch.arange(start, end, device=slots.device).expand(len(group), -1)
+    inside_RW = columns_RW < slots.answer_B[slots_R, None]
+    ids_RW = slots.ids_BL[slots_R, start:end]
+    reader.read(ids_RW, columns_RW, inside_RW, torch.zeros_like(inside_RW), slots_R)
+
+
+def _width(device: str, rows: int, rate: float, *, most: int) -> int:
+    """How many columns to read at once, where a token ends its window at `rate`.
+
+    w columns get a row on by (1 - (1 - rate)^w) / rate; a pass costs its tokens and a constant.
     """
     cost = _PASS_COST.get(device, _PASS_COST_ELSEWHERE)
-    return max(1, round(math.sqrt(2 * cost / (rows * rate))))
+    widths = range(1, min(_WIDEST, max(1, most)) + 1)
+    return max(widths, key=lambda width: (1 - (1 - rate) ** width) / (cost + rows * width))
 
 
-def _pass(reader: _Reader, slots: _Slots, width: int, seed: int, pick: Pick) -> tuple[int, int]:
-    """Read a window of every row and correct its first wrong token.
+def _common_start(prompts: list[list[int]]) -> list[int]:
+    """What all prompts begin with."""
+    low, high = min(prompts), max(prompts)  # the others lie between these two
+    shorter = min(len(low), len(high))
+    return low[: next((at for at in range(shorter) if low[at] != high[at]), shorter)]
+
+
+def _pass(reader: Reader, slots: _Slots, width: int, seed: int, pick: Pick) -> tuple[int, int]:
+    """Read a window of every row and put the model's tokens where it is wrong.
 
     Returns:
-        How many tokens were accepted, and how many corrected.
+        How many tokens were accepted, and in how many rows one was wrong.
     """
     column_W = torch.arange(width, device=slots.device)
     at_BW = slots.read_B[:, None] + column_W
@@ -286,42 +252,11 @@ def _pass(reader: _Reader, slots: _Slots, width: int, seed: int, pick: Pick) -> 
         seed, slots.row_B[row_N], next_N - slots.answer_B[row_N], stream=noise.SAMPLE
     )
     token_N = pick(logits_NV, key_N) if len(row_N) else row_N
-    is_wrong_N = token_N != slots.ids_BL[row_N, next_N]
+    wrong_N = token_N != slots.ids_BL[row_N, next_N]
     first_B = torch.full_like(slots.read_B, width).scatter_reduce(
-        0, row_N, torch.where(is_wrong_N, window_N, width), "amin"
+        0, row_N, torch.where(wrong_N, window_N, width), "amin"
     )
-    fixed_N = is_wrong_N & (window_N == first_B[row_N])
-    slots.ids_BL[row_N[fixed_N], next_N[fixed_N]] = token_N[fixed_N]
+    slots.ids_BL[row_N, next_N] = token_N
     accepted_B = torch.minimum((first_B + 1).clamp(max=width), inside_BW.sum(dim=1))
     slots.read_B += accepted_B
-    return int(accepted_B.sum()), int(fixed_N.sum())
-
-
-@torch.no_grad()
-def can_read(model: Any, ids: Sequence[int]) -> bool:
-    """Whether a model reads tokens at given columns as it reads them in a row.
-
-    Tried on the first tokens of `ids`, the longest row: read in two passes, with columns and a mask
-    of our own, they must have the logits that one plain pass gives them. Attention that slides over
-    fewer tokens than a row has would need another mask.
-    """
-    window = getattr(without_adapter(model).config.get_text_config(), "sliding_window", None)
-    if len(ids) < 2 or (window is not None and len(ids) > window):
-        return len(ids) < 2
-    ids_1W = torch.tensor([list(ids)[:_PROBE_TOKENS]], device=model.device)
-    length = ids_1W.shape[1]
-    try:
-        plain = model(input_ids=ids_1W, use_cache=False).logits[0].float()
-        found = []
-        with _Reader(model, 1, length) as reader:
-            for columns in torch.arange(length, device=model.device).chunk(2):
-                here = torch.ones(1, len(columns), dtype=torch.bool, device=model.device)
-                found.append(reader.read(ids_1W[:, columns], columns[None], here, here))
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError):
-        return False
-    ours = torch.cat(found).float()
-    # 16-bit logits differ by rounding; another meaning of mask or columns differs by their size.
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-    return ours.shape == plain.shape and bool(
-        (ours - plain).abs().max() <= tolerance * plain.abs().max()
-    )
+    return int(accepted_B.sum()), int((first_B < width).sum())

@@ -279,18 +279,20 @@ class Builder:
             "top_k": sampling.top_k if sampling else 0,
             "top_p": sampling.top_p if sampling else 1.0,
         }
+        if generation.engine == "vllm":  # it draws other samples; the others differ in speed only
+            options["engine"] = "vllm"
         if max_prompt_length is not None:
             options["max_prompt_length"] = max_prompt_length
         if shots is not None:
             options |= {"few_shot": shots.limit, "max_prompt_length": None}
         return self.step(
             "answers",
-            "pipeline.generate:write_answers",
+            "pipeline.answers:write_answers",
             title=title,
             model=model,
             data={role: source, **({} if shots is None else {"shots": shots})},
             options=options,
-            neutral={"batch_size": generation.batch_size},
+            neutral={"batch_tokens": generation.batch_tokens, "engine": generation.engine},
             keys=keys,
         )
 

@@ -14,6 +14,11 @@ from pipeline.stages import METHODS
 
 # TRL's own default, in SFT and DPO, written down so that nothing need import trl (a test compares).
 DEFAULT_MAX_LENGTH = 1024
+# What a recipe's `trainer:` goes over; written out, since it decides results.
+TRAINER_DEFAULTS = {
+    "max_length": DEFAULT_MAX_LENGTH,
+    "train_sampling_strategy": "group_by_length",  # as pipeline.training does it
+}
 DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -91,10 +96,14 @@ class Data(Strict):
 
 
 class Generation(Strict):
-    """How answers are written, for evaluation and for self-generated rows."""
+    """How answers are written, for evaluation and for self-generated rows.
+
+    `batch_tokens` is how many tokens are held at once, in each process; only memory and speed.
+    """
 
     max_new_tokens: int = Field(default=256, ge=1)
-    batch_size: int = Field(default=32, ge=1)
+    batch_tokens: int = Field(default=32768, ge=1)
+    engine: Literal["auto", "parallel", "transformers", "vllm"] = "auto"
     dtype: DTYPES = "auto"
 
 
@@ -197,13 +206,14 @@ class Recipe(Strict):
     def trainer_for(self, stage: StageOptions) -> dict[str, Any]:
         """The recipe's trainer options that the stage's trainer knows, under the stage's own.
 
-        `max_length`, the longest row in tokens, is always among them.
+        `max_length`, the longest row in tokens, and `train_sampling_strategy`, the order of rows,
+        are always among them.
         """
         trainer = trainer_of(stage.method)
         assert trainer is not None  # only stages that train ask
         known = options.fields_of(trainer)
         shared = {key: value for key, value in self.trainer.items() if key in known}
-        return {"max_length": DEFAULT_MAX_LENGTH, **shared, **stage.trainer}
+        return {**TRAINER_DEFAULTS, **shared, **stage.trainer}
 
     def lora_for(self, stage: StageOptions) -> dict[str, Any] | None:
         """LoRA options of a stage: its own when given (null: all weights), else the recipe's."""

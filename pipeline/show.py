@@ -17,7 +17,7 @@ class _Row:
     state: str
     started: float | None = None
     seconds: float | None = None
-    share: float | None = None
+    left: float | None = None
     detail: str = ""
 
 
@@ -69,16 +69,16 @@ class Display:
         self._changed(f"{self._name(step)}: started")
 
     def update(self, step: Step, progress: dict[str, Any] | None) -> None:
-        """A step goes on; `progress` is {'done', 'total', 'unit'} or None."""
+        """A step goes on; `progress` is {'done', 'total', 'unit', 'left'} or None."""
         row = self.rows[step.fingerprint]
         row.seconds = time.monotonic() - (row.started or time.monotonic())
         if progress and progress["total"]:
-            row.share = progress["done"] / progress["total"]
+            row.left = progress["left"]
             row.detail = f"{progress['done']} of {progress['total']} {progress['unit']}"
         if self.live:
             self.live.update(self._table())
         elif time.monotonic() - self.last_line > _PLAIN_SECONDS:
-            expected = f", {duration(_left(row))} left" if _left(row) is not None else ""
+            expected = f", {duration(row.left)} left" if row.left is not None else ""
             detail = f": {row.detail}" if row.detail else ": starting"
             self._changed(f"{self._name(step)}{detail}, {duration(row.seconds)}{expected}")
 
@@ -99,7 +99,7 @@ class Display:
     def _end(self, step: Step, state: str) -> None:
         row = self.rows[step.fingerprint]
         row.seconds = time.monotonic() - row.started if row.started else row.seconds
-        row.state, row.share = state, None
+        row.state = state
         self._changed(f"{self._name(step)}: {state} in {duration(row.seconds)}")
 
     def _changed(self, line: str) -> None:
@@ -130,7 +130,7 @@ class Display:
                 else row.state
             )
             style = {"running": "bold", "failed": "red", "waiting": "dim"}.get(row.state)
-            left = duration(_left(row)) if row.state == "running" else ""
+            left = duration(row.left) if row.state == "running" else ""
             table.add_row(self._name(step), state, duration(row.seconds), left, style=style)
         return table
 
@@ -145,12 +145,6 @@ class Display:
         )
         first = max(min(at - room // 2, len(self.steps) - room), 0)
         return self.steps[first : first + room]
-
-
-def _left(row: _Row) -> float | None:
-    if not row.share or row.seconds is None:
-        return None
-    return row.seconds * (1 - row.share) / row.share
 
 
 def _say(line: str) -> None:

@@ -70,6 +70,7 @@ class StepRun:
     judge_calls_left: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     _last_progress: float = 0.0
+    _first_progress: tuple[float, int] | None = None
     _began: float = field(default_factory=time.monotonic)
     _seconds_before: float = 0.0
 
@@ -103,11 +104,16 @@ class StepRun:
     def progress(self, done: int, total: int, unit: str) -> None:
         """Say how far the step is, at most once a second, from the main process only."""
         now = time.monotonic()
+        if self._first_progress is None:
+            self._first_progress = (now, done)
         if not self.state.is_main_process or (now - self._last_progress < 1 and done < total):
             return
         self._last_progress = now
-        state = {"done": done, "total": total, "unit": unit, "seconds": self.seconds()}
-        artifact.write_json(self.directory / PROGRESS, state)
+        # What was done before a stop, and loading the model, say nothing about the rest.
+        began, before = self._first_progress
+        left = (total - done) * (now - began) / (done - before) if done > before else None
+        state = {"done": done, "total": total, "unit": unit, "left": left}
+        artifact.write_json(self.directory / PROGRESS, {**state, "seconds": self.seconds()})
 
     def seconds(self) -> float:
         """Seconds spent on the step so far, those before a stop included."""
@@ -311,7 +317,7 @@ def _known_failure(step: StepRun, error: BaseException) -> BashracError | None:
     if "out of memory" in str(error).lower():
         return BashracError(
             f"out of memory: {str(error).splitlines()[0]}; lower micro_batch_size or "
-            "generation.batch_size (neither changes results), or use lora"
+            "generation.batch_tokens (neither changes results), or use lora"
         )
     return None
 
@@ -384,7 +390,7 @@ def _peak_memory(step: StepRun) -> int:
 
 
 def read_progress(directory: Path) -> dict[str, Any] | None:
-    """Return {'done', 'total', 'unit'} of a running step, or None."""
+    """Return {'done', 'total', 'unit', 'left', 'seconds'} of a running step, or None."""
     try:
         return json.loads((directory / PROGRESS).read_text())
     except (OSError, ValueError):

@@ -154,7 +154,7 @@ def recipe_dict(tiny_model) -> dict:
         "batch_size": 4,
         "micro_batch_size": 2,
         "trainer": {"learning_rate": 0.001, "max_steps": 2, "max_length": 256, "bf16": False},
-        "generation": {"max_new_tokens": 8, "batch_size": 4, "dtype": "float32"},
+        "generation": {"max_new_tokens": 8, "batch_tokens": 256, "dtype": "float32"},
         "stages": {
             "sft": {"method": "sft"},
             "bash": {"method": "bash", "from": "sft"},

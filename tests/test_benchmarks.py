@@ -375,7 +375,8 @@ def test_fewer_solved_examples_than_asked_for_are_an_error(
 
 def test_a_next_question_ends_an_answer_after_solved_examples(tiny_model):
     """The model is made to say one thing whatever it is asked; the answer ends before 'Question:'."""
-    from pipeline.generate import NEXT_QUESTION, Prompt, _answer_row, generate_answers
+    from pipeline.answers import NEXT_QUESTION, _answer_row
+    from pipeline.generate import Prompt, generate_answers
     from pipeline.model import load_tokenizer
     from pipeline.render import Renderer
     from pipeline.tasks import Example
@@ -384,7 +385,7 @@ def test_a_next_question_ends_an_answer_after_solved_examples(tiny_model):
     said = tokenizer("Nine.\n#### 9\n\nQuestion: How many?", add_special_tokens=False)["input_ids"]
     renderer = Renderer(tokenizer, plain=True)
     example = Example("gsm8k", [{"role": "user", "content": "q"}], "#### 9", shots="solved")
-    row = _answer_row(Prompt(0, 0, [5]), example, said, renderer, renderer.stop_ids)
+    row = _answer_row(Prompt(0, 0, [5]), example, said, renderer)
     assert (row["answer"], row["finished"]) == ("Nine.\n#### 9", True)
     parrot = _Parrot(said)
     (ids,) = generate_answers(

@@ -117,17 +117,26 @@ def test_excluded_tokens_are_neither_replaced_nor_sampled(models):
 def test_positions_replaced_at_a_small_beta_are_replaced_at_a_larger_one():
     _, references = make_rows()
     rows = list(range(9))
-    few = replaced_positions(references, rows, beta=0.1, seed=0, excluded_ids=(2,))
-    many = replaced_positions(references, rows, beta=0.4, seed=0, excluded_ids=(2,))
+
+    def replaced(beta):
+        chosen = [
+            replaced_positions(reference, row, beta=beta, seed=0, excluded_ids=(2,))
+            for row, reference in zip(rows, references, strict=True)
+        ]
+        return torch.cat(chosen)
+
+    few, many = replaced(0.1), replaced(0.4)
     assert few.sum() > 0
     assert (many & few).equal(few) and many.sum() > few.sum()
 
 
 def test_the_share_of_replaced_positions_is_beta():
     """n = 50 rows x 400 positions; the standard error of the share is 0.003."""
-    references = [[5] * 401] * 50
-    chosen = replaced_positions(references, range(50), beta=0.2, seed=3, excluded_ids=())
-    assert abs(chosen.sum().item() / 20_000 - 0.2) < 0.015
+    chosen = sum(
+        replaced_positions([5] * 401, row, beta=0.2, seed=3, excluded_ids=()).sum().item()
+        for row in range(50)
+    )
+    assert abs(chosen / 20_000 - 0.2) < 0.015
 
 
 def test_gold_context_samples_given_the_reference(models):

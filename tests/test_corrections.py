@@ -132,7 +132,7 @@ def test_one_forward_pass_a_batch_and_only_answer_positions_reach_the_output_lay
     correct(model, prompts, shown, answers, batch_size=4)
     handle.remove()
     lengths = sorted(map(len, answers), reverse=True)
-    assert passes == [(4, lengths[0] + 1), (3, lengths[4] + 1)]
+    assert passes == [(4, lengths[0]), (3, lengths[4])]
 
 
 @pytest.mark.parametrize(

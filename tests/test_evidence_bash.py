@@ -29,7 +29,6 @@ def write_contexts(recipe_dict, write_recipe, run_steps_here):
 
     def run(limit, **stage):
         recipe_dict["data"]["train"]["limit"] = limit
-        recipe_dict["generation"]["batch_size"] = 32
         recipe_dict["stages"] = {"bash": {"method": "bash", **stage}}
         path = write_recipe(recipe_dict)
         plan, runs = run_steps_here(path, until=lambda step: step.kind == "contexts")
@@ -166,10 +165,12 @@ def same_row_mixed_often(tmp_path_factory):
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
     excluded = (0, 2, int(next_logits(model, PROMPT).argmax()))
-    common = {"row_ids": range(8000), "beta": 0.5, "seed": 0, "excluded_ids": excluded}
-    references = [REFERENCE] * 8000
-    mixed = mix_contexts(model, [PROMPT] * 8000, references, **common, batch_size=1000)
-    replaced = replaced_positions(references, **common)
+    common = {"beta": 0.5, "seed": 0, "excluded_ids": excluded}
+    references, row_ids = [REFERENCE] * 8000, range(8000)
+    mixed = mix_contexts(
+        model, [PROMPT] * 8000, references, row_ids=row_ids, **common, batch_size=1000
+    )
+    replaced = torch.stack([replaced_positions(REFERENCE, row, **common) for row in row_ids])
     return model, torch.tensor(mixed), replaced, excluded
 
 
@@ -208,13 +209,15 @@ def test_the_share_of_replaced_positions_in_a_row_file_is_beta(recipe_dict, writ
     beta = 0.2
     step, rows = write_contexts(limit=60, beta=beta)
     references = [y for _, _, y in map(parts, rows)]
-    chosen = replaced_positions(
-        references, [row["id"] for row in rows], beta=beta, seed=step.seed_of_round(),
-        excluded_ids=SPECIAL,
-    )  # fmt: skip
+    chosen = [
+        replaced_positions(
+            reference, row["id"], beta=beta, seed=step.seed_of_round(), excluded_ids=SPECIAL
+        )
+        for reference, row in zip(references, rows, strict=True)
+    ]
     n = sum(len(y) - 1 for y in references)
     error = (beta * (1 - beta) / n) ** 0.5
-    assert error < 0.01 and abs(chosen.sum().item() / n - beta) < 3 * error
+    assert error < 0.01 and abs(torch.cat(chosen).sum().item() / n - beta) < 3 * error
     model = load_model(recipe_dict["model"])
     changes = expected = variance = 0.0
     for row, is_chosen in zip(rows, chosen, strict=True):
@@ -247,16 +250,18 @@ def row_files(runs):
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
 
 
-def test_batch_sizes_1_3_and_8_write_the_same_bytes(recipe_dict, write_recipe, tmp_path):
+def test_batches_of_one_row_of_a_few_and_of_all_write_the_same_bytes(
+    recipe_dict, write_recipe, tmp_path
+):
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
 
     rows_recipe(recipe_dict)["data"]["train"]["limit"] = 9
     written = []
-    for size in (1, 3, 8):
-        recipe_dict["generation"]["batch_size"] = size
+    for tokens in (1, 200, 5000):
+        recipe_dict["generation"]["batch_tokens"] = tokens
         plan = make_plan(load_recipe(write_recipe(recipe_dict)))
-        runs = tmp_path / f"batches-of-{size}"
+        runs = tmp_path / f"batches-of-{tokens}"
         for step in plan.steps:
             if step.kind != "train":
                 execute(StepRun.read(write_spec(step, runs, processes=1, use_cpu=True)))

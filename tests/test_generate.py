@@ -24,35 +24,96 @@ def greedy_by_definition(model, ids, stop, limit):
     return answer
 
 
-def test_greedy_answers_in_a_padded_batch_equal_one_row_at_a_time(tiny_model, plain_model):
+@pytest.mark.parametrize("engine", ["parallel", "transformers"])
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_greedy_answers_equal_one_token_after_the_other(
+    tiny_model, plain_model, engine, batch_size
+):
     for name in (tiny_model, plain_model):
         model = load_model(name)
         prompts = prompts_of(6)
         expected = [greedy_by_definition(model, prompt.ids, 2, 12) for prompt in prompts]
-        answers = generate_answers(model, prompts, max_new_tokens=12, stop_ids=[2])
+        answers = generate_answers(
+            model, prompts, max_new_tokens=12, stop_ids=[2], engine=engine, batch_size=batch_size
+        )
         assert answers == expected
 
 
-def test_an_answer_ends_with_its_stop_token_and_holds_nothing_after_it(tiny_model):
+@pytest.mark.parametrize("engine", ["parallel", "transformers"])
+def test_an_answer_ends_with_its_stop_token_and_holds_nothing_after_it(tiny_model, engine):
     model = load_model(tiny_model)
     prompts = prompts_of(6)
-    free = generate_answers(model, prompts, max_new_tokens=12, stop_ids=[2])
+    free = generate_answers(model, prompts, max_new_tokens=12, stop_ids=[2], engine=engine)
     stop = free[0][3]  # a token the first answer is known to reach
-    answers = generate_answers(model, prompts, max_new_tokens=12, stop_ids=[stop])
+    answers = generate_answers(model, prompts, max_new_tokens=12, stop_ids=[stop], engine=engine)
     assert answers[0] == free[0][: free[0].index(stop) + 1]
     assert all(stop not in answer[:-1] for answer in answers)
+    assert all(len(answer) == 12 or answer[-1] == stop for answer in answers)
 
 
-def test_a_sample_depends_on_seed_row_and_number_not_on_its_batch(tiny_model):
+def test_a_sample_depends_on_seed_row_and_number_not_on_its_batch_or_engine(tiny_model):
     model = load_model(tiny_model)
-    prompts = prompts_of(5)
+    prompts = prompts_of(9)
     options = {"max_new_tokens": 10, "stop_ids": [2], "temperature": 1.0, "seed": 3}
     together = generate_answers(model, prompts, **options)
     alone = [generate_answers(model, [prompt], **options)[0] for prompt in prompts]
     assert together == alone
+    for more in ({"engine": "transformers"}, {"batch_size": 2}, {"batch_size": 5}):
+        assert generate_answers(model, prompts, **options, **more) == together
     assert generate_answers(model, prompts, **{**options, "seed": 4}) != together
     second = [Prompt(prompt.row_id, 1, prompt.ids) for prompt in prompts]
     assert generate_answers(model, second, **options) != together
+
+
+def test_what_all_prompts_begin_with_is_read_once(tiny_model):
+    """And every other prompt token once too, but for padding to the longest of a pass."""
+    model = load_model(tiny_model)
+    start = list(range(10, 60))
+    prompts = [Prompt(row, 0, start + [70 + row] * 4) for row in range(8)]
+    read = []
+    handle = model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: read.append(inputs[0].numel())
+    )
+    answers = generate_answers(model, prompts, max_new_tokens=1, stop_ids=[2], engine="parallel")
+    handle.remove()
+    assert answers == [greedy_by_definition(model, prompt.ids, 2, 1) for prompt in prompts]
+    # The shared start, 3 more tokens of each prompt, and the last one of each, for its logits.
+    assert read == [50, 8 * 3, 8]
+
+
+def test_a_finished_answers_place_goes_to_a_waiting_one(tiny_model):
+    """Answers of 1 token and of 12: the passes are those of the long ones, not of every batch."""
+    model = load_model(tiny_model)
+    (prompt,) = prompts_of(1)
+    (whole,) = generate_answers(model, [prompt], max_new_tokens=12, stop_ids=[])
+    passes = []
+    handle = model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: passes.append(tuple(inputs[0].shape))
+    )
+    # Prompts that hold all but the last of their answer, and prompts that hold none of it.
+    prompts = [Prompt(row, 0, prompt.ids + whole[: 11 * (row % 2)]) for row in range(8)]
+    answers = generate_answers(
+        model, prompts, max_new_tokens=12, stop_ids=[whole[11]], engine="parallel", batch_size=4
+    )
+    handle.remove()
+    assert all(answer[-1] == whole[11] for answer in answers)
+    decoding = [shape for shape in passes if shape[1] == 1]
+    assert len(decoding) <= 2 * whole.index(whole[11]) + 3
+
+
+def test_an_unknown_engine_is_named(tiny_model):
+    with pytest.raises(ValueError, match="no engine 'fast'; engines: auto, parallel"):
+        generate_answers(
+            load_model(tiny_model), prompts_of(1), max_new_tokens=1, stop_ids=[2], engine="fast"
+        )
+
+
+def test_a_model_that_cannot_be_read_in_parallel_is_answered_all_the_same():
+    from test_parallel import bloom
+
+    model, prompts = bloom(), prompts_of(3)
+    answers = generate_answers(model, prompts, max_new_tokens=5, stop_ids=[2])
+    assert answers == [greedy_by_definition(model, prompt.ids, 2, 5) for prompt in prompts]
 
 
 def test_a_models_own_generation_config_does_not_change_answers(tiny_model):

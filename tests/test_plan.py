@@ -81,7 +81,7 @@ def test_two_stages_with_the_same_options_are_one_step(recipe_dict, plan_of):
     [
         "micro_batch_size=1",
         "name=other",
-        "generation.batch_size=2",
+        "generation.batch_tokens=2",
         "trainer.logging_steps=7",
         "trainer.gradient_checkpointing=true",
         "trainer.save_steps=3",

@@ -119,7 +119,7 @@ def test_figures_of_rewritten_answers_by_hand():
 
 
 def test_own_answers_are_counted_by_hand():
-    from pipeline.generate import answer_figures
+    from pipeline.answers import answer_figures
 
     row = {"reference": "#### 5", "answer": "#### 5", "ids": [8, 2], "finished": True}
     rows = [row, row | {"finished": False}, row | {"answer": "", "ids": [2]}, row | {"answer": "x"}]

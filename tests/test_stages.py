@@ -316,12 +316,11 @@ def test_a_stopped_training_resumes_to_the_same_weights(recipe_dict, write_recip
 
 
 def test_contexts_stopped_midway_keep_their_rows(recipe_dict, write_recipe, tmp_path):
-    from pipeline import contexts
+    from pipeline import contexts, shards
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
     from pipeline.step import StepRun, execute, write_spec
 
-    recipe_dict["generation"]["batch_size"] = 2
     recipe_dict["stages"] = {"bash": {"method": "bash", "beta": 0.5}}
     recipe_dict["evaluate"] = []
     step = first_step(make_plan(load_recipe(write_recipe(recipe_dict))))
@@ -331,21 +330,26 @@ def test_contexts_stopped_midway_keep_their_rows(recipe_dict, write_recipe, tmp_
         return artifact.read_rows(step.directory(tmp_path / folder) / sft.ROWS)
 
     unbroken = run("unbroken")
-    mix, calls = contexts.mix_contexts, []
+    mix, asked = contexts.contexts_as_done, []
 
-    def counted(*arguments, **options):
-        calls.append(options["row_ids"])
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return mix(*arguments, **options)
+    def broken_once(model, rows, *arguments, **options):
+        asked.append({row.row_id for row in rows})
+        for number, done in enumerate(mix(model, rows, *arguments, **options), 1):
+            if len(asked) == 1 and number == 4:
+                raise KeyboardInterrupt
+            yield done
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contexts, "mix_contexts", counted)
+        patch.setattr(contexts, "contexts_as_done", broken_once)
+        patch.setattr(shards, "_SECONDS_BETWEEN_SHARDS", 0)
         with pytest.raises(KeyboardInterrupt):
             run("broken")
+        written = list((step.directory(tmp_path / "broken") / "shards").glob("*.jsonl"))
+        assert len(written) == 3
         assert run("broken") == unbroken
-    # 3 batches of 2 rows: two done before the stop, the third tried twice.
-    assert len(calls) == 4 and calls[2] == calls[3]
+    # Three rows were done before the stop; the second run makes the others only.
+    again = set().union(*asked[1:])
+    assert len(again) == len(unbroken) - 3 and again < {row["id"] for row in unbroken}
 
 
 @pytest.mark.parametrize(

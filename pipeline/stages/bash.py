@@ -10,7 +10,7 @@ paper leaves open), then stock SFT trains on reference rows and on rows with `in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,13 +21,12 @@ from pipeline.recipe import Recipe, RoundOptions, Strict
 from pipeline.stages import sft
 
 if TYPE_CHECKING:
+    from pipeline.data import TokenRow
     from pipeline.plan import Builder, Model
     from pipeline.step import StepRun
 
 TRAINER = "trl.SFTConfig"
 Rate = Annotated[float, Field(ge=0, le=1)]
-_BATCHES_IN_A_SHARD = 4
-_READING_AHEAD_PAYS = 0.4  # the largest beta at which it does on a CPU
 
 
 class Schedule(Strict):
@@ -61,7 +60,7 @@ class Options(RoundOptions):
     beta: Rate | Schedule = 0.2
     ratio: float = Field(default=1.0, ge=0, alias="lambda")
     context: Literal["mixed", "gold"] = "mixed"
-    engine: Literal["auto", "parallel", "sequential"] = "auto"
+    engine: Literal["parallel", "sequential"] = "parallel"
     excluded_ids: list[int] | None = None
 
 
@@ -106,75 +105,68 @@ def plan(stage: Options, build: Builder) -> Model:
                 "max_length": build.recipe.trainer_for(stage)["max_length"],
                 "dtype": build.recipe.generation.dtype,
             },
-            neutral={"batch_size": build.recipe.generation.batch_size, "engine": stage.engine},
+            neutral={
+                "batch_tokens": build.recipe.generation.batch_tokens,
+                "engine": stage.engine,
+            },
         )
         model = sft.train_round(build, model, contexts, number, stage.ratio)
     return model
 
 
-def _engine(step: StepRun) -> str:
-    """The engine of a step; both write the same tokens, so `auto` is about speed alone."""
-    chosen = step.neutral["engine"]
-    if chosen != "auto":
-        return chosen
-    # Where most guesses are wrong, reading ahead is for nothing (docs/performance.md).
-    is_slower = step.device.type == "cpu" and step.options["beta"] > _READING_AHEAD_PAYS
-    return "sequential" if is_slower else "parallel"
-
-
 def write_contexts(step: StepRun) -> None:
     """Step: write one mixed-context row per training row."""
-    from pipeline.contexts import default_excluded_ids, mix_contexts
-    from pipeline.data import TokenRow, load_examples, tokenise
+    from pipeline.contexts import Reference, Sampling, contexts_as_done, default_excluded_ids
+    from pipeline.data import load_examples, tokenise
     from pipeline.model import load_to_read
     from pipeline.render import renderer_for
-    from pipeline.shards import write_in_shards
+    from pipeline.shards import similar, write_in_shards
 
     options = step.options
     renderer = renderer_for(step)
     examples = load_examples(step.source("train"), options["task"])
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
-    model, engine = load_to_read(step), _engine(step)
+    model = load_to_read(step)
     excluded = options["excluded_ids"]
     if excluded is None:  # a template may end turns with a token the generation config lacks
         special = {*default_excluded_ids(model), *renderer.tokenizer.all_special_ids}
         excluded = sorted({*special, renderer.end_of_turn_id})
+    sampling = Sampling(
+        step.seed_of_round(), options["temperature"], options["top_k"], options["top_p"],
+        tuple(excluded),
+    )  # fmt: skip
 
     @cache
     def warn(sentence: str) -> None:
         step.warn(sentence)
 
-    def make(batch: Sequence[TokenRow]) -> list[dict[str, Any]]:
-        mixed = mix_contexts(
-            model,
-            [row.prompt for row in batch],
-            [row.answer for row in batch],
-            beta=options["beta"],
-            seed=step.seed_of_round(),
-            row_ids=[row.row_id for row in batch],
-            engine=engine,
-            temperature=options["temperature"],
-            top_k=options["top_k"],
-            top_p=options["top_p"],
-            excluded_ids=excluded,
-            context=options["context"],
-            batch_size=step.neutral["batch_size"],
-            warn=warn,
-        )
-        return [
-            sft.own_row(row.row_id, row.prompt, context, row.answer)
-            for row, context in zip(batch, mixed, strict=True)
-        ]
+    def size(row: TokenRow) -> int:
+        return len(row.prompt) + len(row.answer)
+
+    def make(token_rows: Sequence[TokenRow]) -> Iterator[dict[str, Any]]:
+        for group, at_once in similar(token_rows, size, step.neutral["batch_tokens"]):
+            done = contexts_as_done(
+                model,
+                [Reference(row.prompt, row.answer, row.row_id) for row in group],
+                sampling,
+                beta=options["beta"],
+                engine=step.neutral["engine"],
+                context=options["context"],
+                batch_size=at_once,
+                warn=warn,
+            )
+            for place, context in done:
+                row = group[place]
+                yield sft.own_row(row.row_id, row.prompt, context, row.answer)
 
     rows = write_in_shards(
         step,
-        sorted(token_rows, key=lambda row: (-len(row.answer), row.row_id)),
+        token_rows,
         make,
         key=lambda row: (row.row_id,),
+        size=size,
         row_key=lambda row: (row["id"],),
-        # The parallel engine gives the place of a finished row to a waiting one.
-        batch_size=step.neutral["batch_size"]
-        * (_BATCHES_IN_A_SHARD if engine == "parallel" else 1),
+        tokens=sft.label_count,
         file_name=sft.ROWS,
     )
     labels = [label for row in rows for label in row["labels"]]

@@ -151,7 +151,7 @@ def make_trainer(step: StepRun, rows: list[tuple[Row, Row]], tokenizer: Any) -> 
     from trl import DPOConfig, DPOTrainer
 
     from pipeline.model import load_for, resolve_dtype
-    from pipeline.training import load_trainable, training_arguments
+    from pipeline.training import arrange_batches, load_trainable, training_arguments
 
     model, peft_config = load_trainable(step)
     arguments = training_arguments(step, DPOConfig, remove_unused_columns=False)
@@ -169,7 +169,7 @@ def make_trainer(step: StepRun, rows: list[tuple[Row, Row]], tokenizer: Any) -> 
         }
         for chosen, rejected in rows
     ]
-    return DPOTrainer(
+    trainer = DPOTrainer(
         model=model,
         ref_model=reference,
         args=arguments,
@@ -178,6 +178,9 @@ def make_trainer(step: StepRun, rows: list[tuple[Row, Row]], tokenizer: Any) -> 
         data_collator=_collator(tokenizer, arguments),
         peft_config=peft_config,
     )
+    sides = [(len(chosen.input_ids), len(rejected.input_ids)) for chosen, rejected in rows]
+    arrange_batches(step, trainer, sides)
+    return trainer
 
 
 def starts_at_ln2(trainer: dict[str, Any]) -> bool:

@@ -21,7 +21,7 @@ Decisions where the paper is silent (more in pipeline/corrections.py):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -102,7 +102,7 @@ def plan(stage: Options, build: Builder) -> Model:
                 "max_new_tokens": recipe.generation.max_new_tokens,
                 "dtype": recipe.generation.dtype,
             },
-            neutral={"batch_size": recipe.generation.batch_size},
+            neutral={"batch_tokens": recipe.generation.batch_tokens},
         )
         model = sft.train_round(build, model, corrections, number, stage.ratio)
     return model
@@ -133,20 +133,30 @@ def write_corrections(step: StepRun) -> None:
     """
     from pipeline.model import load_to_read
     from pipeline.render import renderer_for
-    from pipeline.shards import write_in_shards
+    from pipeline.shards import similar, write_in_shards
 
     renderer = renderer_for(step)
     drafts = read_drafts(step, renderer)
     model = load_to_read(step)
     by_sequence = step.options["correction"] == "sequence"
-    make = _by_sequence if by_sequence else _by_token
+    write = _by_sequence if by_sequence else _by_token
+
+    def size(draft: Draft) -> int:
+        longest = step.options["max_new_tokens"] if by_sequence else len(draft.answer)
+        return len(draft.shown) + longest
+
+    def make(drafts: Sequence[Draft]) -> Iterator[dict[str, Any]]:
+        for group, at_once in similar(drafts, size, step.neutral["batch_tokens"]):
+            yield from write(step, model, renderer, group, at_once)
+
     rows = write_in_shards(
         step,
-        sorted(drafts.values(), key=lambda draft: (-len(draft.answer), draft.row.row_id)),
-        lambda batch: make(step, model, renderer, batch),
+        drafts.values(),
+        make,
         key=lambda draft: (draft.row.row_id,),
+        size=size,
         row_key=lambda row: (row["id"],),
-        batch_size=step.neutral["batch_size"],
+        tokens=sft.label_count,
         file_name=sft.ROWS,
     )
     count = sequence_figures if by_sequence else token_figures
@@ -154,8 +164,7 @@ def write_corrections(step: StepRun) -> None:
     if not by_sequence:
         _check_ends(step, rows, drafts, renderer.end_of_turn_id)
     else:
-        labels = [label for row in rows for label in row["labels"]]
-        step.metrics["tokens_generated"] = sum(label != -100 for label in labels)
+        step.metrics["tokens_generated"] = sum(map(sft.label_count, rows))
 
 
 def read_drafts(step: StepRun, renderer: Renderer) -> dict[int, Draft]:
@@ -164,9 +173,9 @@ def read_drafts(step: StepRun, renderer: Renderer) -> dict[int, Draft]:
     Raises:
         InputError: when there is none.
     """
+    from pipeline.answers import answer_figures
     from pipeline.artifact import SAMPLES, read_rows
     from pipeline.data import load_examples, tokenise
-    from pipeline.generate import answer_figures
 
     options = step.options
     examples = load_examples(step.source("train"), options["task"])
@@ -203,53 +212,46 @@ def read_drafts(step: StepRun, renderer: Renderer) -> dict[int, Draft]:
 
 
 def _by_token(
-    step: StepRun, model: Any, renderer: Renderer, batch: Sequence[Draft]
-) -> list[dict[str, Any]]:
-    from pipeline.corrections import correct
+    step: StepRun, model: Any, renderer: Renderer, drafts: Sequence[Draft], at_once: int
+) -> Iterator[dict[str, Any]]:
+    from pipeline.corrections import Own, labels_as_done
 
     options = step.options
-    labels = correct(
+    done = labels_as_done(
         model,
-        [draft.row.prompt for draft in batch],
-        [draft.shown for draft in batch],
-        [draft.answer for draft in batch],
+        [Own(draft.shown, draft.answer, draft.row.row_id) for draft in drafts],
         label=options["label"],
         min_confidence=options["min_confidence"],
         seed=step.seed_of_round(),
-        row_ids=[draft.row.row_id for draft in batch],
-        batch_size=step.neutral["batch_size"],
+        batch_size=at_once,
     )
-    rows = []
-    for draft, ids in zip(batch, labels, strict=True):
+    for place, ids in done:
+        draft = drafts[place]
         # Whatever stops the model is taught as the one token that ends a turn.
         allowed = draft.finished or options["end_cut_answers"]
         end = renderer.end_of_turn_id if allowed else -100
         ids = [end if label in renderer.stop_ids else label for label in ids]
-        rows.append(sft.own_row(draft.row.row_id, draft.row.prompt, draft.answer, ids))
-    return rows
+        yield sft.own_row(draft.row.row_id, draft.row.prompt, draft.answer, ids)
 
 
 def _by_sequence(
-    step: StepRun, model: Any, renderer: Renderer, batch: Sequence[Draft]
-) -> list[dict[str, Any]]:
-    from pipeline.generate import Prompt, generate_answers
+    step: StepRun, model: Any, renderer: Renderer, drafts: Sequence[Draft], at_once: int
+) -> Iterator[dict[str, Any]]:
+    from pipeline.generate import Answering, Prompt, answers_as_done
 
-    options = step.options
-    written = generate_answers(
-        model,
-        [Prompt(draft.row.row_id, 0, draft.shown) for draft in batch],
-        max_new_tokens=options["max_new_tokens"],
+    how = Answering(
+        max_new_tokens=step.options["max_new_tokens"],
         stop_ids=renderer.stop_ids,
-        temperature=1.0 if options["label"] == "sample" else 0.0,
+        temperature=1.0 if step.options["label"] == "sample" else 0.0,
         # Another draw than that of the answers being corrected.
         seed=~step.seed_of_round(),
     )
-    rows = []
-    for draft, ids in zip(batch, written, strict=True):
+    prompts = [Prompt(draft.row.row_id, 0, draft.shown) for draft in drafts]
+    for place, ids in answers_as_done(model, prompts, how, batch_size=at_once):
+        draft = drafts[place]
         answer = renderer.own_answer_ids(ids, finished=ids[-1] in renderer.stop_ids)
         answer = answer[: draft.row.room]
-        rows.append(sft.own_row(draft.row.row_id, draft.row.prompt, answer, answer))
-    return rows
+        yield sft.own_row(draft.row.row_id, draft.row.prompt, answer, answer)
 
 
 def _check_ends(

@@ -149,6 +149,11 @@ def training_row(prompt: list[int], context: list[int], labels: list[int]) -> di
     return {"input_ids": prompt + context, "labels": [-100] * len(prompt) + labels}
 
 
+def label_count(row: dict[str, Any]) -> int:
+    """How many places of a row have a label."""
+    return sum(label != -100 for label in row["labels"])
+
+
 def repeated(rows: list[Item], ratio: float, *, seed: int) -> list[Item]:
     """Return `ratio` times as many rows: each floor(ratio) times, and a seeded choice of the rest.
 
@@ -173,13 +178,15 @@ def make_trainer(step: StepRun, rows: list[dict[str, Any]], tokenizer: Any) -> A
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from pipeline.training import load_trainable, training_arguments
+    from pipeline.training import arrange_batches, load_trainable, training_arguments
 
     model, peft_config = load_trainable(step)
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=training_arguments(step, SFTConfig, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=peft_config,
     )
+    arrange_batches(step, trainer, [(len(row["input_ids"]),) for row in rows])
+    return trainer

@@ -101,7 +101,7 @@ def write_pairs(step: StepRun) -> None:
     Raises:
         InputError: when every answer equals its reference.
     """
-    from pipeline.generate import answer_figures
+    from pipeline.answers import answer_figures
     from pipeline.pairs import read_answers, store_pairs
 
     current = read_answers(step, "answers")
@@ -118,7 +118,7 @@ def write_pairs(step: StepRun) -> None:
 
 def pair_against_reference(row: dict[str, Any]) -> dict[str, Any] | None:
     """Return reference over own answer, or None where the two are the same (no gradient)."""
-    from pipeline.generate import is_reference
+    from pipeline.answers import is_reference
     from pipeline.pairs import own_pair
 
     return None if is_reference(row) else own_pair(chosen=None, rejected=row)
