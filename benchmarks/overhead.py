@@ -114,7 +114,11 @@ def _stage(settings: dict, out: Path) -> None:
         "batch_size": 8,
         "micro_batch_size": 4,
         "lora": settings["lora"],
-        "trainer": {**settings["trainer"], "save_strategy": "no"},
+        "trainer": {
+            **settings["trainer"],
+            "save_strategy": "no",
+            "train_sampling_strategy": "random",  # as in the bare script
+        },
         "stages": {"sft": {"method": "sft"}},
     }
     out.mkdir(parents=True)

@@ -1,13 +1,13 @@
 """What self-generation costs: every goal of docs/performance.md, in one command.
 
-    python benchmarks/speed.py [--gsm8k train.jsonl] [--posts train.jsonl] [--rows 128] [--out FILE]
+    python benchmarks/speed.py [--gsm8k train.jsonl] [--posts train.jsonl] [--rows 128]
 
-Runs the demo's sft, bash and rac stages on `--rows` rows of builtin:maths, and of GSM8K where its
-file is given, in a fresh folder, and takes from their records what steps took. Then, with the model
-of the sft stage: both engines of contexts over beta, online scheduled sampling (contexts mixed
-inside every training step), and free answers to the same prompts, and to TL;DR posts where given,
-beside transformers' `generate` in data-set order. Prints JSON lines and Markdown tables. Ratios are
-of one run on one machine.
+Runs the demo's sft, bash and rac stages on `--rows` rows of builtin:maths, in a fresh folder, and
+takes from their records what steps took; beside the bash stage stands online scheduled sampling
+(benchmarks/online.py). Then, with the model of the sft stage: contexts by both engines over beta
+(benchmarks/mixing.py), and free answers beside transformers' `generate` in data-set order. Where
+its file is given, the same after SFT on GSM8K rows, without the stages, and free answers to TL;DR
+posts. Prints JSON lines and Markdown tables. Ratios are of one run on one machine.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--gsm8k", help="rows with question and answer")
     parser.add_argument("--posts", help="TL;DR rows")
+    parser.add_argument("--no-maths", action="store_true", help="leave builtin:maths out")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--betas", type=float, nargs="+", default=[0.05, 0.2, 0.4, 1.0])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 64])
@@ -59,8 +60,9 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **CPU_ALLOCATOR})
     with tempfile.TemporaryDirectory() as temporary:
         runs = (given.runs or Path(temporary)).resolve()
-        for data in ["builtin:maths", *([given.gsm8k] if given.gsm8k else [])]:
-            measure(data, given, runs)
+        for data in [*([] if given.no_maths else ["builtin:maths"]), given.gsm8k]:
+            if data:
+                measure(data, given, runs)
     where = torch.cuda.get_device_name() if given.device == "cuda" else platform.machine()
     threads = torch.get_num_threads()
     print(f"\n{where}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}")
@@ -75,7 +77,7 @@ def measure(data: str, given: argparse.Namespace, runs: Path) -> None:
         command, check=True, stdout=sys.stderr, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     plan = make_plan(load_recipe(str(recipe)))
-    lines = from_records(plan, runs)
+    lines = [*from_records(plan, runs), online(plan, runs)] if name == "maths" else []
     weights = plan.models["sft", 0]
     assert weights.adapter is not None
     model = load_model(
@@ -88,7 +90,6 @@ def measure(data: str, given: argparse.Namespace, runs: Path) -> None:
     examples = load_examples(Source(source=data, split="train", limit=given.rows), "gsm8k")
     prompts = [renderer.prompt_ids(example) for example in examples]
     references = [renderer.answer_ids(example, example.reference) for example in examples]
-    lines.append(online(plan, runs))
     lines.append(free(f"{name} prompts", model, prompts, renderer, limit=256))
     if given.posts and name == "gsm8k":
         posts = load_examples(Source(source=given.posts, limit=given.rows), "tldr")
@@ -106,7 +107,8 @@ def measure(data: str, given: argparse.Namespace, runs: Path) -> None:
 def write_recipe(name: str, data: str, given: argparse.Namespace, runs: Path) -> Path:
     """The demo's sft, bash and rac stages on the rows to measure."""
     demo = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
-    stages = {stage: demo["stages"][stage] for stage in ("sft", "bash", "rac")}
+    kept = ("sft", "bash", "rac") if name == "maths" else ("sft",)
+    stages = {stage: demo["stages"][stage] for stage in kept}
     source = {"source": data, "split": "train", "limit": given.rows}
     demo |= {"name": f"speed-{name}", "stages": stages, "evaluate": [], "data": {"train": source}}
     demo["generation"]["max_new_tokens"] = 256
@@ -171,7 +173,7 @@ def free(
     how = {"max_new_tokens": limit, "stop_ids": renderer.stop_ids, "temperature": 1.0}
     size = 64
     start = now(model)
-    answers = generate_answers(model, asked, batch_size=size, engine="parallel", **how)
+    answers = generate_answers(model, asked, batch_size=size, **how)
     ours = sum(map(len, answers)) / (now(model) - start)
     start, tokens = now(model), 0
     for first in range(0, len(asked), size):

@@ -101,6 +101,7 @@ class Cost:
     seconds: float | None = None
     tokens_trained: int | None = None
     tokens_generated: int | None = None
+    padding: float | None = None  # its share of what training read, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -335,7 +336,15 @@ def _cost(plan: Plan, runs: Path, stage: str) -> Cost:
         for name in ("tokens_trained", "tokens_generated")
     }
     seconds = sum(record["seconds"] for record in records) / len(totals)
-    return Cost(stage, seconds=round(seconds, 1), **tokens)
+    return Cost(stage, seconds=round(seconds, 1), **tokens, padding=_padding(records))
+
+
+def _padding(records: list[dict[str, Any]]) -> float | None:
+    """The share of padding in what all training steps read."""
+    found = [record["metrics"] for record in records if "padding_share" in record["metrics"]]
+    tokens = sum(one["tokens_trained"] for one in found)
+    read = sum(one["tokens_trained"] / (1 - one["padding_share"]) for one in found)
+    return 1 - tokens / read if read else None
 
 
 def _judge(plan: Plan) -> str | None:

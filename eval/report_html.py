@@ -24,6 +24,7 @@ from eval.report import Report, Row
 from eval.report_plots import Plot, plots_of
 from eval.report_samples import SampleView, StageAnswer
 from eval.report_text import (
+    COST_HEAD,
     benchmark_notes,
     benchmark_table,
     cost_words,
@@ -225,14 +226,13 @@ def _wrapping(words: str) -> str:
 
 
 def _cost_table(report: Report) -> Table:
-    head = ["stage", "train", "tokens trained", "tokens written"]
     body = [
-        [TableCell(cost.stage), TableCell("not finished", columns=3)]
+        [TableCell(cost.stage), TableCell("not finished", columns=len(COST_HEAD) - 1)]
         if cost.seconds is None
         else [TableCell(cost.stage), *map(TableCell, cost_words(cost))]
         for cost in report.costs
     ]
-    return Table("What each stage took", head, body, is_numeric=True)
+    return Table("What each stage took", COST_HEAD, body, is_numeric=True)
 
 
 def _rounds_table(report: Report, kind: str) -> Table:

@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.report import Cell, Cost, Difference, Report, Row
 
+COST_HEAD = ["stage", "train", "tokens trained", "padding", "tokens written"]
 _COLUMNS: tuple[str, ...] = (
     "benchmark", "stage", "method", "measure", "unit", "value", "low", "high", "spread", "n",
     "seeds", "difference", "difference_low", "difference_high", "difference_n", "p_value",
@@ -103,7 +104,7 @@ def _overlap_words(overlap: dict[str, int]) -> str:
 
 
 def _costs(report: Report) -> list[str]:
-    head = ["stage", "train", "tokens trained", "tokens written"]
+    head = COST_HEAD
     return _table(head, [[cost.stage, *cost_words(cost)] for cost in report.costs])
 
 
@@ -130,7 +131,7 @@ def _notes(report: Report) -> list[str]:
         lines.append(interval_note(report))
     lines.append(
         "Cost: seconds of a stage's own training and row-writing, without evaluation; a step that "
-        "stages share counts in each."
+        "stages share counts in each. Padding: its share of all positions that training read."
     )
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     if report.machines:
@@ -183,10 +184,12 @@ def outcome_words(row: Row) -> str:
 
 
 def cost_words(cost: Cost) -> list[str]:
-    """Seconds, tokens trained and tokens written of a stage."""
+    """Seconds, tokens trained, padding and tokens written of a stage, as in COST_HEAD."""
     if cost.seconds is None:
-        return ["not finished", "", ""]
-    return [f"{cost.seconds:.0f} s", count(cost.tokens_trained), count(cost.tokens_generated)]
+        return ["not finished", "", "", ""]
+    padding = "" if cost.padding is None else f"{100 * cost.padding:.1f} %"
+    tokens = [count(cost.tokens_trained), padding, count(cost.tokens_generated)]
+    return [f"{cost.seconds:.0f} s", *tokens]
 
 
 def csv_text(report: Report) -> str:
@@ -212,9 +215,9 @@ def _csv_lines(report: Report) -> Iterator[dict[str, Any]]:
             yield line
     for cost in report.costs:
         figures = {"train": cost.seconds, "tokens trained": cost.tokens_trained}
-        figures["tokens written"] = cost.tokens_generated
+        figures |= {"padding": cost.padding, "tokens written": cost.tokens_generated}
         for name, value in figures.items():
-            unit = "s" if name == "train" else "tokens"
+            unit = {"train": "s", "padding": "share"}.get(name, "tokens")
             yield {"stage": cost.stage, "measure": name, "unit": unit, "value": value}
 
 

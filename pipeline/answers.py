@@ -21,7 +21,7 @@ from pipeline.step import StepRun
 from pipeline.tasks import Example
 
 NEXT_QUESTION = "Question:"
-_ASKED_AT_ONCE = 512
+_ASKED_AT_ONCE = 1024
 
 
 def write_answers(step: StepRun) -> None:
@@ -92,8 +92,7 @@ def _with_vllm(
 
     dtype = resolve_dtype(step.options["dtype"], trains_all_weights=False)
     longest = max((len(prompt.ids) for prompt in prompts), default=0) + how.max_new_tokens
-    log = step.directory / f"vllm-{step.state.process_index}.log"
-    with VllmEngine(**weights_of(step), dtype=dtype, longest=longest, log=log) as engine:
+    with VllmEngine(**weights_of(step), dtype=dtype, longest=longest) as engine:
         for start in range(0, len(prompts), _ASKED_AT_ONCE):
             asked = prompts[start : start + _ASKED_AT_ONCE]
             answers = engine.answer(
@@ -106,6 +105,7 @@ def _with_vllm(
                 seed=how.seed,
                 stop_text=how.stop_text,
             )
+            step.metrics["vllm"] = engine.version  # of another environment, perhaps
             yield from zip(asked, answers, strict=True)
 
 

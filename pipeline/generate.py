@@ -3,9 +3,10 @@
 Sampling adds keyed Gumbel noise to the scores and takes the largest, so an answer depends on
 (seed, row, sample, position) and not on the rows it shares a batch with.
 
-The engine `parallel` (pipeline/parallel.py) gives the place of a finished answer to a waiting one;
-`transformers` is its `generate`, batch after batch, for models that cannot be read that way. Both
-write the same answers in float32. vLLM (pipeline/vllm_engine.py) samples with noise of its own.
+The engine `auto` decodes as contexts are (pipeline/parallel.py), where the place of a finished
+answer goes to a waiting one, and a model that cannot be read that way by `transformers`, its
+`generate`, batch after batch. Both write the same answers in float32. vLLM
+(pipeline/vllm_engine.py) samples with noise of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from pipeline import noise
 from pipeline.contexts import Sampling, pad_left, without_adapter
 
-ENGINES = ("auto", "parallel", "transformers")
+ENGINES = ("auto", "transformers")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def generate_answers(
         model: a causal language model (or PeftModel) of transformers. Its own generation config is
             left out of account.
         prompts: what to answer.
-        engine: 'parallel', 'transformers', or 'auto': the first where the model can be read so.
+        engine: 'auto' or 'transformers'; see the module.
         batch_size: most answers written at once; in float32 it does not change them.
         how: the fields of `Answering`.
 
@@ -122,12 +123,12 @@ def answers_as_done(
     if not order:
         return
     with _plain_generation(model):
+        write = _by_transformers
         if engine == "auto":
             from pipeline.reader import can_read
 
             whole = prompts[order[0]].ids + [0] * how.max_new_tokens
-            engine = "parallel" if can_read(model, whole) else "transformers"
-        write = _in_parallel if engine == "parallel" else _by_transformers
+            write = _in_parallel if can_read(model, whole) else _by_transformers
         for place, ids in write(model, [prompts[place] for place in order], how, batch_size):
             yield order[place], ids
 

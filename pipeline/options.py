@@ -161,6 +161,23 @@ def fields_of(options_class: str) -> dict[str, ast.expr | None]:
 
 
 @cache
+def _choices(options_class: str) -> dict[str, list[str]]:
+    """Field name -> the values it may have, where the library lists them beside the field."""
+    found: dict[str, list[str]] = {}
+    for package, file, class_name in SOURCES[options_class]:
+        for node in _class_body(package, file, class_name):
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+                continue
+            for part in ast.walk(node):
+                if isinstance(part, ast.Dict):
+                    for key, listed in zip(part.keys, part.values, strict=True):
+                        is_list = isinstance(listed, ast.List)
+                        if is_list and isinstance(key, ast.Constant) and key.value == "choices":
+                            found.setdefault(node.target.id, ast.literal_eval(listed))
+    return found
+
+
+@cache
 def _class_body(package: str, file: str, class_name: str) -> list[ast.stmt]:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -196,7 +213,10 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
         return f"not a field of {class_label(options_class)}{suggest(name, list(fields))}"
     annotation = fields[name]
     if annotation is None or _accepts(annotation, value):
-        return None
+        choices = _choices(options_class).get(name)
+        if choices is None or value is None or value in choices:
+            return None
+        return f"{value!r} is none of {', '.join(choices)}{suggest(str(value), choices)}"
     if isinstance(value, str) and (hint := number_hint(value)):
         return hint
     return f"{value!r} is {_type_word(value)}, expected {_readable(annotation)}"

@@ -103,7 +103,7 @@ class Generation(Strict):
 
     max_new_tokens: int = Field(default=256, ge=1)
     batch_tokens: int = Field(default=32768, ge=1)
-    engine: Literal["auto", "parallel", "transformers", "vllm"] = "auto"
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
     dtype: DTYPES = "auto"
 
 

@@ -150,3 +150,22 @@ def test_wrong_arguments_are_named(models, change, message):
     rows = {"prompt_ids": [[3], [4]], "shown_ids": [[3, 5], [4, 5]], "answer_ids": [[5], [6]]}
     with pytest.raises(ValueError, match=message):
         correct(models["llama"], **(rows | change))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("options", [{}, {"label": "sample"}, {"min_confidence": 0.02}])
+def test_long_answers_reach_the_output_layer_in_chunks_with_the_same_labels(
+    models, architecture, options, monkeypatch
+):
+    model = models[architecture]
+    prompts, shown, answers = make_rows()
+    whole = correct(model, prompts, shown, answers, **options)
+    places = []
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: places.append(inputs[0].shape[0] * inputs[0].shape[1])
+    )
+    limit = 8 * model.config.vocab_size
+    monkeypatch.setattr("pipeline.corrections._LOGITS", limit)
+    assert correct(model, prompts, shown, answers, **options, batch_size=4) == whole
+    handle.remove()
+    assert max(places) <= 8 and len(places) > 2

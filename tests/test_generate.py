@@ -24,7 +24,7 @@ def greedy_by_definition(model, ids, stop, limit):
     return answer
 
 
-@pytest.mark.parametrize("engine", ["parallel", "transformers"])
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_greedy_answers_equal_one_token_after_the_other(
     tiny_model, plain_model, engine, batch_size
@@ -39,7 +39,7 @@ def test_greedy_answers_equal_one_token_after_the_other(
         assert answers == expected
 
 
-@pytest.mark.parametrize("engine", ["parallel", "transformers"])
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
 def test_an_answer_ends_with_its_stop_token_and_holds_nothing_after_it(tiny_model, engine):
     model = load_model(tiny_model)
     prompts = prompts_of(6)
@@ -74,7 +74,7 @@ def test_what_all_prompts_begin_with_is_read_once(tiny_model):
     handle = model.get_input_embeddings().register_forward_hook(
         lambda module, inputs, output: read.append(inputs[0].numel())
     )
-    answers = generate_answers(model, prompts, max_new_tokens=1, stop_ids=[2], engine="parallel")
+    answers = generate_answers(model, prompts, max_new_tokens=1, stop_ids=[2])
     handle.remove()
     assert answers == [greedy_by_definition(model, prompt.ids, 2, 1) for prompt in prompts]
     # The shared start, 3 more tokens of each prompt, and the last one of each, for its logits.
@@ -93,7 +93,7 @@ def test_a_finished_answers_place_goes_to_a_waiting_one(tiny_model):
     # Prompts that hold all but the last of their answer, and prompts that hold none of it.
     prompts = [Prompt(row, 0, prompt.ids + whole[: 11 * (row % 2)]) for row in range(8)]
     answers = generate_answers(
-        model, prompts, max_new_tokens=12, stop_ids=[whole[11]], engine="parallel", batch_size=4
+        model, prompts, max_new_tokens=12, stop_ids=[whole[11]], batch_size=4
     )
     handle.remove()
     assert all(answer[-1] == whole[11] for answer in answers)
@@ -102,7 +102,7 @@ def test_a_finished_answers_place_goes_to_a_waiting_one(tiny_model):
 
 
 def test_an_unknown_engine_is_named(tiny_model):
-    with pytest.raises(ValueError, match="no engine 'fast'; engines: auto, parallel"):
+    with pytest.raises(ValueError, match="no engine 'fast'; engines: auto, transformers"):
         generate_answers(
             load_model(tiny_model), prompts_of(1), max_new_tokens=1, stop_ids=[2], engine="fast"
         )

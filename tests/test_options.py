@@ -53,6 +53,7 @@ def test_owned_options_exist_so_that_refusing_them_matters():
         ("per_device_train_batch_size", 4, "use batch_size"),
         ("bf16", "yes", "true or false"),
         ("loss_type", 3, "expected text"),
+        ("train_sampling_strategy", "group_by_lenght", "did you mean group_by_length?"),
     ],
 )
 def test_a_wrong_trainer_option_is_named_with_a_way_out(name, value, expected):

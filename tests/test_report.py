@@ -16,7 +16,7 @@ from pipeline.step import StepRun, write_spec
 
 RECORD = {
     "seconds": 10.0,
-    "metrics": {"tokens_trained": 1000},
+    "metrics": {"tokens_trained": 1000, "padding_share": 0.2},
     "device": "cpu",
     "host": "here",
     "versions": {"trl": "1.16.0"},
@@ -177,13 +177,16 @@ def test_csv_and_json_hold_the_same_rows(finished):
 def test_a_recipe_without_benchmarks_has_a_table_of_costs(finished):
     plan, runs = finished({}, evaluate=[])
     (step,) = plan.stage_steps["sft", 0]
-    record = {"seconds": 10.0, "metrics": {"tokens_trained": 1000}, "device": "cpu", "host": "here",
+    record = {"seconds": 10.0, "metrics": {"tokens_trained": 1000, "padding_share": 0.2}, "device": "cpu", "host": "here",
               "versions": {}}  # fmt: skip
     artifact.write_json(step.directory(runs) / artifact.RECORD, record)
     lines = markdown(collect(plan, runs)).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
-    assert cells[0] == ["stage", "train", "tokens trained", "tokens written"]
-    assert cells[2:] == [["sft", "10 s", "1,000", "0"], ["bash", "not finished", "", ""]]
+    assert cells[0] == ["stage", "train", "tokens trained", "padding", "tokens written"]
+    assert cells[2:] == [
+        ["sft", "10 s", "1,000", "20.0 %", "0"],
+        ["bash", "not finished", "", "", ""],
+    ]
     assert not any("GSM8K" in line or "bootstrap" in line for line in lines)
 
 

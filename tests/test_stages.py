@@ -8,10 +8,10 @@ import torch
 from conftest import first_step
 
 from pipeline import artifact
+from pipeline.batches import micro_batches
 from pipeline.errors import StepFailedError
 from pipeline.model import load_model, load_tokenizer
 from pipeline.stages import METHODS, bash, sft
-from pipeline.training import micro_batches
 
 
 def hand_loss(model, rows):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import random_ids
 
-from pipeline import vllm_worker
+from pipeline import artifact, vllm_worker
 from pipeline.errors import InputError, StepFailedError
 from pipeline.generate import Prompt, generate_answers
 from pipeline.model import load_model, load_tokenizer
@@ -429,3 +429,33 @@ def test_vllm_itself_writes_the_greedy_answers_of_generate_answers(adapted, tmp_
         assert engine.answer(prompts, **how, temperature=1.0, seed=2) != drawn
     expected = generate_answers(load_model(base, adapter=adapter), prompts, **how)
     assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 7
+
+
+# --- as a step ----------------------------------------------------------------------------------
+
+
+def test_a_stage_answered_by_vllm_is_another_result_with_rows_of_the_same_shape(
+    recipe_dict, write_recipe, run_steps_here
+):
+    recipe_dict |= {"stages": {"base": {"method": "base"}}, "evaluate": ["gsm8k"]}
+    written, records = [], []
+    for name in ("auto", "vllm"):
+        recipe_dict["generation"]["engine"] = name
+        plan, runs = run_steps_here(write_recipe(recipe_dict))
+        step = next(step for step in plan.steps if step.kind == "answers")
+        written.append(artifact.read_rows(step.directory(runs) / artifact.SAMPLES))
+        records.append(artifact.read_record(step.directory(runs)))
+        assert not list(step.directory(runs).glob("*vllm*"))
+    assert written[0] == written[1]  # greedy, in float32
+    assert records[0]["fingerprint"] != records[1]["fingerprint"]
+    assert "vllm" in records[1]["metrics"] and "vllm" not in records[0]["metrics"]
+
+
+def test_a_run_that_needs_vllm_says_so_before_it_trains(
+    bashrac, recipe_dict, write_recipe, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("PYTHONPATH")
+    recipe_dict["generation"]["engine"] = "vllm"
+    done = bashrac("run", write_recipe(recipe_dict), "--runs", "runs")
+    assert done.returncode == 2 and "engine: vllm needs the package vllm" in done.stderr
+    assert not (tmp_path / "runs" / "steps").exists()

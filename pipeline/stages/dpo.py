@@ -150,8 +150,9 @@ def make_trainer(step: StepRun, rows: list[tuple[Row, Row]], tokenizer: Any) -> 
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
+    from pipeline.batches import arrange_batches
     from pipeline.model import load_for, resolve_dtype
-    from pipeline.training import arrange_batches, load_trainable, training_arguments
+    from pipeline.training import load_trainable, training_arguments
 
     model, peft_config = load_trainable(step)
     arguments = training_arguments(step, DPOConfig, remove_unused_columns=False)

@@ -178,7 +178,8 @@ def make_trainer(step: StepRun, rows: list[dict[str, Any]], tokenizer: Any) -> A
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from pipeline.training import arrange_batches, load_trainable, training_arguments
+    from pipeline.batches import arrange_batches
+    from pipeline.training import load_trainable, training_arguments
 
     model, peft_config = load_trainable(step)
     trainer = SFTTrainer(
