@@ -29,7 +29,7 @@ from pipeline.contexts import tokens_of_a_pass
 from pipeline.reader import Reader
 
 # What a pass costs beside its tokens, in tokens; decides how wide a window pays.
-_PASS_COST = {"cpu": 64}
+_PASS_COST = {"cpu": 128}
 _PASS_COST_ELSEWHERE = 4096
 _WIDEST = 64
 # Slots are filled when this share of them is free, and given up when no more than the rest is busy.

@@ -155,13 +155,14 @@ def p_value(counts, probabilities):
 PROMPT, REFERENCE = [5, 90, 17, 230], [40, 300, 77, 120, 60, 2]
 
 
-@pytest.fixture(scope="module")
-def same_row_mixed_often(tmp_path_factory):
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def same_row_mixed_often(request, tmp_path_factory):
     """One row under 8000 row ids, mixed by a model of doubled logits, which has favourites.
 
     One of them, the likeliest first token, is excluded, so that leaving it out must show.
     """
-    model = load_model(save_tiny_model(tmp_path_factory.mktemp("peaked")))
+    folder = save_tiny_model(tmp_path_factory.mktemp("peaked"))
+    model = load_model(folder, dtype=request.param)
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
     excluded = (0, 2, int(next_logits(model, PROMPT).argmax()))
