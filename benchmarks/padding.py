@@ -53,12 +53,15 @@ def main() -> None:
 def training_step(given: argparse.Namespace, size: int, strategy: str, folder: Path) -> StepRun:
     """The training step of a one-stage recipe."""
     source = {"source": given.data, **({"limit": given.limit} if given.limit else {})}
-    role = "preferences" if given.method == "dpo" else "train"
+    builtin = {"gsm8k": "builtin:maths", "tldr": "builtin:posts", "chat": "builtin:chat"}
+    data: dict[str, Any] = {"train": source}
+    if given.method == "dpo":  # a recipe that trains needs training rows too
+        data = {"train": builtin[given.task], "preferences": source}
     recipe = {
         "name": "padding",
         "task": given.task,
         "model": given.model,
-        "data": {role: source},
+        "data": data,
         "launch": "cpu",
         "batch_size": given.batch_size,
         "micro_batch_size": size,
