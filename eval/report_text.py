@@ -104,8 +104,7 @@ def _overlap_words(overlap: dict[str, int]) -> str:
 
 
 def _costs(report: Report) -> list[str]:
-    head = COST_HEAD
-    return _table(head, [[cost.stage, *cost_words(cost)] for cost in report.costs])
+    return _table(COST_HEAD, [[cost.stage, *cost_words(cost)] for cost in report.costs])
 
 
 def _figures(report: Report, kind: str) -> list[str]:
