@@ -32,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from mixing import curve, now  # noqa: E402 - from this checkout
 
 from pipeline import artifact  # noqa: E402
+from pipeline.contexts import pad_left  # noqa: E402
 from pipeline.data import load_examples  # noqa: E402
 from pipeline.generate import Prompt, generate_answers  # noqa: E402
 from pipeline.load import load_recipe  # noqa: E402
@@ -185,14 +186,11 @@ def free(
 @torch.no_grad()
 def plainly(model: Any, prompts: list[list[int]], renderer: Renderer, limit: int) -> int:
     """Answer a batch by `generate` with its own sampling; returns the tokens up to the stops."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts],
-                        device=model.device)  # fmt: skip
+    ids, mask = pad_left(prompts, model.device)
     found = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=True, top_k=0,
         eos_token_id=list(renderer.stop_ids), pad_token_id=renderer.stop_ids[0],
-    )[:, longest:]  # fmt: skip
+    )[:, ids.shape[1] :]  # fmt: skip
     ends = torch.isin(found, torch.tensor(list(renderer.stop_ids), device=model.device))
     return int((ends.cumsum(dim=1) - ends.long() == 0).sum())
 

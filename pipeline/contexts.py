@@ -19,7 +19,7 @@ shape round otherwise, and a few tokens differ, as they do for another batch siz
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,10 +133,13 @@ def mix_contexts(
         batch_size=batch_size,
         warn=warn,
     )
-    mixed: list[list[int]] = [[] for _ in prompt_ids]
-    for place, ids in done:
-        mixed[place] = ids
-    return mixed
+    return in_order(done, len(prompt_ids))
+
+
+def in_order(done: Iterable[tuple[int, list[int]]], count: int) -> list[list[int]]:
+    """What came as (place, ids) in any order, as a list; [] where nothing came."""
+    found = dict(done)
+    return [found.get(place, []) for place in range(count)]
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,21 @@ class Reference:
     prompt: list[int]
     ids: list[int]
     row_id: int
+
+
+@dataclass(frozen=True)
+class Row(Reference):
+    """A row and which of its answer's positions the model fills, at least one: bool [T].
+
+    `ids` is the answer as far as it is known: a reference, or nothing.
+    """
+
+    replaced: torch.Tensor
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of prompt and answer."""
+        return len(self.prompt) + len(self.replaced)
 
 
 @torch.no_grad()
@@ -161,35 +179,44 @@ def contexts_as_done(
     warn: Callable[[str], object],
 ) -> Iterator[tuple[int, list[int]]]:
     """Give (place in rows, mixed ids) as rows are done; see `mix_contexts`."""
-    replaced: dict[int, torch.Tensor] = {}
+    touched: dict[int, Row] = {}
     for place, row in enumerate(rows):
-        chosen = replaced_positions(
+        replaced = replaced_positions(
             row.ids,
             row.row_id,
             beta=beta,
             seed=sampling.seed,
             excluded_ids=sampling.excluded_ids,
         )
-        if chosen.any():
-            replaced[place] = chosen
+        if replaced.any():
+            touched[place] = Row(row.prompt, row.ids, row.row_id, replaced)
         else:
             yield place, row.ids
-    if not replaced:
+    if not touched:
         return
     was_training = model.training
     model.eval()
     try:
+        # Long ones first; by answer where batches end together.
+        write, size = _mix_sequentially, _answer_length
         if context == "gold":
             write = _mix_on_gold
-        else:
-            write = _mix_sequentially
-            if engine == "parallel" and _readable(model, rows, warn):
-                write = _mix_in_parallel
-        # Long ones first; by answer where batches end together.
-        order = sorted(replaced, key=lambda place: (-len(rows[place].ids), place))
-        yield from write(model, rows, order, replaced, sampling, batch_size)
+        elif engine == "parallel" and _readable(model, rows, warn):
+            write, size = _mix_in_parallel, _whole_length
+        order = sorted(touched, key=lambda place: -size(touched[place]))
+        done = write(model, [touched[place] for place in order], sampling, batch_size)
+        for number, ids in done:
+            yield order[number], ids
     finally:
         model.train(was_training)
+
+
+def _answer_length(row: Row) -> int:
+    return len(row.ids)
+
+
+def _whole_length(row: Row) -> int:
+    return row.longest
 
 
 def replaced_positions(
@@ -221,27 +248,13 @@ def _readable(model: Any, rows: Sequence[Reference], warn: Callable[[str], objec
     return found
 
 
-Places = dict[int, torch.Tensor]
+Done = Iterator[tuple[int, list[int]]]
 
 
-def _mix_in_parallel(
-    model: Any,
-    rows: Sequence[Reference],
-    order: list[int],
-    replaced: Places,
-    sampling: Sampling,
-    batch_size: int,
-) -> Iterator[tuple[int, list[int]]]:
-    from pipeline.parallel import Row, decode
+def _mix_in_parallel(model: Any, rows: list[Row], sampling: Sampling, batch_size: int) -> Done:
+    from pipeline.parallel import decode
 
-    order = sorted(order, key=lambda place: -len(rows[place].prompt + rows[place].ids))
-    guesses = [
-        Row(rows[place].prompt, rows[place].ids, rows[place].row_id, replaced[place])
-        for place in order
-    ]
-    done = decode(model, guesses, seed=sampling.seed, pick=sampling.pick, batch_size=batch_size)
-    for number, ids in done:
-        yield order[number], ids
+    return decode(model, rows, seed=sampling.seed, pick=sampling.pick, batch_size=batch_size)
 
 
 def _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engine, context):
@@ -262,30 +275,16 @@ def _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engi
         raise ValueError(f"context is {context!r}, expected 'mixed' or 'gold'")
 
 
-def _mix_sequentially(
-    model: Any,
-    rows: Sequence[Reference],
-    order: list[int],
-    replaced: Places,
-    sampling: Sampling,
-    batch_size: int,
-) -> Iterator[tuple[int, list[int]]]:
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        mixed = _decode_batch(
-            model,
-            [rows[place] for place in batch],
-            pad_right([replaced[place].long().tolist() for place in batch], model.device).bool(),
-            sampling,
-        )
-        yield from zip(batch, mixed, strict=True)
+def _mix_sequentially(model: Any, rows: list[Row], sampling: Sampling, batch_size: int) -> Done:
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        yield from enumerate(_decode_batch(model, batch, sampling), start)
 
 
-def _decode_batch(
-    model: Any, rows: list[Reference], replaced_BT: torch.Tensor, sampling: Sampling
-) -> list[list[int]]:
+def _decode_batch(model: Any, rows: list[Row], sampling: Sampling) -> list[list[int]]:
     """Decode one position at a time, feeding g_t back (axes: B rows, T answer positions)."""
     device = model.device
+    replaced_BT = pad_right([row.replaced.tolist() for row in rows], device).bool()
     input_ids, mask = pad_left([row.prompt for row in rows], device)
     mixed_BT = pad_right([row.ids for row in rows], device)
     rows_B = torch.tensor([row.row_id for row in rows], device=device)
@@ -313,31 +312,25 @@ def _decode_batch(
     return [mixed[: len(row.ids)].tolist() for mixed, row in zip(mixed_BT, rows, strict=True)]
 
 
-def _mix_on_gold(
-    model: Any,
-    rows: Sequence[Reference],
-    order: list[int],
-    replaced: Places,
-    sampling: Sampling,
-    batch_size: int,
-) -> Iterator[tuple[int, list[int]]]:
+def _mix_on_gold(model: Any, rows: list[Row], sampling: Sampling, batch_size: int) -> Done:
     """Sample every replaced position from one pass over prompt and reference."""
     device = model.device
-    for start in range(0, len(order), min(batch_size, _GOLD_BATCH)):
-        batch = order[start : start + min(batch_size, _GOLD_BATCH)]
-        joined = [rows[place].prompt + rows[place].ids for place in batch]
+    batch_size = min(batch_size, _GOLD_BATCH)
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        joined = [row.prompt + row.ids for row in batch]
         mask = pad_right([[1] * len(ids) for ids in joined], device)
         logits = model(
             input_ids=pad_right(joined, device), attention_mask=mask, use_cache=False
         ).logits
-        for number, place in enumerate(batch):
-            positions = replaced[place].nonzero().flatten().to(device)
-            row_id = torch.tensor(rows[place].row_id, device=device)
+        for number, row in enumerate(batch):
+            positions = row.replaced.nonzero().flatten().to(device)
+            row_id = torch.tensor(row.row_id, device=device)
             key = noise.keys(sampling.seed, row_id, positions, stream=noise.SAMPLE)
-            picked = sampling.pick(logits[number, len(rows[place].prompt) - 1 + positions], key)
-            ids = torch.tensor(rows[place].ids)
+            picked = sampling.pick(logits[number, len(row.prompt) - 1 + positions], key)
+            ids = torch.tensor(row.ids)
             ids[positions.cpu()] = picked.cpu()
-            yield place, ids.tolist()
+            yield start + number, ids.tolist()
 
 
 def without_adapter(model: Any) -> Any:

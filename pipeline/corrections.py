@@ -22,7 +22,14 @@ from typing import Any
 import torch
 
 from pipeline import noise
-from pipeline.contexts import Sampling, logits_to_keep, pad_left, pad_right, tokens_of_a_pass
+from pipeline.contexts import (
+    Sampling,
+    in_order,
+    logits_to_keep,
+    pad_left,
+    pad_right,
+    tokens_of_a_pass,
+)
 
 # Logits that exist at once, and float32 copies of some of them, stay below this many numbers.
 _LOGITS = 1 << 26
@@ -76,13 +83,10 @@ def correct(
         Own(list(shown), list(answer), row_id)
         for shown, answer, row_id in zip(shown_ids, answer_ids, row_ids, strict=True)
     ]
-    labels: list[list[int]] = [[] for _ in rows]
     done = labels_as_done(
         model, rows, label=label, min_confidence=min_confidence, seed=seed, batch_size=batch_size
     )
-    for place, ids in done:
-        labels[place] = ids
-    return labels
+    return in_order(done, len(rows))
 
 
 @torch.no_grad()

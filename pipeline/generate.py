@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from pipeline import noise
-from pipeline.contexts import Sampling, pad_left, without_adapter
+from pipeline.contexts import Sampling, in_order, pad_left, without_adapter
 
 ENGINES = ("auto", "transformers")
 
@@ -100,11 +100,8 @@ def generate_answers(
     Raises:
         ValueError: for an unknown engine.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
     done = answers_as_done(model, prompts, Answering(**how), engine=engine, batch_size=batch_size)
-    for place, ids in done:
-        answers[place] = ids
-    return answers
+    return in_order(done, len(prompts))
 
 
 @torch.no_grad()

@@ -19,13 +19,12 @@ Axis suffixes: as in pipeline/reader.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pipeline import noise
-from pipeline.contexts import tokens_of_a_pass
+from pipeline.contexts import Row, tokens_of_a_pass
 from pipeline.reader import Reader
 
 # What a pass costs beside its tokens, in tokens; decides how wide a window pays.
@@ -41,31 +40,9 @@ Stop = Callable[[torch.Tensor], torch.Tensor]
 _TAIL = 16
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row to decode.
-
-    Attributes:
-        prompt: prompt ids, at least one.
-        guess: the answer as far as it is known; a free answer has any ids, one a position.
-        row_id: what its noise is keyed by.
-        replaced: bool [len(guess)], which positions the model fills; at least one.
-    """
-
-    prompt: list[int]
-    guess: list[int]
-    row_id: int
-    replaced: torch.Tensor
-
-    @property
-    def end(self) -> int:
-        """How many columns have to be read: none at or after the last token to fill."""
-        return len(self.prompt) + int(self.replaced.nonzero().max())
-
-
 def free_row(prompt: list[int], row_id: int, limit: int) -> Row:
     """A row whose answer is the model's own, of at most `limit` tokens."""
-    return Row(prompt, [0] * limit, row_id, torch.ones(limit, dtype=torch.bool))
+    return Row(prompt, [], row_id, torch.ones(limit, dtype=torch.bool))
 
 
 class _Slots:
@@ -99,12 +76,14 @@ class _Slots:
         return filled
 
     def _place(self, slot: int, row: Row) -> None:
-        ids = torch.tensor(row.prompt + row.guess, device=self.device)
+        ids, start = torch.tensor(row.prompt + row.ids, device=self.device), len(row.prompt)
         self.ids_BL[slot, : len(ids)] = ids
         self.replaced_BL[slot] = False
-        self.replaced_BL[slot, len(row.prompt) : len(ids)] = row.replaced.to(self.device)
-        self.read_B[slot], self.end_B[slot] = len(self.prefix), row.end
-        self.answer_B[slot], self.row_B[slot] = len(row.prompt), row.row_id
+        self.replaced_BL[slot, start : row.longest] = row.replaced.to(self.device)
+        # Nothing has to be read at or after the last token to fill.
+        self.end_B[slot] = start + int(row.replaced.nonzero().max())
+        self.read_B[slot], self.answer_B[slot] = len(self.prefix), start
+        self.row_B[slot] = row.row_id
 
     def keep(self, slots: torch.Tensor) -> None:
         """Go on with some of the slots only."""
@@ -127,8 +106,7 @@ class _Slots:
             if place >= 0:
                 start, decided = int(self.answer_B[slot]), int(self.end_B[slot]) + 1
                 answer = self.ids_BL[slot, start:decided].tolist()
-                rest = self.rows[place].guess[int(self.rows[place].replaced.nonzero().max()) + 1 :]
-                done.append((place, answer + rest))
+                done.append((place, answer + self.rows[place].ids[len(answer) :]))
                 self.held[slot] = -1
                 self.read_B[slot] = self.end_B[slot] = 0
         return done
@@ -159,10 +137,11 @@ def decode(
     """
     if not rows:
         return
-    longest = max(len(row.prompt) + len(row.guess) for row in rows)
+    longest = max(row.longest for row in rows)
     slots = _Slots(rows, min(batch_size, len(rows)), longest, model.device)
     ended, read = 1, 32  # a first idea of how often a window ends
     with Reader(model, len(slots.held), longest) as reader:
+        _read_prefix(reader, slots)
         while _fill(reader, slots):
             left = int((slots.end_B - slots.read_B).max())
             rate = 1 if stop else ended / read
@@ -190,12 +169,20 @@ def _fill(reader: Reader, slots: _Slots) -> bool:
     return bool(busy)
 
 
+def _read_prefix(reader: Reader, slots: _Slots) -> None:
+    """Read what all prompts begin with, once."""
+    if slots.prefix:
+        ids_1W = torch.tensor([slots.prefix], device=slots.device)
+        columns_1W = torch.arange(len(slots.prefix), device=slots.device)[None]
+        inside_1W = torch.ones_like(ids_1W, dtype=torch.bool)
+        first = torch.tensor([0], device=slots.device)
+        reader.read(ids_1W, columns_1W, inside_1W, ~inside_1W, first)
+        reader.share(len(slots.prefix))
+
+
 def _read_prompts(reader: Reader, slots: _Slots, filled: list[int]) -> None:
     """Read the prompts of new rows but for their last token, whose logits will be needed."""
     prefix = len(slots.prefix)
-    if len(filled) == len(slots.held) and prefix and not reader.shared:
-        _read_columns(reader, slots, filled[:1], 0, prefix)
-        reader.share(prefix)
     limit = tokens_of_a_pass(slots.device)
     length = {slot: len(slots.rows[slots.held[slot]].prompt) - 1 for slot in filled}
     waiting = sorted(filled, key=lambda slot: -length[slot])
@@ -204,17 +191,14 @@ def _read_prompts(reader: Reader, slots: _Slots, filled: list[int]) -> None:
         group = waiting[: max(1, limit // max(widest, 1))]
         waiting = waiting[len(group) :]
         if widest:
-            _read_columns(reader, slots, group, prefix, length[group[0]])
+            slots_R = torch.tensor(group, device=slots.device)
+            columns_W = torch.arange(prefix, length[group[0]], device=slots.device)
+            columns_RW = columns_W.expand(len(group), -1)
+            inside_RW = columns_RW < slots.answer_B[slots_R, None]
+            none_RW = torch.zeros_like(inside_RW)
+            ids_RW = slots.ids_BL[slots_R, prefix : length[group[0]]]
+            reader.read(ids_RW, columns_RW, inside_RW, none_RW, slots_R)
         slots.read_B[group] = slots.answer_B[group] - 1
-
-
-def _read_columns(reader: Reader, slots: _Slots, group: list[int], start: int, end: int) -> None:
-    """Read columns of some slots, as far as they are the prompt's."""
-    slots_R = torch.tensor(group, device=slots.device)
-    columns_RW = torch.arange(start, end, device=slots.device).expand(len(group), -1)
-    inside_RW = columns_RW < slots.answer_B[slots_R, None]
-    ids_RW = slots.ids_BL[slots_R, start:end]
-    reader.read(ids_RW, columns_RW, inside_RW, torch.zeros_like(inside_RW), slots_R)
 
 
 def _width(device: str, rows: int, rate: float, *, most: int) -> int:

@@ -89,7 +89,7 @@ class Reader:
     def __init__(self, model: Any, slots: int, longest: int):
         inner = without_adapter(model)
         layers = inner.config.get_text_config().num_hidden_layers
-        self.model, self.longest, self.shared = model, longest, 0
+        self.model, self.longest = model, longest
         self._places = _Places(torch.zeros(slots, 0, dtype=torch.long))
         # The last column takes what is read beyond a row's end.
         self._layers = [_PlacedLayer(self._places, slots, longest + 1) for _ in range(layers)]
@@ -139,7 +139,6 @@ class Reader:
 
     def share(self, columns: int) -> None:
         """Give all slots what the first one holds in its first columns."""
-        self.shared = columns
         for layer in self._layers:
             assert layer.keys is not None and layer.values is not None
             layer.keys[1:, :, :columns] = layer.keys[:1, :, :columns]
