@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -123,6 +124,20 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASHRAC_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def injected():
+    """Note what a fault did, for the table that benchmarks/reliability.py prints."""
+
+    def note(fault: str, how: str, times: int, outcome: str) -> None:
+        print(f"{fault}: {how}: {times} times: {outcome}")
+        if found := os.environ.get("BASHRAC_FAULTS"):
+            row = {"fault": fault, "how": how, "times": times, "outcome": outcome}
+            with open(found, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    return note
 
 
 @pytest.fixture(scope="session")
