@@ -2,7 +2,8 @@
 
 Decisions: (1) a local judge's label is the one token that stands for it where an answer starts; its
 questions go through the model one at a time, so that no verdict depends on another question's
-padding; (2) the system message is put before the user's where a model's template refuses one.
+padding; (2) the system message is put before the user's where a model's template refuses one;
+(3) the judge's files are trusted with nothing: no code of its own, no pickled weights.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.judge_template import Template
@@ -19,6 +21,7 @@ from eval.judgement import Failure, Question, Reading, Record, Reply, sigmoid
 from eval.rouge import f_measures
 from pipeline.errors import InputError
 from pipeline.tasks import Example
+from pipeline.weights import Trust, check_pickles
 
 if TYPE_CHECKING:
     from pipeline.render import Renderer
@@ -46,7 +49,11 @@ class LocalJudge:
             dtype: 'float32', 'bfloat16' or 'float16' for the model; its output layer is always
                 float32, because option probabilities are coarse otherwise.
             device: where it runs; by default an accelerator if there is one.
+
+        Raises:
+            InputError: for a folder with pickled weights (decision 3).
         """
+        check_pickles(str(Path(model).expanduser()), Trust())
         self.model, self.revision, self.dtype, self.device = model, revision, dtype, device
 
     def identity(self) -> dict[str, Any]:
@@ -101,15 +108,17 @@ class LocalJudge:
         if device is None:
             found = torch.accelerator.current_accelerator(check_available=True)
             device = "cpu" if found is None else found.type
-        model = load_model(self.model, revision=self.revision, dtype=self.dtype).to(device).eval()
+        known = self.identity()["model"]  # the commit that verdicts are kept under
+        revision = known.get("base", known).get("revision")
+        model = load_model(self.model, revision=revision, dtype=self.dtype).to(device).eval()
         if self.dtype != "float32":
             # A copy, because the output layer may share its weights with the embeddings.
             head = copy.deepcopy(model.get_output_embeddings()).float()
             head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
             model.set_output_embeddings(head)
-        window = window_of(self.model, revision=self.revision)
-        tokenizer = load_tokenizer(self.model, revision=self.revision)
-        ends = end_ids(self.model, revision=self.revision)
+        window = window_of(self.model, revision=revision)
+        tokenizer = load_tokenizer(self.model, revision=revision)
+        ends = end_ids(self.model, revision=revision)
         return model, Renderer(tokenizer, end_ids=ends, window=window)
 
     def _prompt_ids(self, question: Question, template: Template) -> list[int]:

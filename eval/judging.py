@@ -11,7 +11,9 @@ from eval.judge_template import Template, load_template
 from eval.results import Measure, measure
 from pipeline.artifact import fingerprint
 from pipeline.errors import InputError, StepFailedError
+from pipeline.identity import forget
 from pipeline.recipe import Judge
+from pipeline.step import changed_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,13 +91,17 @@ def judge_comparisons(step: StepRun, comparisons: Sequence[Comparison]) -> Judge
     Raises:
         StepFailedError: when more than `max_errors` comparisons got no reply, or none has a
             verdict.
-        InputError: when more calls are needed than are allowed, or there is no key.
+        InputError: when more calls are needed than are allowed, there is no key, or the judge is
+            no longer what the plan has seen.
     """
     settings = Judge.model_validate(step.neutral["judge"])
     template = step.options["template"]
     if template is not None:
         template = Template(**{**template, "labels": tuple(template["labels"])})
     engine = engine_for(settings, device=step.device.type)
+    forget()
+    if fingerprint(engine.identity()) != fingerprint(step.options["judge"]):
+        raise changed_error(f"the judge {settings.model}")
     # Of this judge only: a file is read whole before anything is asked.
     name = f"{fingerprint(step.options['judge'])[:16]}.jsonl"
     unit = "judge calls"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.plan import Plan
 
 Result = dict[str, Any]
+_READ = (artifact.RESULT, artifact.SAMPLES)  # what reports are made of
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Round:
 
     Attributes:
         kind: contexts, corrections or pairs.
-        figures: counts (whole numbers) and shares (between 0 and 1), by name.
+        figures: counts (whole numbers), shares (between 0 and 1) and losses (named so), by name.
     """
 
     stage: str
@@ -155,12 +156,19 @@ class Report:
 
 
 def collect(plan: Plan, runs: Path) -> Report:
-    """Read the finished steps of a plan into a report. Unfinished stages have empty rows."""
+    """Read the finished steps of a plan into a report. Unfinished stages have empty rows.
+
+    Raises:
+        InputError: when a record, a result or an answer is not as it was written.
+    """
     recipe = plan.recipe
     methods = {name: stage.method for name, stage in recipe.stages.items()}
     baseline = next((name for name, method in methods.items() if method == "sft"), None)
     finished = [step for step in plan.steps if artifact.is_finished(step.directory(runs))]
     records = [artifact.read_record(step.directory(runs)) for step in finished]
+    for step, record in zip(finished, records, strict=True):
+        read = {name: record["files"][name] for name in _READ if name in record["files"]}
+        artifact.verify_files(step.directory(runs), read)
     rounds: list[Round] = []
     warnings: dict[str, list[str]] = {}
     for step, record in zip(finished, records, strict=True):

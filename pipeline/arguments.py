@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--stage", metavar="S", help="only this stage")
     _add_launch(run)
     _add_max_judge_calls(run)
+    _add_verify(run)
     run.set_defaults(command="run")
 
     report = commands.add_parser("report", help="print the table of what is finished")
@@ -69,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_runs(evaluate)
     _add_launch(evaluate)
     _add_max_judge_calls(evaluate)
+    _add_verify(evaluate)
     evaluate.set_defaults(command="evaluate")
 
     score = commands.add_parser("score", help="win rates of official AlpacaEval annotation files")
@@ -86,8 +88,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     copy = commands.add_parser("copy", help="write a shipped recipe to a file of yours")
     copy.add_argument("name", metavar="NAME")
-    copy.add_argument("file", metavar="FILE", type=Path)
+    copy.add_argument("file", metavar="FILE", type=_place)
     copy.set_defaults(command="copy")
+
+    clean = commands.add_parser("clean", help="list and remove results no recipe points at")
+    _add_runs(clean)
+    clean.add_argument("--yes", action="store_true", help="remove without asking")
+    clean.set_defaults(command="clean")
 
     step = commands.add_parser("step", help="run prepared steps (what `run` launches)")
     step.add_argument("specs", nargs="+", metavar="step.json", type=Path)
@@ -102,6 +109,16 @@ def _count(text: str) -> int:
     return number
 
 
+def _place(text: str) -> Path:
+    from pipeline.errors import InputError
+    from pipeline.shipped import user_path
+
+    try:
+        return user_path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="file or shipped name")
     _add_set(parser)
@@ -110,7 +127,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="results (default: runs)"
+        "--runs", type=_place, default=Path("runs"), metavar="DIR", help="results (default: runs)"
     )
 
 
@@ -123,6 +140,12 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
 def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-judge-calls", type=_count, metavar="N", help="refuse to put more questions to judges"
+    )
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--verify", action="store_true", help="compare finished weights with their sha256 first"
     )
 
 

@@ -1,7 +1,8 @@
 """Directories that hold results: how they are named, written, completed and trusted.
 
 A directory without `record.json` is never a result. Files appear under their name only when whole:
-written beside it, flushed to disk, renamed. The record is written last.
+written beside it, flushed to disk, renamed. The record is written last, and holds the sha256 of
+every file and of itself, so that what has changed since is noticed before it is used.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +21,17 @@ from pipeline.errors import BashracError, InputError
 
 # Errors of the place written to, not of the program.
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_LITTLE_DISK_MB = 64
 RECORD = "record.json"
+# Files that describe the run of a step rather than its result.
+SPEC = "step.json"
+ERROR = "error.json"
+PROGRESS = "progress.json"
+LOCK = "lock"
+HOLDER = "holder.json"
+_NOT_RESULTS = (RECORD, SPEC, ERROR, PROGRESS, LOCK, HOLDER)
+# Large files, of which only the size is looked at unless all of them shall be read.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 SAMPLES = "samples.jsonl"  # a model's answers, stored before anything grades them
 RESULT = "result.json"
 
@@ -45,12 +57,35 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def tree_digests(directory: Path, *, ignore: Iterable[str] = ()) -> dict[str, str]:
-    """Return relative path -> sha256 of every file below a directory, sorted by path."""
-    ignored = set(ignore)
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    relative = {path.relative_to(directory).as_posix(): path for path in files}
-    return {name: file_digest(path) for name, path in relative.items() if name not in ignored}
+def written_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return relative path -> {sha256, bytes} of every file of a result."""
+    return {
+        path.relative_to(directory).as_posix(): {
+            "sha256": file_digest(path),
+            "bytes": path.stat().st_size,
+        }
+        for path in _result_files(directory)
+    }
+
+
+def _result_files(directory: Path) -> list[Path]:
+    relative = {path: path.relative_to(directory) for path in directory.rglob("*")}
+    return sorted(
+        path
+        for path, name in relative.items()
+        if name.as_posix() not in _NOT_RESULTS
+        and not any(part.startswith(".") for part in name.parts)
+        and path.is_file()
+    )
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed writers left half-written in a folder nobody else writes to."""
+    for path in list(directory.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -80,6 +115,17 @@ def disk_error(path: Path, error: OSError) -> BashracError:
     return BashracError(
         f"cannot write {path}: {error.strerror}; free space or choose another folder with "
         "--runs DIR, then run the same command again: finished steps are kept"
+    )
+
+
+def little_space(place: Path) -> str | None:
+    """Return a sentence where a disk is so full that this is often why something failed."""
+    free = shutil.disk_usage(place).free >> 20
+    if free >= _LITTLE_DISK_MB:
+        return None
+    return (
+        f"the disk of {place} has {free} MB free, often the cause: free space, or choose another "
+        "folder with --runs DIR; finished steps are kept"
     )
 
 
@@ -141,10 +187,58 @@ def is_finished(directory: Path) -> bool:
     return (directory / RECORD).is_file()
 
 
+def write_record(directory: Path, record: dict[str, Any]) -> None:
+    """Write the record of a step, which makes it finished, with a digest of its own."""
+    plain = json.loads(json.dumps({key: record[key] for key in record if key != "digest"}))
+    write_json(directory / RECORD, {**plain, "digest": fingerprint(plain)})
+
+
 def read_record(directory: Path) -> dict[str, Any]:
     """Read the record of a finished step.
 
     Raises:
-        InputError: when the step is not finished or the record is damaged.
+        InputError: when the step is not finished, or the record is not as it was written.
     """
-    return read_json(directory / RECORD)
+    record = read_json(directory / RECORD)
+    plain = dict(record) if isinstance(record, dict) else {}
+    if plain.pop("digest", None) != fingerprint(plain):
+        raise _changed(directory, directory / RECORD, "has been changed since it was written")
+    return record
+
+
+def verify(directory: Path, *, weights: bool = False) -> None:
+    """See that a finished step holds just what it wrote.
+
+    Args:
+        directory: of the step.
+        weights: whether to read weights too, of which otherwise only the size is compared.
+
+    Raises:
+        InputError: for a file that is changed, missing or added; it is named.
+    """
+    known = read_record(directory)["files"]
+    verify_files(directory, known, weights=weights)
+    for path in _result_files(directory):
+        if path.relative_to(directory).as_posix() not in known:
+            raise InputError(f"{path} was not written by the step it lies in; move it elsewhere")
+
+
+def verify_files(directory: Path, known: dict[str, Any], *, weights: bool = False) -> None:
+    """See that some files of a finished step are as they were written; see `verify`."""
+    for name, expected in known.items():
+        path = directory / name
+        if not path.is_file():
+            raise _changed(directory, path, "is missing")
+        if path.stat().st_size != expected["bytes"]:
+            size = f"has {path.stat().st_size} bytes, and had {expected['bytes']}"
+            raise _changed(directory, path, size)
+        is_read = weights or path.suffix not in _WEIGHTS
+        if is_read and file_digest(path) != expected["sha256"]:
+            raise _changed(directory, path, "has been changed since it was written")
+
+
+def _changed(directory: Path, path: Path, what: str) -> InputError:
+    return InputError(
+        f"{path} {what}, so the step is not trusted; delete {directory} to have it made again, or "
+        "put the file back as it was"
+    )

@@ -1,6 +1,6 @@
 """The `bashrac` command.
 
-Exit codes: 0 done, 1 a step failed, 2 the user's input, 130 interrupted.
+Exit codes: 0 done, 1 a step failed, 2 the user's input, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.arguments import make_parser
-from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, BashracError, InputError
+from pipeline.errors import EXIT_FAILED, EXIT_STOPPED, BashracError, InputError, Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BashracError as error:
         print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped; run the same command again to go on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        by = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
+        return EXIT_STOPPED + by
     except BrokenPipeError:  # the reader of our output has gone: `bashrac report | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if given.command not in ("run", "evaluate"):
@@ -87,24 +88,28 @@ def _run(given: Any) -> int:
 
 
 def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
-    from pipeline import explain, shipped
+    from pipeline import changes, explain, shipped
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
 
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
     explain.check_judge_key(plan, given.runs, stage)
     explain.check_engine(plan, given.runs, stage)
     retry = _retry_command(given)
-    settings = RunSettings(given.runs, launch, retry, stage, given.max_judge_calls)
+    settings = RunSettings(
+        given.runs, launch, retry, stage, given.max_judge_calls, verify_weights=given.verify
+    )
     if launched_by_accelerate():
+        is_main = int(os.environ.get("RANK", "0")) == 0
+        if is_main:
+            changes.remember(plan, given.runs)
         code = run_in_these_processes(plan, settings)
-        if int(os.environ.get("RANK", "0")) == 0 and code == 0:
-            explain.remember(plan, given.runs)
+        if is_main and code == 0:
             _print_report(plan, given.runs)
         return code
     # The launched processes must end with us.
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(chosen, _interrupt)
-    explain.remember(plan, given.runs)
+    changes.remember(plan, given.runs)
     if calls := explain.judge_calls_words(plan, given.runs, stage):
         print(calls, flush=True)
     run_plan(plan, settings)
@@ -113,8 +118,8 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
 
 
 def _interrupt(signal_number: int, frame: Any) -> None:
-    del signal_number, frame
-    raise KeyboardInterrupt
+    del frame
+    raise Stopped(signal_number)
 
 
 def _retry_command(given: Any) -> str:
@@ -219,9 +224,17 @@ def _copy(given: Any) -> int:
     return 0
 
 
-def _step(given: Any) -> int:
-    from pipeline.step import run_steps
+def _clean(given: Any) -> int:
+    from pipeline.clean import clean
 
+    print(clean(given.runs, yes=given.yes))
+    return 0
+
+
+def _step(given: Any) -> int:
+    from pipeline.step import end_with_parent, run_steps
+
+    end_with_parent()
     return run_steps(given.specs)
 
 
@@ -234,5 +247,6 @@ _COMMANDS = {
     "score": _score,
     "recipes": _recipes,
     "copy": _copy,
+    "clean": _clean,
     "step": _step,
 }

@@ -5,17 +5,40 @@ Anything else that is raised is a programmer's mistake and keeps its traceback.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 EXIT_FAILED = 1
 EXIT_INPUT = 2
-EXIT_INTERRUPTED = 130
+EXIT_STOPPED = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM
+# What would act on a terminal or a page rather than be read: C0 and C1 control characters but
+# newline and tab, bidirectional overrides and isolates, and lone surrogates, which UTF-8 cannot
+# hold.
+_ACTING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST_LINE = 2000
+
+
+def visible(text: str) -> str:
+    """Return a text with what would act as escapes: ESC becomes 4 characters."""
+    return _ACTING.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class BashracError(Exception):
     """Base of all errors meant for the user: a sentence that says what is wrong and the way out."""
 
     exit_code = EXIT_FAILED
+
+    def __str__(self) -> str:
+        """The sentence, in which nothing that a user or a model wrote acts on a terminal."""
+        lines = visible(super().__str__()).split("\n")
+        return "\n".join(
+            line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..." for line in lines
+        )
 
 
 class InputError(BashracError):
@@ -30,6 +53,14 @@ class StepFailedError(BashracError):
 
 class StepHeldError(StepFailedError):
     """Another process works on the step, so that nothing of it may be touched."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the run to stop."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal_number)
+        self.signal_number = signal_number
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""Says which steps are done, which will run, and why, in words.
-
-Each run leaves `runs/<recipe>/plan.json`: the identity of every step, under a name that stays the
-same when its options change. Comparing with it tells what has changed since.
-"""
+"""Says which steps are done, which will run, and why, in words."""
 
 from __future__ import annotations
 
@@ -10,36 +6,25 @@ import contextlib
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 from eval.benchmarks import BENCHMARKS, test_source
 from eval.judge_openai import OpenAIJudge
 from eval.judging import engine_for, judge_words
 from pipeline import artifact, shipped
+from pipeline.artifact import PROGRESS, SPEC
 from pipeline.builtin import builtin_rows
+from pipeline.changes import MEMORY, Memory, read_identities
 from pipeline.plan import Plan, Step
 from pipeline.recipe import Source
 from pipeline.run import launch_command, select_steps
-from pipeline.step import PROGRESS, SPEC
 from pipeline.vllm_engine import check_vllm
-
-MEMORY = "plan.json"
-
-
-def _name(step: Step) -> str:
-    return f"{step.stage}/{step.title}/seed {step.seed}"
-
-
-def remember(plan: Plan, runs: Path) -> None:
-    """Write the identities of a plan's steps, for `explain` to compare with later."""
-    identities = {_name(step): step.identity for step in plan.steps}
-    artifact.write_json(runs / plan.recipe.name / MEMORY, identities)
 
 
 def explain(plan: Plan, runs: Path, launch: shipped.Launch) -> str:
     """Return the steps of a plan as text: state, reason, and the command of each."""
     memory_file = runs / plan.recipe.name / MEMORY
-    memory = artifact.read_json(memory_file) if memory_file.exists() else {}
+    known = read_identities(memory_file) if memory_file.exists() else {}
+    memory = Memory(known, plan.steps, runs)
     lines = []
     done = 0
     for number, step in enumerate(plan.steps, start=1):
@@ -121,7 +106,8 @@ def row_count(source: Source) -> int | None:
         with source.path.open(encoding="utf-8", errors="replace") as file:
             count = sum(bool(line.strip()) for line in file)
     elif source.path is not None and source.path.suffix == ".json":
-        with contextlib.suppress(ValueError, OSError):  # the step that reads it says what is wrong
+        # The step that reads it says what is wrong.
+        with contextlib.suppress(ValueError, OSError, RecursionError):
             rows = json.loads(source.path.read_text(encoding="utf-8"))
             count = len(rows) if isinstance(rows, list) else None
     if source.limit is None or count is None:
@@ -129,7 +115,7 @@ def row_count(source: Source) -> int | None:
     return min(count, source.limit)
 
 
-def _state(step: Step, directory: Path, memory: dict[str, Any]) -> str:
+def _state(step: Step, directory: Path, memory: Memory) -> str:
     if artifact.is_finished(directory):
         return "done"
     if any(directory.glob("shards/*.jsonl")) or any(directory.glob("checkpoints/checkpoint-*")):
@@ -138,26 +124,9 @@ def _state(step: Step, directory: Path, memory: dict[str, Any]) -> str:
         return "to run: it was stopped midway; what a judge has said is kept"
     if (directory / PROGRESS).exists():
         return "to run: it was stopped before anything could be kept"
-    before = memory.get(_name(step))
-    if before is None:
+    changes = memory.changes(step)
+    if changes is None:
         return "to run: new"
-    changes = list(_changes(before, step.identity, ""))
     if not changes:
         return "to run: not finished yet"
-    return "to run: changed since the last run: " + "; ".join(changes[:4])
-
-
-def _changes(before: Any, now: Any, key: str) -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        found = []
-        for name in sorted(before.keys() | now.keys()):
-            found += _changes(before.get(name), now.get(name), f"{key}.{name}".strip("."))
-        return found
-    if before == now:
-        return []
-    if key.startswith("inputs."):
-        noun = key.removeprefix("inputs.").split(".")[0]
-        is_digest = all(isinstance(value, str) and len(value) == 64 for value in (before, now))
-        if is_digest or isinstance(before, dict) != isinstance(now, dict):
-            return [f"its input {noun} is different"]
-    return [f"{key.removeprefix('options.').removeprefix('inputs.')} {before} -> {now}"]
+    return "to run: changed since the last run: " + "; ".join(changes)

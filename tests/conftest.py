@@ -97,6 +97,14 @@ def problems_of(path, *overrides) -> dict[str, str]:
     return {problem.key: problem.message for problem in caught.value.problems}
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file below a folder."""
+    from pipeline.artifact import file_digest
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
 def first_step(plan):
     """The first step of a plan's first stage; before it test rows are looked for in training rows."""
     return next(step for step in plan.steps if step.kind != "overlap")

@@ -285,7 +285,8 @@ def test_a_limit_of_judge_calls_holds_for_the_whole_command(
 
 def test_the_limit_holds_inside_one_process(judged_recipe, letters, write_recipe, tmp_path, serve):
     """tldr and alpaca of one stage are steps of one process: 6 and 8 calls."""
-    from pipeline.step import ERROR, run_steps, write_spec
+    from pipeline.artifact import ERROR
+    from pipeline.step import run_steps, write_spec
 
     recipe = judged_recipe | {"evaluate": ["tldr", "alpaca"], "judge": asking(serve())}
     for name in ("tldr", "alpaca"):

@@ -18,6 +18,7 @@ COMMANDS = [
     ["plan", "demo"],
     ["report", "demo"],
     ["report", "demo", "--format", "json"],
+    ["clean"],
 ]
 
 

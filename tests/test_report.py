@@ -20,6 +20,7 @@ RECORD = {
     "device": "cpu",
     "host": "here",
     "versions": {"trl": "1.16.0"},
+    "files": {},
 }
 
 
@@ -52,7 +53,7 @@ def finished(recipe_dict, write_recipe, tmp_path):
             artifact.write_rows(answers / artifact.SAMPLES, samples)
             grade_answers(StepRun.read(write_spec(step, runs, processes=1, use_cpu=True)))
             for done in [*plan.stage_steps[stage, seed], step]:
-                artifact.write_json(done.directory(runs) / artifact.RECORD, RECORD)
+                artifact.write_record(done.directory(runs), RECORD)
         return plan, runs
 
     return finish
@@ -178,8 +179,8 @@ def test_a_recipe_without_benchmarks_has_a_table_of_costs(finished):
     plan, runs = finished({}, evaluate=[])
     (step,) = plan.stage_steps["sft", 0]
     record = {"seconds": 10.0, "metrics": {"tokens_trained": 1000, "padding_share": 0.2}, "device": "cpu", "host": "here",
-              "versions": {}}  # fmt: skip
-    artifact.write_json(step.directory(runs) / artifact.RECORD, record)
+              "versions": {}, "files": {}}  # fmt: skip
+    artifact.write_record(step.directory(runs), record)
     lines = markdown(collect(plan, runs)).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
     assert cells[0] == ["stage", "train", "tokens trained", "padding", "tokens written"]
@@ -198,7 +199,7 @@ def test_rounds_and_warnings_stand_below_the_table(finished):
         "figures": {"rows": 1234, "differ from the reference": 0.0271},
         "warnings": ["3 of 9 rows dropped"],
     }
-    artifact.write_json(contexts.directory(runs) / artifact.RECORD, record)
+    artifact.write_record(contexts.directory(runs), record)
     report = collect(plan, runs)
     lines = markdown(report).splitlines()
     head = lines.index("## Self-generated rows: contexts")
@@ -257,7 +258,7 @@ def judged(recipe_dict, write_recipe, tmp_path):
                     "ids": ids or list(range(len(scores))),
                 }
                 artifact.write_json(step.directory(runs) / artifact.RESULT, result)
-                artifact.write_json(step.directory(runs) / artifact.RECORD, RECORD)
+                artifact.write_record(step.directory(runs), RECORD)
         return plan, runs
 
     return finish

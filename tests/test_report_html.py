@@ -15,10 +15,11 @@ from html.parser import HTMLParser
 import pytest
 
 from eval.report import collect
-from eval.report_html import html_page, visible
+from eval.report_html import html_page
 from eval.report_plots import nice_ticks
 from eval.report_samples import collect_samples
 from pipeline import artifact
+from pipeline.errors import visible
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
 from pipeline.step import StepRun, execute, write_spec
@@ -51,9 +52,9 @@ def finished(recipe_dict, write_recipe, tmp_path):
         runs = tmp_path / "runs"
         for (stage, _, seed), step in plan.results.items():
             if seed in answers.get(stage, {}) and not artifact.is_finished(step.directory(runs)):
+                write_samples(step.inputs["answers"].directory(runs), answers[stage][seed])
                 for done in [*plan.stage_steps[stage, seed], step.inputs["answers"]]:
                     write_record(done.directory(runs), tokens_trained=1000)
-                write_samples(step.inputs["answers"].directory(runs), answers[stage][seed])
                 execute(StepRun.read(write_spec(step, runs, processes=1, use_cpu=True)))
         return collect(plan, runs), collect_samples(plan, runs, count=count)
 
@@ -62,7 +63,8 @@ def finished(recipe_dict, write_recipe, tmp_path):
 
 def write_record(directory, **metrics):
     record = {"seconds": 10.0, "metrics": metrics, "device": "cpu", "host": "here"}
-    artifact.write_json(directory / artifact.RECORD, record | {"versions": {"trl": "1.16.0"}})
+    made = {"versions": {"trl": "1.16.0"}, "files": artifact.written_files(directory)}
+    artifact.write_record(directory, record | made)
 
 
 def write_samples(directory, answers):

@@ -164,9 +164,10 @@ def test_a_second_process_on_a_step_leaves_no_trace_of_its_failure(
     """An error file of the one that is turned away would stop the one that works."""
     from filelock import FileLock
 
+    from pipeline.artifact import ERROR, LOCK
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
-    from pipeline.step import ERROR, LOCK, run_steps, write_spec
+    from pipeline.step import run_steps, write_spec
 
     step = make_plan(load_recipe(write_recipe(recipe_dict))).steps[0]
     spec = write_spec(step, tmp_path, processes=1, use_cpu=True)
