@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline import artifact
+from pipeline import artifact, health
 from pipeline.data import load_examples, prompts_cut
 from pipeline.errors import InputError
 from pipeline.generate import Answering, Prompt, answers_as_done
@@ -61,12 +61,40 @@ def write_answers(step: StepRun) -> None:
     )
     step.metrics["answers"] = len(rows)
     step.metrics["tokens_generated"] = sum(len(row["ids"]) for row in rows)
-    truncated = step.metrics["truncated"] = sum(not row["finished"] for row in rows)
-    if "train" in step.inputs and truncated > len(rows) / 2:
-        step.warn(
-            f"{truncated} of {len(rows)} own answers are cut at generation.max_new_tokens "
-            f"{options['max_new_tokens']} and hold no end of turn to learn from; raise it"
+    step.metrics["truncated"] = sum(not row["finished"] for row in rows)
+    if "train" in step.inputs:
+        _check_own(step, rows)
+    health.check_rate(step)
+
+
+def _check_own(step: StepRun, rows: list[dict[str, Any]]) -> None:
+    """Look at a model's own answers that rows or pairs will be made of.
+
+    Raises:
+        InputError: when all of them are empty.
+    """
+    figures, count = answer_figures(rows), len(rows)
+    empty, cut = figures["answers empty"], figures["answers cut"]
+    if empty == count:
+        raise InputError(
+            f"all {count} own answers are empty, for the model ends its turn at once: there is "
+            "nothing to learn from; start the stage (its `from`) from one that answers, or train "
+            "that one with a lower trainer.learning_rate"
         )
+    health.warn_over(
+        step,
+        "answers_empty",
+        empty / count,
+        f"{empty} of {count} own answers are empty, for the model ends its turn at once; train the "
+        "stage it starts from longer, or with a lower trainer.learning_rate",
+    )
+    health.warn_over(
+        step,
+        "answers_cut",
+        cut / count,
+        f"{cut} of {count} own answers are cut at generation.max_new_tokens "
+        f"{step.options['max_new_tokens']} and hold no end of turn to learn from; raise it",
+    )
 
 
 def _in_this_process(
@@ -160,7 +188,7 @@ def answer_figures(rows: list[dict[str, Any]]) -> dict[str, int]:
     """What a round's own answers look like, from the rows of `samples.jsonl`."""
     return {
         "answers": len(rows),
-        "answers empty": sum(row["finished"] and len(row["ids"]) == 1 for row in rows),
+        "answers empty": sum(row["finished"] and not row["answer"] for row in rows),
         "answers = reference": sum(is_reference(row) for row in rows),
         "answers cut": sum(not row["finished"] for row in rows),
     }

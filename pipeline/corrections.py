@@ -103,7 +103,7 @@ def labels_as_done(
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches(rows, batch_size, tokens_of_a_pass(model.device)):
+        for batch in batches(rows, batch_size, tokens_of_a_pass(model.device)):
             chunks = [
                 _label(
                     [rows[place].row_id for place in batch],
@@ -113,7 +113,7 @@ def labels_as_done(
                     min_confidence,
                     seed,
                 )
-                for first, logits_BCV in _logits_at_answers(model, [rows[p] for p in batch])
+                for first, logits_BCV in logits_at_answers(model, [rows[p] for p in batch])
             ]
             for place, ids in zip(batch, torch.cat(chunks, dim=1).tolist(), strict=True):
                 yield place, ids[: len(rows[place].answer)]
@@ -136,7 +136,7 @@ def _check_arguments(prompt_ids, shown_ids, answer_ids, row_ids, label, min_conf
         raise ValueError(f"min_confidence is {min_confidence}, expected 0 or more and below 1")
 
 
-def _batches(rows: Sequence[Own], batch_size: int, tokens: int) -> Iterator[list[int]]:
+def batches(rows: Sequence[Own], batch_size: int, tokens: int) -> Iterator[list[int]]:
     """Places of rows with an answer, by falling length, with at most so many tokens a pass."""
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place].answer))
     order = [place for place in order if rows[place].answer]
@@ -147,7 +147,7 @@ def _batches(rows: Sequence[Own], batch_size: int, tokens: int) -> Iterator[list
         order = order[size:]
 
 
-def _logits_at_answers(model: Any, rows: list[Own]) -> Iterator[tuple[int, torch.Tensor]]:
+def logits_at_answers(model: Any, rows: list[Own]) -> Iterator[tuple[int, torch.Tensor]]:
     """Give (c, logits [B, C, V]) for answer positions c..c+C of all rows, until the longest's end.
 
     Prompts are padded on the left and answers on the right, so that all answers begin in the same
@@ -196,16 +196,16 @@ def _label(
         parts = zip(_parts(logits_NV), _parts(key_N, logits_NV), strict=True)
         label_N = torch.cat([sampling.pick(part, key) for part, key in parts])
     if min_confidence > 0:
-        label_N[_confidence(logits_NV, label_N) < min_confidence] = -100
+        label_N[log_probabilities(logits_NV, label_N).exp() < min_confidence] = -100
     return label_N.view(logits_BCV.shape[:2])
 
 
-def _confidence(logits_NV: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
-    """The probability of each label, [N]."""
+def log_probabilities(logits_NV: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
+    """Log probability of each label, float32 [N]."""
     parts = zip(_parts(logits_NV), _parts(label_N, logits_NV), strict=True)
     return torch.cat(
         [
-            part.float().log_softmax(dim=-1).gather(1, labels[:, None])[:, 0].exp()
+            part.float().log_softmax(dim=-1).gather(1, labels[:, None])[:, 0]
             for part, labels in parts
         ]
     )

@@ -62,7 +62,7 @@ def read_pairs(step: StepRun, renderer: Renderer) -> list[tuple[Row, Row]]:
         sides = []
         for name, answer in (("chosen", chosen), ("rejected", rejected)):
             ids = answer[:room]
-            ends = ids == answer and answer[-1] == renderer.end_of_turn_id
+            ends = ids == answer and answer[-1:] == [renderer.end_of_turn_id]
             labels = [-100] * len(prompt) + ids
             wanted = name == "chosen"
             sides.append(Row(f"pair {number}, {name}", prompt, prompt + ids, labels, ends, wanted))

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from eval import benchmarks
-from pipeline import artifact, options
+from pipeline import artifact
 from pipeline.errors import InputError
 from pipeline.identity import data_identity, model_identity
+from pipeline.option_names import NEUTRAL
 from pipeline.recipe import (
     Recipe,
     RoundOptions,
@@ -26,7 +27,12 @@ from pipeline.recipe import (
 )
 
 # Raised when the meaning of steps changes, so that results made before it are not taken for new.
-FORMAT = 1
+FORMAT = 2
+
+
+def step_folder(kind: str, fingerprint: str) -> str:
+    """The name of the directory that holds a step's results."""
+    return f"{kind}-{fingerprint[:16]}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Step:
 
     def directory(self, runs: Path) -> Path:
         """The directory of this step's results."""
-        return runs / "steps" / f"{self.kind}-{self.fingerprint[:16]}"
+        return runs / "steps" / step_folder(self.kind, self.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,15 @@ class Builder:
         assert self.recipe.data.train is not None  # the recipe's check has seen to it
         return self.recipe.data.train
 
+    @property
+    def writing(self) -> dict[str, Any]:
+        """Settings of steps in which the model writes rows; none of them changes a row."""
+        recipe = self.recipe
+        return {
+            "batch_tokens": recipe.generation.batch_tokens,
+            "warn_at": recipe.warn_at.model_dump(),
+        }
+
     def step(
         self,
         kind: str,
@@ -165,6 +180,10 @@ class Builder:
             inputs["base"] = model.base or model_identity(self.recipe.model, self.recipe.revision)
             if model.base is None:
                 places["base"] = self.recipe.model
+            if self.recipe.trust_remote_code:  # another class may compute something else
+                merged["trust_remote_code"] = True
+            if model.base is None and self.recipe.pickled_weights:
+                neutral = {**(neutral or {}), "pickled_weights": True}
             if model.adapter is not None:
                 inputs["adapter"] = model.adapter
         for role, source in (data or {}).items():
@@ -213,7 +232,7 @@ class Builder:
         if model is self.start and model.adapter is not None and stage.merge_adapter:
             model = self.merge(model)
         trainer = {**recipe.trainer_for(stage), **(trainer or {})}
-        result = {key: value for key, value in trainer.items() if key not in options.NEUTRAL}
+        result = {key: value for key, value in trainer.items() if key not in NEUTRAL}
         neutral = {"trainer": {key: trainer[key] for key in trainer.keys() - result.keys()}}
         micro = {"micro_batch_size": recipe.micro_batch_size}
         if trainer.get("neftune_noise_alpha"):  # its noise scales with the padded batch
@@ -292,7 +311,7 @@ class Builder:
             model=model,
             data={role: source, **({} if shots is None else {"shots": shots})},
             options=options,
-            neutral={"batch_tokens": generation.batch_tokens, "engine": generation.engine},
+            neutral={**self.writing, "engine": generation.engine},
             keys=keys,
         )
 

@@ -9,6 +9,7 @@ A row that cannot be right stops the run and is shown; what may be right is coun
 | beginning token | stands twice | |
 | end token of a model without chat template | ends the prompt | |
 | end-of-turn token | not the last label of a whole answer, or a label nowhere | inside an answer |
+| labels | none in a row, or no row at all | |
 | length | over the model's window | |
 | padding token | | is an end token |
 
@@ -54,8 +55,10 @@ def check_rows(step: StepRun, rows: Sequence[Row], renderer: Renderer) -> None:
     """Stop at a row that cannot be right; warn of what may not be.
 
     Raises:
-        InputError: with the row shown.
+        InputError: with the row shown, or where there is no row.
     """
+    if not rows:
+        raise InputError("there is no row to train on; raise max_length, or give more rows")
     end = renderer.end_of_turn_id
     for row in rows:
         problem = _problem(row, renderer)
@@ -108,6 +111,8 @@ def _problem(row: Row, renderer: Renderer) -> str | None:
             f"has {len(row.input_ids)} tokens, over the model's window of {renderer.window}: lower "
             "max_length"
         )
+    if all(label == -100 for label in row.labels):
+        return "has no label, so that nothing of it would be trained: take the row out"
     if row.whole and row.labels[-1] != renderer.end_of_turn_id:
         return "is a whole answer whose last label is not the end-of-turn token"
     return None

@@ -107,6 +107,35 @@ class Generation(Strict):
     dtype: DTYPES = "auto"
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class WarnAt(Strict):
+    """Where a step that goes on warns; null switches a warning off. No result depends on it.
+
+    Attributes:
+        labels_changed: RAC labels other than the model's own token. Labels far from the generated
+            tokens are how RAC collapses (Cen et al. 2025); in the demo a fifth of them differ.
+        tokens_changed: tokens of BASH contexts other than the reference's. The paper keeps beta
+            small, and its 0.2 changes no more than a fifth (in the demo 3 %, at beta 0.7 31 %).
+        loss_ratio: loss on self-generated over loss on reference rows, of the model that wrote
+            them. Contexts too far from the reference train slowly (the same paper); after the
+            demo's SFT it is 3 at beta 0.2, 5 at 0.4 and 15 at 0.7, and 2 on RAC's rows.
+        answers_cut: own answers cut at the token limit, which hold no end of turn to learn from:
+            past a half, most of them.
+        answers_empty: own answers without text, which hold nothing but an end: past a half, most.
+        generation_rate: tokens written per second, over the rate of the step's own best seconds;
+            warns below. A half leaves room for rows of different lengths.
+    """
+
+    labels_changed: Share | None = 0.5
+    tokens_changed: Share | None = 0.25
+    loss_ratio: Annotated[float, Field(gt=0)] | None = 5.0
+    answers_cut: Share | None = 0.5
+    answers_empty: Share | None = 0.5
+    generation_rate: Share | None = 0.5
+
+
 class Price(Strict):
     """What a judge costs, in any one currency."""
 
@@ -181,6 +210,8 @@ class Recipe(Strict):
     task: Literal["gsm8k", "tldr", "chat"]
     model: str = Field(min_length=1)
     revision: str | None = None
+    trust_remote_code: bool = False  # whether Python code among the model's files may run
+    pickled_weights: bool = False  # whether its weights may be pickled, which can hold code too
     dtype: DTYPES = "auto"
     system: str | None = None
     max_prompt_length: int | None = Field(default=None, ge=1)
@@ -192,6 +223,7 @@ class Recipe(Strict):
     lora: dict[str, Any] | None = None
     trainer: dict[str, Any] = {}
     generation: Generation = Generation()
+    warn_at: WarnAt = WarnAt()
     stages: dict[str, Any] = Field(min_length=1)
     evaluate: list[str] = []
     benchmarks: dict[str, Any] = {}

@@ -6,9 +6,11 @@ are not made again. When all are done the main process joins them, in row order,
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ from pipeline.step import StepRun
 Item = TypeVar("Item")
 Row = dict[str, Any]
 _SECONDS_BETWEEN_SHARDS = 10.0
+_WINDOW_SECONDS = 10.0
 
 
 def write_in_shards(
@@ -54,8 +57,12 @@ def write_in_shards(
         pending = [item for item in items if key(item) not in done]
         pending.sort(key=lambda item: (-size(item), key(item)))
         mine = pending[step.state.process_index :: step.state.num_processes]
-        made = _told(step, make(mine), of=len(mine), before=len(done), tokens=tokens)
+        groups = similar(mine, size, step.neutral["batch_tokens"])
+        rate = Rate(at_once=max((min(len(group), most) for group, most in groups), default=1))
+        made = _told(step, make(mine), rate, of=len(mine), before=len(done), tokens=tokens)
         _write_shards(folder, made, row_key)
+        if rate.windows:
+            step.metrics["tokens_per_second"] = rate.figures()
         step.state.wait_for_everyone()
         if step.state.is_main_process:
             artifact.write_rows(joined, sorted(_read_shards(folder), key=row_key))
@@ -106,18 +113,57 @@ def _write_shards(
             write()
 
 
+class Rate:
+    """Tokens per second of rows as they are done: of all, and of the best window.
+
+    Rows that are worked on together are done together, so the clock starts when `at_once` rows are
+    done (the model is loaded, every place was filled once), and a window holds as many rows, and
+    `_WINDOW_SECONDS`, at least: else it would tell when rows happen to be done.
+    """
+
+    def __init__(self, at_once: int):
+        self.at_once = at_once
+        self.last = (0.0, 0, 0)  # when, and how many rows and tokens were done
+        self.marks: list[tuple[float, int, int]] = []  # the same at each window's ends
+
+    @property
+    def windows(self) -> int:
+        """How many windows are over."""
+        return max(len(self.marks) - 1, 0)
+
+    def add(self, tokens: int, now: float) -> None:
+        """Count a row that was done `now`, in seconds of any one clock."""
+        _, rows, before = self.last
+        self.last = (now, rows + 1, before + tokens)
+        began, first, _ = self.marks[-1] if self.marks else (-math.inf, 0, 0)
+        if now - began >= _WINDOW_SECONDS and rows + 1 - first >= self.at_once:
+            self.marks.append(self.last)
+
+    def figures(self) -> dict[str, float]:
+        """Mean and best tokens per second, once a window is over."""
+        best = max(self._between(*ends) for ends in pairwise(self.marks))
+        mean = self._between(self.marks[0], self.last)
+        return {"mean": round(mean, 1), "best": round(best, 1), "windows": self.windows}
+
+    @staticmethod
+    def _between(start: tuple[float, int, int], end: tuple[float, int, int]) -> float:
+        return (end[2] - start[2]) / max(end[0] - start[0], 1e-9)
+
+
 def _told(
-    step: StepRun, rows: Iterator[Row], *, of: int, before: int, tokens: Callable[[Row], int]
-) -> Iterator[Row]:
+    step: StepRun, rows: Iterator[Row], rate: Rate, *,
+    of: int, before: int, tokens: Callable[[Row], int],
+) -> Iterator[Row]:  # fmt: skip
     """Pass rows on and tell the progress; other processes are taken to be as far as this one."""
     processes = step.state.num_processes
     total = before + of * processes
-    began, count = time.monotonic(), 0
+    began = time.monotonic()
     step.progress(before, total, "rows")
     for number, row in enumerate(rows, 1):
-        count += tokens(row) * processes
-        rate = count / max(time.monotonic() - began, 1e-9)
-        step.progress(before + number * processes, total, f"rows, {rate:,.0f} tokens/s")
+        now = time.monotonic()
+        rate.add(tokens(row) * processes, now)
+        so_far = rate.last[2] / max(now - began, 1e-9)
+        step.progress(before + number * processes, total, f"rows, {so_far:,.0f} tokens/s")
         yield row
 
 

@@ -53,6 +53,7 @@ def test_a_right_row_passes_without_a_word(renderer):
         ({"labels": [-100, 8, 9, 10, 2]}, "row 1 has loss on its prompt"),
         ({"labels": [-100, -100, 9, 2, 10]}, "last label is not the end-of-turn token"),
         ({"labels": [-100, -100, 9, 10, 11], "whole": False}, "row 1 has no end-of-turn token"),
+        ({"labels": [-100] * 5, "whole": False}, "row 1 has no label"),
         ({"wanted": False}, "row 1 has no end-of-turn token"),
     ],
 )
@@ -62,6 +63,11 @@ def test_a_row_that_cannot_be_right_stops_the_run_and_is_shown(renderer, change,
     shown = str(caught.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in shown] == ["prompt", "input", "labels"]
     assert repr(renderer.tokenizer.decode(PROMPT)) in shown[0]
+
+
+def test_no_row_at_all_stops_the_run(renderer):
+    with pytest.raises(InputError, match="there is no row to train on"):
+        check_rows(Step(), [], renderer)
 
 
 def test_two_beginning_tokens_stop_the_run():

@@ -105,10 +105,7 @@ def plan(stage: Options, build: Builder) -> Model:
                 "max_length": build.recipe.trainer_for(stage)["max_length"],
                 "dtype": build.recipe.generation.dtype,
             },
-            neutral={
-                "batch_tokens": build.recipe.generation.batch_tokens,
-                "engine": stage.engine,
-            },
+            neutral={**build.writing, "engine": stage.engine},
         )
         model = sft.train_round(build, model, contexts, number, stage.ratio)
     return model
@@ -169,6 +166,15 @@ def write_contexts(step: StepRun) -> None:
         tokens=sft.label_count,
         file_name=sft.ROWS,
     )
+    _measure(step, model, rows, token_rows)
+
+
+def _measure(
+    step: StepRun, model: Any, rows: list[dict[str, Any]], token_rows: list[TokenRow]
+) -> None:
+    """Note what the contexts are beside the references, and warn where they are too far."""
+    from pipeline import health
+
     labels = [label for row in rows for label in row["labels"]]
     inputs = [token for row in rows for token in row["input_ids"]]
     answers = sum(label != -100 for label in labels)
@@ -179,3 +185,15 @@ def write_contexts(step: StepRun) -> None:
         "answer tokens": answers,
         "differ from the reference": changed / answers,
     }
+    health.warn_over(
+        step,
+        "tokens_changed",
+        changed / answers,
+        f"{changed} of {answers} context tokens differ from the reference, and contexts far from "
+        "it train slowly; lower the stage's beta",
+    )
+    health.compare_losses(
+        step, model, "mixed", rows, {row.row_id: row for row in token_rows},
+        way_out="lower the stage's beta",
+    )  # fmt: skip
+    health.check_rate(step)

@@ -102,7 +102,7 @@ def plan(stage: Options, build: Builder) -> Model:
                 "max_new_tokens": recipe.generation.max_new_tokens,
                 "dtype": recipe.generation.dtype,
             },
-            neutral={"batch_tokens": recipe.generation.batch_tokens},
+            neutral=build.writing,
         )
         model = sft.train_round(build, model, corrections, number, stage.ratio)
     return model
@@ -159,12 +159,37 @@ def write_corrections(step: StepRun) -> None:
         tokens=sft.label_count,
         file_name=sft.ROWS,
     )
+    _measure(step, model, rows, drafts, renderer)
+
+
+def _measure(
+    step: StepRun, model: Any, rows: list[dict[str, Any]], drafts: dict[int, Draft],
+    renderer: Renderer,
+) -> None:  # fmt: skip
+    """Note what the labels are beside own answers and references, and warn where they are odd."""
+    from pipeline import health
+
+    by_sequence = step.options["correction"] == "sequence"
     count = sequence_figures if by_sequence else token_figures
     step.metrics["figures"] |= count(rows, drafts)
-    if not by_sequence:
-        _check_ends(step, rows, drafts, renderer.end_of_turn_id)
-    else:
+    if by_sequence:
         step.metrics["tokens_generated"] = sum(map(sft.label_count, rows))
+        health.check_rate(step)
+        return
+    _check_ends(step, rows, drafts, renderer.end_of_turn_id)
+    changed = step.metrics["figures"]["label differs from own token"]
+    health.warn_over(
+        step,
+        "labels_changed",
+        changed,
+        f"{changed:.0%} of the labels differ from the own token they stand at, and labels far from "
+        "what the model writes are how RAC collapses; raise the stage's min_confidence, or train "
+        "longer before it",
+    )
+    health.compare_losses(
+        step, model, "own", rows, {place: draft.row for place, draft in drafts.items()},
+        way_out="raise the stage's min_confidence",
+    )  # fmt: skip
 
 
 def read_drafts(step: StepRun, renderer: Renderer) -> dict[int, Draft]:

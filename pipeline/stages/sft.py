@@ -97,6 +97,11 @@ def read_training_rows(step: StepRun, renderer: Renderer) -> tuple[list[Row], li
         checked += own
         chosen = repeated(own, options["lambda"], seed=step.seed)
         step.metrics["data"] = {**counts, "self_generated_rows": len(chosen)}
+        if options["lambda"] > 0 and not chosen:
+            step.warn(
+                f"lambda {options['lambda']:g} of {len(own)} self-generated rows is none, so that "
+                "only the reference is trained on; raise lambda, or give more rows"
+            )
         rows += [{"input_ids": row.input_ids, "labels": row.labels} for row in chosen]
     return checked, rows
 
