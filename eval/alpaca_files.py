@@ -63,6 +63,8 @@ def _read_json(path: str | Path) -> Any:
     try:
         data = Path(path).read_bytes()
         return json.loads(gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data)
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply to be a file of AlpacaEval's") from None
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} must be a JSON file, plain or gzipped: {error}") from None
 
@@ -74,22 +76,29 @@ def _check_entries(
         raise InputError(f"{path} must hold a list of entries, as AlpacaEval's files do")
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise InputError(f"{path}: entry {number} is {str(row)[:80]!r}, valid is an object")
+            raise InputError(f"{path}: entry {number} is {_shown(row)!r}, valid is an object")
         for field in fields:
             if not isinstance(row.get(field), str):
-                value = str(row.get(field))[:80]
+                value = _shown(row.get(field))
                 raise InputError(f"{path}: entry {number}: {field} is {value}, valid is a text")
         if has_preference and not _is_preference(row.get("preference", "missing")):
+            value = _shown(row.get("preference", "missing"))
             raise InputError(
-                f"{path}: entry {number}: preference is {row.get('preference', 'missing')}, valid "
+                f"{path}: entry {number}: preference is {value}, valid "
                 "is 1 (output_1 better) to 2 (output_2 better), or null for no verdict"
             )
     return rows
 
 
+def _shown(value: Any) -> str:
+    """A value in a message: of a list or an object only what it is, however large it is."""
+    is_large = isinstance(value, (list, dict))
+    return type(value).__name__ if is_large else str(value)[:80]
+
+
 def _is_preference(value: Any) -> bool:
-    if value is None:
-        return True
+    if value is None or isinstance(value, bool):
+        return value is None
     # 0 is how older files write a tie.
     return isinstance(value, float | int) and (value == 0 or 1 <= value <= 2 or math.isnan(value))
 
@@ -134,8 +143,10 @@ def read_difficulties(path: str | Path, instructions: Sequence[str]) -> dict[str
             f"{path} has {len(by_index)} difficulties, {len(instructions)} instructions "
             f"({distinct} different) were given: give all of AlpacaEval's, in its order"
         )
-    if math.isnan(sum(by_index.values())):
-        raise InputError(f"{path} has an empty cell in instruction_difficulty: fill it in")
+    if not all(map(math.isfinite, by_index.values())):
+        raise InputError(
+            f"{path} has an empty cell, or an infinity, in instruction_difficulty: fill it in"
+        )
     return {instruction: by_index[i] for i, instruction in enumerate(instructions)}
 
 

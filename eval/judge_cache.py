@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from eval.judgement import Reply
 from pipeline.artifact import canonical_json, disk_error
@@ -16,7 +18,7 @@ from pipeline.errors import InputError
 class ReplyCache:
     """Replies in a JSONL file, one line each, appended as they come.
 
-    A line cut off by a kill is not JSON: it is passed over, and its question asked again.
+    A line that is not whole, as after a kill, is passed over, and its question asked again.
     """
 
     def __init__(self, path: str | Path):
@@ -31,9 +33,10 @@ class ReplyCache:
         for line in data.split(b"\n"):
             try:
                 entry = json.loads(line)
-                self.replies[entry["key"]] = dict(entry["reply"])
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, RecursionError):
                 continue
+            if _is_entry(entry):
+                self.replies[entry["key"]] = entry["reply"]
 
     def __enter__(self) -> ReplyCache:
         return self
@@ -72,3 +75,41 @@ class ReplyCache:
         except OSError as error:
             raise disk_error(self.path, error) from error
         self.replies[key] = reply
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a line holds a key and a reply such as a judge records."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
+        return False
+    reply = entry.get("reply")
+    if not isinstance(reply, dict):
+        return False
+    usage = reply.get("usage", {})
+    is_counted = isinstance(usage, dict) and all(type(count) is int for count in usage.values())
+    kinds = [_REPLIES[name](value) for name, value in reply.items() if name in _REPLIES]
+    return is_counted and len(kinds) == 1 and kinds[0]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_two_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _are_logprobs(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2
+        and isinstance(pair[0], str) and _is_number(pair[1])
+        for pair in value
+    )  # fmt: skip
+
+
+# What the judges of `eval.judge_openai` and `eval.judge_local` record, by the name of its field.
+_REPLIES: dict[str, Callable[[Any], bool]] = {
+    "text": lambda value: isinstance(value, str),
+    "top_logprobs": _are_logprobs,
+    "logits": _are_two_numbers,
+    "rouge_l": _are_two_numbers,
+}

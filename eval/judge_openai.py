@@ -26,6 +26,7 @@ KEY_VARIABLES = ("BASHRAC_JUDGE_KEY", "OPENAI_API_KEY")
 _OURS = ("model", "messages", "n", "stream", "extra_headers", "extra_query", "extra_body")
 _TOP_LOGPROBS = 20  # the most the protocol allows: with 5 a small judge often misses a label
 _NEGLIGIBLE = 0.01
+_MOST_TOKENS = 1 << 40  # that a server may count for one reply and be believed
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 
 
@@ -66,9 +67,14 @@ class OpenAIJudge:
         Raises:
             InputError: when the address is none, or holds a user, a password or a query.
         """
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError("the judge's base URL must look like https://api.openai.com/v1")
+        try:
+            parts = urlsplit(base_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+                raise ValueError
+        except ValueError:  # also http://[::1, or a port that is no number
+            raise InputError(
+                "the judge's base URL must look like https://api.openai.com/v1"
+            ) from None
         if parts.username or parts.password or parts.query:
             raise InputError(
                 "the judge's base URL must hold no user, password or query: a key is taken from "
@@ -222,7 +228,7 @@ def _openai_reply(body: Any, *, wants_logprobs: bool) -> Reply | Failure:
     usage = {
         name: count
         for name in ("prompt_tokens", "completion_tokens")
-        if isinstance(count := _at(body, "usage", name), int)
+        if type(count := _at(body, "usage", name)) is int and 0 <= count < _MOST_TOKENS
     }
     if not wants_logprobs:
         if not isinstance(text, str):

@@ -13,6 +13,8 @@ from typing import Any
 
 from eval.judgement import Question, Reading
 from pipeline.errors import InputError, suggest
+from pipeline.plain_yaml import read_yaml_file
+from pipeline.shipped import user_path
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -79,7 +81,7 @@ class Template:
         """Read the verdict in a text reply."""
         verdicts = {found[1] for found in re.finditer(self.pattern or r"(?!)", text)}
         values = {self.labels[0]: 0.0, self.labels[1]: 1.0, self.tie: 0.5}
-        if len(verdicts) != 1 or not verdicts <= values.keys():
+        if len(verdicts) != 1 or not verdicts <= values.keys() - {None}:
             return Reading(None, f"no single verdict in the reply {text[:200]!r}")
         return Reading(values[verdicts.pop()])
 
@@ -90,30 +92,29 @@ def load_template(name: str | Path) -> Template:
     Raises:
         InputError: when there is no such template, or a field of it is wrong.
     """
-    import yaml
-
     ours = sorted(path.stem for path in PROMPTS.glob("*.yaml"))
     path = PROMPTS / f"{name}.yaml" if str(name) in ours else Path(name)
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError:
+    if not user_path(str(path)).is_file():
         raise InputError(
             f"no judge template {name}: give a file, or one of {', '.join(ours)}"
             + suggest(str(name), ours)
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        )
+    fields = read_yaml_file(path)
     if not isinstance(fields, dict) or not fields.keys() <= set(_FIELDS):
         raise InputError(f"{path}: its keys must be of {', '.join(_FIELDS)}")
-    labels = fields.get("labels")
-    if not isinstance(labels, list) or len(labels) != 2 or len(set(map(str, labels))) != 2:
+    labels = fields.pop("labels", None)
+    if not isinstance(labels, list) or len(labels) != 2 or labels[0] == labels[1]:
         raise InputError(f"{path}: labels must be two different texts, such as [A, B]")
+    for key, value in [*fields.items(), *(("labels", label) for label in labels)]:
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{path}: {key} is {value!r}, expected text: write it in quotes")
     if "label_request" not in fields and not {"text_request", "pattern"} <= fields.keys():
         raise InputError(f"{path}: needs label_request, or text_request and pattern")
-    texts = {key: str(value) for key, value in fields.items() if key != "labels"}
-    _check_placeholders(path, texts)
-    first, second = map(str, labels)
-    return Template(path.stem, labels=(first, second), **{"prompt": "", **texts})
+    if fields.get("tie") in labels:
+        raise InputError(f"{path}: tie is one of the labels: a tie needs a text of its own")
+    _check_placeholders(path, fields)
+    first, second = labels
+    return Template(path.stem, labels=(first, second), **{"prompt": "", **fields})
 
 
 def _check_placeholders(path: Path, texts: Mapping[str, str]) -> None:

@@ -31,10 +31,8 @@ from eval.report_text import (
     figure_words,
     interval_note,
 )
+from pipeline.errors import visible
 
-# What could act on the page's reader rather than be read: C0 and C1 control characters but newline
-# and tab, bidirectional overrides and isolates, and lone surrogates, which UTF-8 cannot hold.
-_ACTING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _INSIDE_A_NUMBER = re.compile(" (?=[±%])|(?<=[±,]) ")
 _TONES = {
     "better": "good", "correct": "good", "win": "good",
@@ -124,19 +122,9 @@ def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> st
     )  # fmt: skip
 
 
-def visible(text: str) -> str:
-    """Return a text with its control characters as escapes: ESC becomes 4 characters."""
-    return _ACTING.sub(_escape, text.replace("\r\n", "\n"))
-
-
 def style_hash(style: str) -> str:
     """Return the hash by which a content security policy knows a style block."""
     return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-
-
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 @cache
@@ -246,7 +234,7 @@ def _rounds_table(report: Report, kind: str) -> Table:
         head.append(", ".join(word for word in (one.stage, part, seed) if word))
     names = dict.fromkeys(name for one in rounds for name in one.figures)
     body = [
-        [TableCell(name), *(TableCell(figure_words(one.figures.get(name))) for one in rounds)]
+        [TableCell(name), *(TableCell(figure_words(name, one.figures.get(name))) for one in rounds)]
         for name in names
     ]
     return Table(kind.capitalize(), head, body, is_numeric=True)

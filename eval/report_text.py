@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from eval.report import Cell, Cost, Difference, Report, Row
+from pipeline.errors import visible
 
 COST_HEAD = ["stage", "train", "tokens trained", "padding", "tokens written"]
 _COLUMNS: tuple[str, ...] = (
@@ -43,8 +44,8 @@ def markdown(report: Report) -> str:
     if report.warnings:
         warnings = report.warnings.items()
         lines += ["## Warnings", ""]
-        lines += [f"- {', '.join(stages)}: {warning}" for warning, stages in warnings]
-    return "\n".join(lines).rstrip()
+        lines += [f"- {', '.join(stages)}: {_in_a_line(warning)}" for warning, stages in warnings]
+    return visible("\n".join(lines).rstrip())
 
 
 def _benchmark(report: Report, benchmark: str) -> list[str]:
@@ -116,16 +117,15 @@ def _figures(report: Report, kind: str) -> list[str]:
         round_words = one.title.partition(", ")[2]
         stage = f"{one.stage}, {round_words}" if round_words else one.stage
         body.append(
-            [stage, str(one.seed), *(figure_words(one.figures.get(name)) for name in names)]
+            [stage, str(one.seed), *(figure_words(name, one.figures.get(name)) for name in names)]
         )
     lines = _table(["stage", "seed", *names], body)
     return [f"## Self-generated rows: {kind}", "", *lines, ""]
 
 
 def _notes(report: Report) -> list[str]:
-    lines = [
-        f"Model {report.model}, task {report.task}, seeds {', '.join(map(str, report.seeds))}."
-    ]
+    seeds = ", ".join(map(str, report.seeds))
+    lines = [f"Model {_in_a_line(report.model)}, task {report.task}, seeds {seeds}."]
     if report.rows:
         lines.append(interval_note(report))
     lines.append(
@@ -222,11 +222,14 @@ def _csv_lines(report: Report) -> Iterator[dict[str, Any]]:
 
 def json_text(report: Report) -> str:
     """Everything, for programs."""
-    return json.dumps(asdict(report), indent=1, ensure_ascii=False)
+    text = json.dumps(asdict(report), indent=1, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()  # half characters as JSON writes them
 
 
-def figure_words(value: float | None) -> str:
-    """A share in percent, or a count, of what a self-generating step made."""
+def figure_words(name: str, value: float | None) -> str:
+    """A share in percent, a count, or a loss (by its name), of what a self-generating step made."""
+    if name.startswith("loss") and value is not None:
+        return f"{value:.3f}"
     return f"{100 * value:.1f} %" if isinstance(value, float) else count(value)
 
 
@@ -241,6 +244,7 @@ def count(value: int | None) -> str:
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:
+    head, *body = [[_in_a_cell(cell) for cell in line] for line in [head, *body]]
     widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
     lines = [head, ["-" * width for width in widths], *body]
     return [
@@ -249,3 +253,11 @@ def _table(head: list[str], body: list[list[str]]) -> list[str]:
         + " |"
         for line in lines
     ]
+
+
+def _in_a_cell(text: str) -> str:
+    return _in_a_line(text).replace("|", "\\|")
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split())

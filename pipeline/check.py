@@ -5,7 +5,7 @@ Nothing here imports torch, trl or datasets.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from eval import benchmarks
@@ -15,7 +15,15 @@ from pipeline.builtin import SPLITS
 from pipeline.errors import InputError, Problem, suggest
 from pipeline.identity import adapter_base
 from pipeline.recipe import Recipe, Source, method_module, trainer_of
+from pipeline.rowfiles import rows_of_file
 from pipeline.tasks import RowError, example_of, preference_of
+from pipeline.weights import pickled_problem
+
+# What lies under runs beside the recipes' folders: see pipeline.plan, eval.judging, and
+# pipeline.training.
+SHARED_FOLDERS = ("steps", "judge", "trackers")
+_MOST_ROUNDS = 10_000  # over all stages and seeds
+_LARGEST_SEED = 2**32 - 1  # numpy's
 
 
 def cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
@@ -23,12 +31,57 @@ def cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
 
     `written` names the stages in the file, among them those that have problems of their own.
     """
+    if unusable := [*_check_paths(recipe), *_check_size(recipe)]:
+        return unusable  # nothing below could look at it
     return [
         *_check_passed_through(recipe),
         *_check_starts(recipe, written),
         *_check_data(recipe),
         *_check_names(recipe, written),
     ]
+
+
+def _check_paths(recipe: Recipe) -> list[Problem]:
+    """Texts that stand for a file, a folder or a hub id, and that no file can be called."""
+    texts = {"model": recipe.model, "launch": recipe.launch}
+    if recipe.judge is not None and recipe.judge.model is not None:
+        texts["judge.model"] = recipe.judge.model
+    texts |= {f"{key}.source": source.source for key, source, _, _ in _sources(recipe)}
+    problems = []
+    for key, text in texts.items():
+        try:
+            shipped.user_path(text)
+        except InputError as error:
+            problems.append(Problem(key, str(error)))
+    return problems
+
+
+def _check_size(recipe: Recipe) -> list[Problem]:
+    """A recipe of so many rounds that it could not even be planned."""
+    rounds = sum(getattr(stage, "rounds", 1) for stage in recipe.stages.values())
+    if rounds * len(recipe.seeds) <= _MOST_ROUNDS:
+        return []
+    message = (
+        f"come to {rounds * len(recipe.seeds)} rounds over {len(recipe.seeds)} seeds; "
+        f"at most {_MOST_ROUNDS} are planned: lower rounds, or split the recipe"
+    )
+    return [Problem("stages", message)]
+
+
+def _sources(recipe: Recipe) -> Iterator[tuple[str, Source, str, str | None]]:
+    """Every source of a recipe: its key, itself, its role, and what its rows are of.
+
+    None stands for AlpacaEval's own files.
+    """
+    for role in ("train", "test", "preferences"):
+        if isinstance(source := getattr(recipe.data, role), Source):
+            yield f"data.{role}", source, role, recipe.task
+    for name, given in recipe.benchmarks.items():
+        for role in given.model_fields_set:
+            if isinstance(source := getattr(given, role), Source):
+                has_rows = role in ("data", "shots")
+                task = benchmarks.task_of(recipe, name) if has_rows else None
+                yield f"benchmarks.{name}.{role}", source, "test", task
 
 
 def _check_passed_through(recipe: Recipe) -> list[Problem]:
@@ -82,17 +135,8 @@ def _check_starts(recipe: Recipe, written: list[str]) -> list[Problem]:
 
 def _check_data(recipe: Recipe) -> list[Problem]:
     problems = []
-    for role in ("train", "test", "preferences"):
-        source = getattr(recipe.data, role)
-        if isinstance(source, Source):
-            problems += _check_source(f"data.{role}", source, role, recipe.task)
-    for name, given in recipe.benchmarks.items():
-        for role in given.model_fields_set:
-            source = getattr(given, role)
-            if isinstance(source, Source):
-                key, task = f"benchmarks.{name}.{role}", benchmarks.task_of(recipe, name)
-                has_rows = role in ("data", "shots")
-                problems += _check_source(key, source, "test", task if has_rows else None)
+    for key, source, role, task in _sources(recipe):
+        problems += _check_source(key, source, role, task)
     trains = any(trainer_of(stage.method) for stage in recipe.stages.values())
     if trains and recipe.data.train is None:
         problems.append(Problem("data.train", "is missing; stages train on its rows"))
@@ -123,7 +167,7 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
         return [Problem(place, f"there is no file or folder {source.source}")]
     if source.path.suffix != kind:
         return [Problem(place, f"{source.source} must be AlpacaEval's own {kind} file")]
-    if task is None or source.path.suffix != ".jsonl":
+    if task is None or source.path.suffix not in (".jsonl", ".csv") or source.path.is_dir():
         return []
     message = _wrong_first_row(source.path, task, role)
     return [Problem(place, message)] if message else []
@@ -135,17 +179,14 @@ def _wrong_first_row(path: Path, task: str, role: str) -> str | None:
     All rows are checked by the step that reads them.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            row = json.loads(next((line for line in file if line.strip()), "null"))
-    except (OSError, ValueError):
-        return None  # the step names the line
-    if not isinstance(row, dict):
-        return None
-    try:
-        (preference_of if role == "preferences" else example_of)(task, row)
+        for _, row in rows_of_file(path):
+            (preference_of if role == "preferences" else example_of)(task, row)
+            return None
+    except InputError as error:
+        return str(error)
     except RowError as error:
         return f"{path}, first row: field {error.field!r} {error}"
-    return None
+    return f"{path}: there are no rows in it"
 
 
 def _check_judge(recipe: Recipe) -> list[Problem]:
@@ -175,6 +216,9 @@ def _check_judge(recipe: Recipe) -> list[Problem]:
 
 def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
     problems = []
+    if recipe.name.lower() in SHARED_FOLDERS:
+        message = f"{recipe.name!r} is a folder that all recipes share under runs; take another"
+        problems.append(Problem("name", message))
     for name in recipe.evaluate:
         if name not in BENCHMARKS:
             hint = suggest(name, list(BENCHMARKS))
@@ -196,11 +240,15 @@ def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
             if benchmark not in recipe.evaluate:
                 message = f"{benchmark!r} is not in evaluate{suggest(benchmark, recipe.evaluate)}"
                 problems.append(Problem(f"published.{stage}.{benchmark}", message))
+    if max(recipe.seeds) > _LARGEST_SEED:
+        problems.append(Problem("seeds", f"{max(recipe.seeds)} is over {_LARGEST_SEED}"))
     if len(recipe.seeds) != len(set(recipe.seeds)):
         problems.append(Problem("seeds", f"{recipe.seeds} holds a seed twice"))
     model_path = Path(recipe.model).expanduser()
     if recipe.model.startswith(("./", "../", "/", "~")) and not model_path.is_dir():
         problems.append(Problem("model", f"there is no folder {recipe.model}"))
+    elif not recipe.pickled_weights and (problem := pickled_problem(model_path)):
+        problems.append(Problem("model", problem))
     try:
         launch = shipped.read_launch(recipe.launch)
     except InputError as error:

@@ -1,23 +1,23 @@
-"""Reads rows of any source through `datasets`, checks every one, and cuts what is too long."""
+"""Reads rows of any source, checks every one, and cuts what is too long."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import builtin
+from pipeline import artifact, builtin
 from pipeline.errors import InputError
-from pipeline.identity import cache_folder, local_digest, local_file
-from pipeline.recipe import LOCAL_SUFFIXES, Source
+from pipeline.identity import cache_folder, hub_commit, local_digest, local_file
+from pipeline.recipe import Source
 from pipeline.render import Renderer
+from pipeline.rowfiles import READERS, rows_of_file
 from pipeline.tasks import Example, PreferencePair, RowError, example_of, preference_of
 
 Read = TypeVar("Read")
-_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -139,103 +139,104 @@ def _source(source: dict[str, Any] | Source) -> Source:
     return source if isinstance(source, Source) else Source.model_validate(source)
 
 
-def _read_each(source: Source, read: Callable[[dict[str, Any]], Read]) -> list[Read]:
+def _read_each(source: Source, read: Callable[[Mapping[str, Any]], Read]) -> list[Read]:
     items = []
-    try:
-        for row in _rows(source):
+    for place, row in islice(_placed_rows(source), source.limit):
+        try:
             items.append(read(row))
-    except RowError as error:
-        place = _place(source, len(items))
-        raise InputError(f"{place}: field {error.field!r} {error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(_damaged_line(source.path) or f"{source.source}: {error}") from None
+        except RowError as error:
+            raise InputError(f"{place}: field {error.field!r} {error}") from None
     if not items:
         raise InputError(f"{source.source}: there are no rows in it")
     return items
 
 
-def _place(source: Source, position: int) -> str:
-    """Where a row stands, as a person would look for it."""
-    path = source.path
-    if path is not None and path.suffix == ".jsonl":
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-            position -= bool(line.strip())
-            if position < 0:
-                return f"{path}:{number}"
-    return f"{source.source}, row {position + 1}"
-
-
-def _rows(source: Source) -> Iterable[dict[str, Any]]:
+def _placed_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A source's rows, each with the place where it stands."""
     if source.builtin is not None:
-        return builtin.builtin_rows(source.builtin, source.split or "train", limit=source.limit)
-    dataset = _load(source)
-    if source.limit is not None:
-        dataset = dataset.select(range(min(source.limit, len(dataset))))
-    return dataset
+        rows = builtin.builtin_rows(source.builtin, source.split or "train", limit=source.limit)
+        return _numbered(source, rows)
+    path = source.path if source.file is None else local_file(source)
+    if path is not None and not path.is_dir():
+        return rows_of_file(path)
+    return _from_datasets(source, path)
 
 
-def _load(source: Source) -> Any:
-    import datasets
+def _numbered(
+    source: Source, rows: Iterable[Mapping[str, Any]]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, row in enumerate(rows, start=1):
+        yield f"{source.source}, row {number}", row
+
+
+def _from_datasets(source: Source, folder: Path | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of a folder, whose files and splits `datasets` finds, or of the hub."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-    path = source.path if source.file is None else local_file(source)
+    split = source.split or "train"
     try:
-        if path is None:
-            return datasets.load_dataset(
-                source.source, source.name, split=source.split, revision=source.revision
-            )
-        # datasets knows its cached files by path and time; ours lie under what they hold.
-        cache = str(cache_folder() / "rows" / local_digest(path)[:16])
-        if path.is_dir():
-            return datasets.load_dataset(
-                str(path), source.name, split=source.split, cache_dir=cache
-            )
-        loader = _LOADERS.get(path.suffix)
-        if loader is None:
-            raise InputError(f"{path}: not a {', '.join(LOCAL_SUFFIXES)} file")
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty")
-        files = {"train": str(path)}
-        return datasets.load_dataset(loader, data_files=files, split="train", cache_dir=cache)
-    except DatasetGenerationError as error:
-        raise InputError(_damaged_line(path) or f"{source.source}: {_cause(error)}") from None
-    except (DatasetNotFoundError, ValueError, FileNotFoundError) as error:
+        if folder is None:
+            yield from _numbered(source, _load_from_hub(source))
+            return
+        builder = _folder_builder(source, folder)
+        files = [Path(str(file)) for file in (builder.config.data_files or {}).get(split, ())]
+        if files and all(file.suffix in READERS for file in files):
+            yield from chain.from_iterable(map(rows_of_file, files))
+            return
+        builder.download_and_prepare()
+        yield from _numbered(source, builder.as_dataset(split=split))
+    except (DatasetGenerationError, DatasetNotFoundError, ValueError, FileNotFoundError) as error:
         raise InputError(f"{source.source}: {_cause(error)}") from None
-    except ConnectionError as error:
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
         raise InputError(
-            f"{source.source}: the hub cannot be reached ({error}); use a local file instead"
+            f"{source.source}: holds a Python script, which is not run; give its rows as "
+            f"{', '.join(READERS)}, or a folder without it"
         ) from None
+
+
+def _folder_builder(source: Source, folder: Path) -> Any:
+    import datasets
+
+    # datasets knows its cached files by path and time; ours lie under what they hold.
+    cache = str(cache_folder() / "rows" / local_digest(folder)[:16])
+    return datasets.load_dataset_builder(str(folder), source.name, cache_dir=cache)
+
+
+def _load_from_hub(source: Source) -> Any:
+    """Load the rows of the very commit.
+
+    Where the hub does not answer, `datasets` takes the newest rows in its cache, whichever commit
+    was asked for; so each commit has a cache of its own, and the shared one is looked into last.
+    """
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    commit = hub_commit(source.source, source.revision, repo_type="dataset")
+    own = artifact.fingerprint([source.source, source.name, commit])[:16]
+    reason = ""
+    for cache in (str(cache_folder() / "rows" / own), None):
+        try:
+            builder = datasets.load_dataset_builder(
+                source.source, source.name, revision=commit, cache_dir=cache
+            )
+        except DatasetNotFoundError:  # the hub does answer: there is no such thing
+            raise
+        except (ConnectionError, HfHubHTTPError, FileNotFoundError) as error:
+            reason = f" ({_cause(error)[:200]})"
+            continue
+        if builder.hash == commit:
+            builder.download_and_prepare()
+            return builder.as_dataset(split=source.split)
+    raise InputError(
+        f"{source.source}: commit {commit} is not in the cache, and the hub does not give it"
+        f"{reason}; connect to it, pin revision: to a commit you have, or use a local file"
+    )
 
 
 def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _damaged_line(path: Path | None) -> str | None:
-    """Name the first line of a JSONL file that `datasets` could not read, and why."""
-    if path is None or path.suffix != ".jsonl":
-        return None
-    kinds: dict[str, tuple[type, int]] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError:
-            return f"{path}:{number}: not UTF-8 text"
-        except ValueError as error:
-            return f"{path}:{number}: not valid JSON ({error})"
-        if not isinstance(row, dict):
-            return f"{path}:{number}: a row must be a JSON object, not {type(row).__name__}"
-        for field, value in row.items():
-            if value is None:
-                continue
-            first, line_number = kinds.setdefault(field, (type(value), number))
-            if type(value) is not first:
-                return (
-                    f"{path}:{number}: field {field!r} is {type(value).__name__}, but "
-                    f"{first.__name__} on line {line_number}"
-                )
-    return None

@@ -11,6 +11,7 @@ from eval.benchmarks import BENCHMARKS
 from pipeline.artifact import fingerprint
 from pipeline.errors import InputError, suggest
 from pipeline.recipe import written_out
+from pipeline.shipped import user_path
 
 
 def recipe_for(
@@ -83,7 +84,7 @@ def _source(name: str, data: str | None, limit: int | None) -> dict[str, Any]:
 
 def _folder(model: str) -> str:
     """A step's folder holds its model in a folder below, beside records that may change."""
-    inner = Path(model).expanduser() / "model"
+    inner = user_path(model) / "model"
     return str(inner) if inner.is_dir() else model
 
 

@@ -18,8 +18,15 @@ from eval.benchmarks import BENCHMARKS, Options
 from pipeline import options, shipped
 from pipeline.check import cross_check
 from pipeline.errors import InputError, Problem, RecipeError, suggest
+from pipeline.keys import key_problems
+from pipeline.plain_yaml import read_yaml, read_yaml_file
 from pipeline.recipe import Recipe, StageOptions, method_module, written_out
 from pipeline.stages import METHODS
+
+_LARGEST = 2**63 - 1
+_MOST_PARTS = 20  # of the key of an override
+# Control characters but tab and line ends, and half characters, which UTF-8 cannot hold.
+_UNREADABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -33,7 +40,10 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         InputError: when the file cannot be read; RecipeError with all problems at once.
     """
     path = shipped.find_recipe(str(source))
-    return check_recipe(_read_yaml(path), overrides, name=str(path))
+    raw = read_yaml_file(path)
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: a recipe is a mapping of keys; `bashrac copy demo FILE` is one")
+    return check_recipe(raw, overrides, name=str(path))
 
 
 def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) -> Recipe:
@@ -44,7 +54,7 @@ def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) ->
     """
     for override in overrides:
         _apply_override(raw, override)
-    problems: list[Problem] = list(_not_finite(raw, ""))
+    problems: list[Problem] = [*_not_plain(raw, ""), *key_problems(raw)]
     recipe = _validate(Recipe, raw, "", problems)
     stages = _validate_stages(raw.get("stages"), problems)
     benchmarks = _validate_benchmarks(raw.get("benchmarks"), problems)
@@ -59,52 +69,16 @@ def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) ->
     return recipe
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, which YAML would silently drop."""
-
-
-def _mapping_without_duplicates(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
-    seen = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
-        if not isinstance(key, (str, int, float, bool, type(None))):
-            raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a key must be plain text")
-        if key in seen:
-            raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: '{key}' is given twice")
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply to be a recipe") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: a recipe is a mapping of keys; `bashrac copy demo FILE` is one")
-    return raw
-
-
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
-    if not separator or not all(parts):
+    if not separator or not all(parts) or len(parts) > _MOST_PARTS:
         raise InputError(f"--set {override}: write it as key=value, e.g. --set data.train.limit=64")
     try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"--set {override}: the value is not valid YAML: {error}") from None
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--set {key}: the value is not valid YAML: {reason}") from None
     node: Any = raw
     for part in parts[:-1]:
         child = node.get(part)
@@ -117,13 +91,20 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node[parts[-1]] = value
 
 
-def _not_finite(node: Any, key: str) -> Iterator[Problem]:
+def _not_plain(node: Any, key: str) -> Iterator[Problem]:
+    """Numbers and texts that YAML can write and nothing here can use."""
     if isinstance(node, (dict, list)):
         items = node.items() if isinstance(node, dict) else enumerate(node)
         for name, value in items:
-            yield from _not_finite(value, f"{key}.{name}".strip("."))
+            if isinstance(name, str) and _UNREADABLE.search(name):
+                yield Problem(f"{key}.{name}".strip("."), "holds a control character; take it out")
+            yield from _not_plain(value, f"{key}.{name}".strip("."))
     elif isinstance(node, float) and not math.isfinite(node):
         yield Problem(key, f"{node} is not a finite number; write a large one, such as 1.0e+9")
+    elif isinstance(node, int) and abs(node) > _LARGEST:
+        yield Problem(key, f"{node} is too large; whole numbers go up to {_LARGEST}")
+    elif isinstance(node, str) and (found := _UNREADABLE.search(node)):
+        yield Problem(key, f"{node!r} holds the control character {found[0]!r}; take it out")
 
 
 def _validate(schema: type[BaseModel], raw: Any, prefix: str, problems: list[Problem]) -> Any:

@@ -118,8 +118,8 @@ class Renderer:
         if self.max_prompt_length is None or self.fits(self.prompt_ids(example)):
             return example
         cuts = example.shorter()
-        longest = bisect_left(cuts, True, key=lambda cut: not self.fits(self.prompt_ids(cut)))
-        return cuts[longest - 1] if longest else example
+        longest = bisect_left(cuts, True, key=lambda cut: not self.fits(self.prompt_ids(cut())))
+        return cuts[longest - 1]() if longest else example
 
     def fits(self, prompt: list[int]) -> bool:
         """Whether a prompt is within `max_prompt_length`."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from pipeline.errors import InputError, suggest
+from pipeline.plain_yaml import read_yaml_file
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -23,13 +22,28 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in folder("recipes").glob("*.yaml"))
 
 
+def user_path(text: str) -> Path:
+    """Return a path as a user writes it, `~` resolved; it need not exist.
+
+    Raises:
+        InputError: when no file can be called that, or it may not be looked at.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{text[:80]!r} cannot be a path here ({reason}); give another") from None
+    return path
+
+
 def find_recipe(source: str) -> Path:
     """Return the file of a recipe given as a path or as a shipped name.
 
     Raises:
         InputError: when there is neither; it names the shipped recipes.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_file():
         return path
     named = folder("recipes") / f"{source}.yaml"
@@ -59,24 +73,22 @@ def read_launch(name_or_file: str) -> Launch:
     Raises:
         InputError: when there is no such config or it is not an accelerate config.
     """
-    path = Path(name_or_file).expanduser()
-    if not path.is_file():
+    path = user_path(name_or_file)
+    if not path.is_file() and "/" not in name_or_file:
         path = folder("accelerate_configs") / f"{name_or_file}.yaml"
-    if (
-        "/" in name_or_file and not Path(name_or_file).expanduser().is_file()
-    ) or not path.is_file():
+    if not path.is_file():
         names = sorted(file.stem for file in folder("accelerate_configs").glob("*.yaml"))
         raise InputError(
             f"no launch config {name_or_file!r}{suggest(name_or_file, names)}; "
             f"give a file, or one of {', '.join(names)}"
         )
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    processes = config.get("num_processes", 1) if isinstance(config, dict) else None
-    if not isinstance(processes, int) or processes < 1:
-        raise InputError(f"{path}: not an accelerate config (num_processes must be a number)")
+    config = read_yaml_file(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not an accelerate config; `accelerate config` writes one")
+    counts = {key: config.get(key, 1) for key in ("num_processes", "num_machines")}
+    for key, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise InputError(f"{path}: not an accelerate config ({key} must be a number above 0)")
     if str(config.get("mixed_precision", "no")) not in ("no", "None", "False"):
         raise InputError(
             f"{path}: mixed_precision changes results, so it belongs into the recipe: set it to "
@@ -84,7 +96,7 @@ def read_launch(name_or_file: str) -> Launch:
         )
     return Launch(
         path=path.resolve(),
-        processes=processes,
-        machines=config.get("num_machines", 1),
+        processes=counts["num_processes"],
+        machines=counts["num_machines"],
         use_cpu=bool(config.get("use_cpu", False)),
     )

@@ -16,9 +16,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 Messages = list[dict[str, str]]
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write one, no tokenizer can read it
 
 # The last user message where the model is shown the reference (RAC), for labels token by token.
 SHOWN_PROMPTS = {
@@ -92,25 +94,32 @@ class Example:
             re.sub(r"\{(prompt|reference|answer|end)\}", lambda found: texts[found[1]], template)
         )
 
-    def shorter(self) -> list[Example]:
-        """Ever longer cuts of a prompt that is too long (decision 2); none for a question."""
+    def shorter(self) -> list[Callable[[], Example]]:
+        """Ever longer cuts of a prompt that is too long (decision 2); none for a question.
+
+        Each is made when it is called: all cuts of a long post do not fit into memory.
+        """
         if self.task == "chat":
             turns = [i for i, message in enumerate(self.messages) if message["role"] == "user"][1:]
             system = [message for message in self.messages[:1] if message["role"] == "system"]
-            return [replace(self, messages=system + self.messages[i:]) for i in reversed(turns)]
+            return [partial(self._from_turn, system, turn) for turn in reversed(turns)]
         text = self.messages[-1]["content"]
-        mark = re.search(r"\s+TL;DR:\s*$", text)
-        if self.task != "tldr" or mark is None:
+        before = text.rstrip().removesuffix("TL;DR:")
+        body, mark = before.rstrip(), text[len(before.rstrip()) :]
+        if self.task != "tldr" or not mark.strip() or len(body) == len(before):
             return []
-        body = text[: mark.start()]
         frame = re.search(r"\nPOST:\s", body)
         start = frame.end() if frame else 0
         lines = [found.start() for found in re.finditer(r"\n", body) if found.start() > start]
         first_line = body[: lines[0]] if lines else body
         words = [at.start() for at in re.finditer(r" ", first_line) if at.start() > start]
-        return [
-            self.with_last_message(body[:place].rstrip() + mark[0]) for place in [*words, *lines]
-        ]
+        return [partial(self._with_post, body, place, mark) for place in [*words, *lines]]
+
+    def _from_turn(self, system: Messages, turn: int) -> Example:
+        return replace(self, messages=system + self.messages[turn:])
+
+    def _with_post(self, body: str, end: int, mark: str) -> Example:
+        return self.with_last_message(body[:end].rstrip() + mark)
 
 
 def with_system(messages: Messages, system: str | None) -> Messages:
@@ -192,6 +201,7 @@ def _alpaca(row: Mapping[str, Any]) -> tuple[Messages, str]:
     instruction = row.get("instruction")
     if not isinstance(instruction, str) or not instruction.strip():
         raise RowError("instruction", "is missing, empty or no text")
+    _check_whole("instruction", instruction)
     # Difficulties and the judge's coin are keyed by the instruction to the last space.
     return [{"role": "user", "content": instruction}], _text("output", row)
 
@@ -199,12 +209,24 @@ def _alpaca(row: Mapping[str, Any]) -> tuple[Messages, str]:
 def _text(field: str, row: Mapping[str, Any]) -> str:
     value = row.get(field)
     if value is None:
-        raise RowError(field, f"is missing; the row has {', '.join(map(str, row)) or 'no fields'}")
+        raise RowError(field, f"is missing; the row has {_names(row)}")
     if not isinstance(value, str):
         raise RowError(field, f"is {type(value).__name__}, expected text")
     if not value.strip():
         raise RowError(field, "is empty")
+    _check_whole(field, value)
     return value.strip()
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    names = [str(name)[:40] for name in row]
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") or "no fields"
+
+
+def _check_whole(field: str, text: str) -> None:
+    if half := _HALF_CHARACTER.search(text):
+        shown = f"\\u{ord(half[0]):04x}"
+        raise RowError(field, f"holds {shown}, half of a character: write it whole or take it out")
 
 
 def _messages(field: str, value: Any) -> Messages:
@@ -216,9 +238,11 @@ def _messages(field: str, value: Any) -> Messages:
             raise RowError(field, f"message {number} is not a mapping with role and content")
         role, content = message.get("role"), message.get("content")
         if role not in ("system", "user", "assistant"):
-            raise RowError(field, f"message {number} has role {role!r}: system, user or assistant")
+            shown = repr(role[:80]) if isinstance(role, str) else type(role).__name__
+            raise RowError(field, f"message {number} has role {shown}: system, user or assistant")
         if not isinstance(content, str) or not content.strip():
             raise RowError(field, f"message {number} ({role}) has no text")
+        _check_whole(field, content)
         messages.append({"role": role, "content": content})
     return messages
 

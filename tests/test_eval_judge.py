@@ -120,7 +120,7 @@ TEMPLATE = "prompt: '{prompt} {first} {second}'\nlabels: [A, B]\nlabel_request: 
         pytest.param(TEMPLATE + "pattern: '('", "no regular expression", id="pattern"),
         pytest.param(TEMPLATE + "pattern: 'A|B'", "expected one", id="no-group"),
         pytest.param(TEMPLATE.replace("label_request", "text_request"), "needs", id="no-pattern"),
-        pytest.param("prompt: [", "is not YAML", id="no-yaml"),
+        pytest.param("prompt: [", "not valid YAML", id="no-yaml"),
         pytest.param("just text", "keys must", id="no-mapping"),
     ],
 )

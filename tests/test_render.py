@@ -86,7 +86,7 @@ def test_a_long_post_is_cut_to_the_longest_prompt_that_fits(chat):
     for limit in (whole - 1, whole // 2, 60):
         renderer = Renderer(chat, max_prompt_length=limit)
         fitted = renderer.fit(example)
-        sizes = [len(renderer.prompt_ids(cut)) for cut in example.shorter()]
+        sizes = [len(renderer.prompt_ids(cut())) for cut in example.shorter()]
         assert len(renderer.prompt_ids(fitted)) == max(size for size in sizes if size <= limit)
         assert fitted.messages[0]["content"].endswith("\n\nTL;DR:")
         assert fitted.reference == "s"

@@ -91,7 +91,7 @@ def test_a_post_is_cut_at_line_ends_then_between_words_and_keeps_its_frame():
         "post": "It sat down.\nOn the mat.\n\nHm.",
         "summary": "s",
     }
-    cuts = [cut.messages[0]["content"] for cut in example_of("tldr", row).shorter()]
+    cuts = [cut().messages[0]["content"] for cut in example_of("tldr", row).shorter()]
     posts = [text.split("POST: ")[1] for text in cuts]
     assert (
         posts
@@ -108,6 +108,6 @@ def test_a_dialogue_loses_its_oldest_turns_and_a_question_nothing():
         for number in range(3)
         for role in ("user", "assistant")
     ][:-1]
-    cuts = [cut.messages for cut in Example("chat", [system, *turns], "r").shorter()]
+    cuts = [cut().messages for cut in Example("chat", [system, *turns], "r").shorter()]
     assert cuts == [[system, *turns[4:]], [system, *turns[2:]]]
     assert Example("gsm8k", turns[:1], "r").shorter() == []
