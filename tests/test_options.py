@@ -5,7 +5,8 @@ import importlib
 
 import pytest
 
-from pipeline.options import OWNED, RENAMED, SOURCES, fields_of, problem_with
+from pipeline.option_names import LORA_OWNED, OWNED, RENAMED
+from pipeline.options import SOURCES, fields_of, problem_with
 
 
 @pytest.mark.parametrize("options_class", SOURCES)
@@ -21,7 +22,8 @@ def test_every_simple_default_passes_its_own_type_check(options_class):
     installed = getattr(importlib.import_module(module), name)
     checked = 0
     for field in dataclasses.fields(installed):
-        if type(field.default) in (int, float, bool, str) and field.name not in OWNED:
+        owned = field.name in OWNED or field.name in LORA_OWNED
+        if type(field.default) in (int, float, bool, str) and not owned:
             assert problem_with(options_class, field.name, field.default) is None
             checked += 1
     assert checked >= 10
@@ -37,6 +39,7 @@ def test_renamed_options_are_really_gone_and_none_is_also_owned():
 
 def test_owned_options_exist_so_that_refusing_them_matters():
     assert set(OWNED) <= set(fields_of("trl.SFTConfig"))
+    assert set(LORA_OWNED) <= set(fields_of("peft.LoraConfig"))
 
 
 @pytest.mark.parametrize(

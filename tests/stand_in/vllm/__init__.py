@@ -49,6 +49,8 @@ class LLM:
         dtype="auto",
         max_model_len=None,
         seed=0,
+        trust_remote_code=False,
+        load_format="auto",
         generation_config="auto",
         enable_lora=False,
         max_lora_rank=16,
