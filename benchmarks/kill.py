@@ -63,6 +63,8 @@ def watch(event, given):
             file.write(path + chr(10))
 
 sys.addaudithook(watch)
+with open(log, "a") as file:
+    file.write("watched" + chr(10))
 """
 MOMENTS = ("any", "start", "rows", "training", "checkpoint", "record", "judging", "report")
 
@@ -190,14 +192,15 @@ class Trial:
     def tell(self, seconds: float) -> int:
         """Print the figures, note them for docs/reliability.md, and return the exit code."""
         total = sum(self.kills.values())
-        read = (self.folder / "read").read_text() if (self.folder / "read").exists() else ""
-        self.broken += [f"read though not finished: {line}" for line in read.splitlines()]
+        read = (self.folder / "read").read_text().splitlines()
+        watched = read.count("watched")
+        self.broken += [f"read though not finished: {line}" for line in read if line != "watched"]
         kinds = ", ".join(f"{self.kills[moment]} {moment}" for moment in MOMENTS)
         outcome = (
             f"{self.runs} of {self.runs} runs ended; rows, grades and report as undisturbed; "
             f"{self.same_weights} of {self.all_weights} weight files bit for bit the same; "
-            f"no unfinished folder read; {self.repeated} of {self.asked} questions asked again "
-            "(in flight when killed); "
+            f"no unfinished folder read by {watched} processes; "
+            f"{self.repeated} of {self.asked} questions asked again (in flight when killed); "
             f"disk at most {max(self.disk[1:]) / self.disk[0]:.2f} of the undisturbed run's"
         )
         print(
