@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.run import CPU_ALLOCATOR  # noqa: E402 - from this checkout
+from pipeline.launched import CPU_ALLOCATOR  # noqa: E402 - from this checkout
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def _environment() -> dict[str, str]:
-    from pipeline.run import _environment as stage_environment
+    from pipeline.launched import environment as stage_environment
     from pipeline.shipped import read_launch
 
     return {**stage_environment(read_launch("cpu")), "PYTHONPATH": str(ROOT)}

@@ -14,9 +14,10 @@ from pipeline import artifact, shipped
 from pipeline.artifact import PROGRESS, SPEC
 from pipeline.builtin import builtin_rows
 from pipeline.changes import MEMORY, Memory, read_identities
+from pipeline.launched import command
 from pipeline.plan import Plan, Step
 from pipeline.recipe import Source
-from pipeline.run import launch_command, select_steps
+from pipeline.run import select_steps
 from pipeline.vllm_engine import check_vllm
 
 
@@ -35,7 +36,7 @@ def explain(plan: Plan, runs: Path, launch: shipped.Launch) -> str:
         lines.append(f"{number:>3}  {step.stage}{several}: {step.title} - {state}")
         lines.append(f"     {directory}")
         if state != "done":
-            lines.append(f"     {shlex.join(launch_command(launch, [directory / SPEC]))}")
+            lines.append(f"     {shlex.join(command(launch, [directory / SPEC]))}")
     if calls := judge_calls_words(plan, runs):
         lines.append(calls)
     total = len(plan.steps)

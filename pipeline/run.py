@@ -6,31 +6,23 @@ follows the progress files, and on failure prints the error, the log and the com
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact, shipped
+from pipeline import artifact, launched, shipped
 from pipeline.artifact import ERROR
 from pipeline.errors import InputError, StepFailedError
 from pipeline.lock import held_by
 from pipeline.plan import Plan, Step
 from pipeline.show import Display
-from pipeline.step import LIFELINE, read_progress, run_steps, write_spec
+from pipeline.step import read_progress, run_steps, write_spec
 
-# glibc gives large blocks back to the kernel and takes them again, zeroed page by page, at every
-# tensor. Keeping them makes training on a CPU faster (benchmarks/allocator.py prints by how much).
-CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 _POLL_SECONDS = 0.2
 _WAIT_SECONDS = 1.0
-_STOP_SECONDS = 8
 
 
 @dataclass(frozen=True)
@@ -78,12 +70,6 @@ def select_steps(plan: Plan, stage: str | None) -> list[Step]:
         for step in steps
     }
     return [step for step in plan.steps if step.fingerprint in wanted]
-
-
-def launch_command(launch: shipped.Launch, spec_files: list[Path]) -> list[str]:
-    """The command that runs steps, as `bashrac plan` prints it."""
-    config = ["--config_file", str(launch.path)]
-    return ["accelerate", "launch", *config, "-m", "pipeline", "step", *map(str, spec_files)]
 
 
 def run_plan(plan: Plan, settings: RunSettings) -> None:
@@ -228,40 +214,21 @@ def _run_group(
         (spec.parent / ERROR).unlink(missing_ok=True)
     log = settings.runs / recipe / "logs" / f"{group[0].stage}-seed{group[0].seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = launch_command(launch, specs)
     with log.open("a", encoding="utf-8") as output:
-        output.write(f"\n$ {shlex.join(command)}\n")
+        output.write(f"\n$ {shlex.join(launched.command(launch, specs))}\n")
         output.flush()
-        # What `accelerate launch` runs, without importing its other commands (one second).
-        module = [sys.executable, "-m", "accelerate.commands.launch", *command[2:]]
-        process = subprocess.Popen(
-            module,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.PIPE,  # ends with us, however we end: see pipeline.step.LIFELINE
-            env=_environment(launch),
-            start_new_session=True,
-        )
+        process = launched.start(launch, specs, output)
         try:
             _follow(process, group, settings.runs, display)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 display.say("stopping; what is done is kept (Ctrl-C again to stop at once)")
-            _stop(process, [step.directory(settings.runs) for step in group])
+            launched.stop(process, [step.directory(settings.runs) for step in group])
             raise
-        _end(process)
+        launched.end(process)
     failed = _unfinished(group, settings)
     if failed and not held_by(failed[0].directory(settings.runs)):  # else another run was faster
         raise _failure(process.returncode, failed[0], settings, log, display)
-
-
-def _environment(launch: shipped.Launch) -> dict[str, str]:
-    threads = str(max((os.cpu_count() or 1) // launch.processes, 1))
-    defaults = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    quiet = {"TRANSFORMERS_VERBOSITY": "warning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    # A file eval.py in the user's folder must not be taken for our package.
-    fixed = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", LIFELINE: "1"}
-    return {**defaults, **quiet, **(CPU_ALLOCATOR if launch.use_cpu else {}), **os.environ, **fixed}
 
 
 def _follow(process: Any, group: list[Step], runs: Path, display: Display) -> None:
@@ -281,27 +248,6 @@ def _follow(process: Any, group: list[Step], runs: Path, display: Display) -> No
         if running < len(group):
             display.update(group[running], read_progress(group[running].directory(runs)))
         time.sleep(_POLL_SECONDS)
-
-
-def _stop(process: Any, directories: list[Path]) -> None:
-    """End launched processes: politely, so that they keep what they have, then for certain."""
-    deadline = time.monotonic() + _STOP_SECONDS
-    with contextlib.suppress(ProcessLookupError, KeyboardInterrupt):
-        os.killpg(process.pid, signal.SIGTERM)
-        # The launcher may end before what it has launched, which holds its step to the last.
-        while process.poll() is None or any(map(held_by, directories)):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
-    _end(process)
-
-
-def _end(process: Any) -> None:
-    """See that nothing of a launch lives on."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.stdin.close()
-    process.wait()
 
 
 def _failure(
