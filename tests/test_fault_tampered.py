@@ -1,25 +1,49 @@
 """What a step wrote is noticed to have changed before anything is made of it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import artifact
 
 
+@pytest.fixture(scope="module")
+def made(tiny_model, tmp_path_factory):
+    """The folder of a recipe of SFT and BASH that has run."""
+    recipe = {
+        "name": "tiny",
+        "task": "gsm8k",
+        "model": tiny_model,
+        "data": {role: {"source": "builtin:maths", "limit": 6} for role in ("train", "test")},
+        "launch": "cpu",
+        "trainer": {"learning_rate": 0.001, "max_steps": 1, "max_length": 256},
+        "generation": {"max_new_tokens": 8},
+        "stages": {"sft": {"method": "sft"}, "bash": {"method": "bash", "from": "sft"}},
+        "evaluate": ["gsm8k"],
+    }
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    command = [sys.executable, "-m", "pipeline", "run", "recipe.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+    return folder
+
+
 @pytest.fixture
-def finished(bashrac, recipe_dict, write_recipe, tmp_path):
-    """A finished run of SFT and BASH; returns (recipe file, kind and stage -> folder)."""
-    recipe_dict["stages"] = {name: recipe_dict["stages"][name] for name in ("sft", "bash")}
-    path = write_recipe(recipe_dict)
-    done = bashrac("run", path)
-    assert done.returncode == 0, done.stdout + done.stderr
+def finished(made, tmp_path):
+    """A copy of it for this test; returns (recipe file, (stage, kind) -> folder)."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     folders = {}
     for spec in tmp_path.glob("runs/steps/*/step.json"):
         step = json.loads(spec.read_text())
         folders[step["stage"], step["kind"]] = spec.parent
-    return path, folders
+    return tmp_path / "recipe.yaml", folders
 
 
 def _flip(path):

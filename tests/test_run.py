@@ -122,42 +122,6 @@ def test_a_read_only_or_full_folder_is_a_sentence(bashrac, recipe_dict, write_re
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_ends_the_launched_processes_and_the_next_run_goes_on(
-    bashrac, recipe_dict, write_recipe, tmp_path
-):
-    import os
-    import signal
-    import subprocess
-    import sys
-    import time
-    from pathlib import Path
-
-    recipe_dict["trainer"]["max_steps"] = 5000
-    recipe_dict["stages"] = {"sft": {"method": "sft"}}
-    path = write_recipe(recipe_dict)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "run", str(path), "--runs", str(tmp_path / "runs")],
-        cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/steps/train-*/progress.json")):  # it trains
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and "run the same command again" in stderr
-    assert time.monotonic() - began < 10
-    (spec,) = tmp_path.glob("runs/steps/train-*/step.json")
-    for command_line in Path("/proc").glob("[0-9]*/cmdline") if os.path.isdir("/proc") else ():
-        try:
-            assert str(spec).encode() not in command_line.read_bytes(), "a process was left behind"
-        except OSError:
-            continue  # it has ended while we looked
-    assert not list(tmp_path.glob("runs/steps/train-*/record.json"))
-    assert "to run: it was stopped" in bashrac("plan", path).stdout
-
-
 def test_a_second_process_on_a_step_leaves_no_trace_of_its_failure(
     recipe_dict, write_recipe, tmp_path
 ):
