@@ -1,5 +1,6 @@
 """Kills, signals and two runs at once: real processes, real signals."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from judge_servers import opinion
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,6 +106,71 @@ def test_a_signal_stops_within_10_s_and_training_goes_on_from_there(
     again.kill()
     injected(f"{sent.name} while training", "to the run, in a training without checkpoints", 1,
              f"exit {code} after {took:.0f} s; goes on from the step it was stopped at")  # fmt: skip
+
+
+def test_a_signal_while_a_judge_thinks_is_not_waited_out(
+    start, serve, recipe_dict, write_recipe, tmp_path, injected
+):
+    """The server takes 30 s for the fourth reply; the three before it are kept."""
+    seen = []
+
+    def answer(body):
+        seen.append(body)
+        time.sleep(0 if len(seen) <= 3 else 30)
+        return opinion(body)
+
+    server = serve(answer)
+    recipe_dict |= {
+        "task": "tldr",
+        "data": {role: {"source": "builtin:posts", "limit": 4} for role in ("train", "test")},
+        "stages": {"base": {"method": "base"}},
+        "evaluate": ["tldr"],
+        "judge": {
+            "engine": "openai",
+            "model": "stand-in",
+            "base_url": server.url,
+            "concurrency": 1,
+        },
+    }
+    process = start(write_recipe(recipe_dict))
+    _wait_for(lambda: len(seen) == 4)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    took = time.monotonic() - began
+    assert process.returncode == 143 and took < 10, stderr
+    (replies,) = tmp_path.glob("runs/judge/*.jsonl")
+    assert len(replies.read_text().splitlines()) == 3
+    injected("SIGTERM while judging", "a server on loopback that takes 30 s to reply", 1,
+             f"exit 143 after {took:.0f} s; the replies that had come are kept")  # fmt: skip
+
+
+def test_a_signal_while_rows_are_written_keeps_the_finished_ones(
+    start, recipe_dict, write_recipe, tmp_path, injected
+):
+    """Well before the ten seconds are over after which rows are stored anyway."""
+    recipe_dict["data"]["test"]["limit"] = 3000
+    recipe_dict["generation"] |= {"max_new_tokens": 64, "batch_tokens": 8192}
+    recipe_dict |= {"stages": {"base": {"method": "base"}}}
+    process = start(write_recipe(recipe_dict))
+
+    def answering():
+        for file in tmp_path.glob("runs/steps/answers-*/progress.json"):
+            with contextlib.suppress(ValueError, OSError):
+                return json.loads(file.read_text())["done"] > 20
+        return False
+
+    _wait_for(answering)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    took = time.monotonic() - began
+    assert process.returncode == 130 and took < 10, stderr
+    shards = tmp_path.glob("runs/steps/answers-*/shards/*.jsonl")
+    kept = sum(len(file.read_text().splitlines()) for file in shards)
+    assert kept > 20
+    injected("SIGINT while answers are written", "to the run, at row 20 of 3,000", 1,
+             f"exit 130 after {took:.0f} s; {kept} finished rows are kept")  # fmt: skip
 
 
 def test_nothing_outlives_a_run_that_is_killed(start, long_training, tmp_path, injected):
