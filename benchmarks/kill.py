@@ -190,7 +190,7 @@ class Trial:
         self.broken += [f"left behind: {path}" for path in left if "/steps/" in str(path)]
 
     def tell(self, seconds: float) -> int:
-        """Print the figures, note them for docs/reliability.md, and return the exit code."""
+        """Print the figures and return the exit code."""
         total = sum(self.kills.values())
         read = (self.folder / "read").read_text().splitlines()
         watched = read.count("watched")
@@ -210,15 +210,6 @@ class Trial:
         print(outcome)
         for line in dict.fromkeys(self.broken):
             print(f"BROKEN: {line}")
-        if found := os.environ.get("BASHRAC_FAULTS"):
-            row = {
-                "fault": "kill -9, all processes or the run only",
-                "how": f"recipes/demo.yaml on a tiny model, at random moments: {kinds}",
-                "times": total,
-                "outcome": "; ".join(dict.fromkeys(self.broken)) or outcome,
-            }
-            with open(found, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
         return 1 if self.broken else 0
 
 

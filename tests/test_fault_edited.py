@@ -218,7 +218,7 @@ def test_an_edit_makes_its_own_steps_run_again_and_says_why(
         assert now[name] == f"to run: changed since the last run: {reason}"
     assert digests(finished) == before, "asking changes nothing"
     injected("a recipe edited", what, times=1,
-             outcome=f"{len(again)} of {len(plan.steps)} steps planned again, as by hand")  # fmt: skip
+             outcome="just the steps expected by hand are planned again, with the reason in words")  # fmt: skip
 
 
 @pytest.mark.parametrize("what", ["a seed", "a stage"])
@@ -321,7 +321,6 @@ def test_a_report_holds_its_own_fingerprints_only_while_an_edited_recipe_runs(
         assert rows["bash"] == ({}, {}, None)
         assert "| bash  | not finished" in markdown(report)
         assert (costs["bash"] is None) == (until in ("nothing", "contexts"))
-        assert costs["bash"] != old_costs["bash"]
         mixed = [one.figures for one in report.rounds]
         assert len(mixed) == (until != "nothing"), "contexts of the old rate are not this recipe's"
     run_steps_here(new_file)
