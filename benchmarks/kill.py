@@ -1,11 +1,11 @@
 """What does kill -9 at any moment cost? Nothing but the time since the last thing kept.
 
-    python benchmarks/kill.py [--kills 50] [--seed 0]
+    python benchmarks/kill.py [--kills 50] [--seed 0] [--moment record]
 
 Runs recipes/demo.yaml, all arms, on a tiny random model in float32, with answers judged by a server
 on loopback: once undisturbed, then killed with SIGKILL at seeded random moments and run again until
 it ends, over and over, until enough kills were made. Half of the kills hit every process at once,
-half only `bashrac run` itself. Compares what each run ended with, and exits 1 where a promise of
+half only `bashrac run` itself; --moment aims at one kind of moment only. Compares what each run ended with, and exits 1 where a promise of
 docs/reliability.md does not hold.
 """
 
@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--moment", choices=MOMENTS, action="append")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(Path(folder), random.Random(given.seed))
+        trial = Trial(Path(folder), random.Random(given.seed), given.moment or MOMENTS)
         trial.undisturbed()
         began = time.monotonic()
         while sum(trial.kills.values()) < given.kills:
@@ -87,10 +88,10 @@ def main() -> int:
 class Trial:
     """A recipe, a judge, and what came of running the one with the other."""
 
-    def __init__(self, folder: Path, random_: random.Random):
+    def __init__(self, folder: Path, random_: random.Random, moments: Sequence[str]):
         from judge_servers import Server
 
-        self.folder, self.random = folder, random_
+        self.folder, self.random, self.moments = folder, random_, moments
         self.server = Server(opinion, delay=0.01)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.kills: Counter[str] = Counter()
@@ -150,7 +151,7 @@ class Trial:
             run = Run(self, runs)
             run.start()
             if kills < most:
-                moment = self.random.choice(MOMENTS)
+                moment = self.random.choice(self.moments)
                 if run.wait_for(moment, self.random):
                     run.kill(everything=self.random.random() < 0.5)
                     self.kills[moment] += 1
@@ -265,8 +266,8 @@ class Run:
         def progress(unit: str) -> bool:
             return any(unit in _text(file) for file in steps.glob("*/progress.json"))
 
-        def half_written(pattern: str, last: str) -> bool:
-            return any(not (path / last).exists() for path in self.runs.glob(pattern))
+        def half_done(pattern: str, last: str) -> bool:
+            return any(not (path.parent / last).exists() for path in self.runs.glob(pattern))
 
         results = ("history.json", "rows.jsonl", "samples.jsonl", "pairs.jsonl", "result.json")
         return {
@@ -274,12 +275,12 @@ class Run:
             "start": lambda: time.monotonic() - began > after,
             "rows": lambda: progress("rows"),
             "training": lambda: progress("optimizer"),
-            "checkpoint": lambda: half_written(
-                "steps/*/checkpoints/checkpoint-*", "trainer_state.json"
+            "checkpoint": lambda: half_done(
+                "steps/*/checkpoints/checkpoint-*/*", "trainer_state.json"
             ),
             "record": lambda: (
                 len(list(steps.glob("*/record.json"))) >= finished
-                and any(half_written(f"steps/*/{name}/..", "record.json") for name in results)
+                and any(half_done(f"steps/*/{name}", "record.json") for name in results)
             ),
             "judging": lambda: self.trial.server.asked >= more,
             "report": lambda: any(self.runs.glob("demo/.report.*")),
