@@ -5,8 +5,8 @@
 Runs recipes/demo.yaml, all arms, on a tiny random model in float32, with answers judged by a server
 on loopback: once undisturbed, then killed with SIGKILL at seeded random moments and run again until
 it ends, over and over, until enough kills were made. Half of the kills hit every process at once,
-half only `bashrac run` itself; --moment aims at one kind of moment only. Compares what each run ended with, and exits 1 where a promise of
-docs/reliability.md does not hold.
+half only `bashrac run` itself; --moment aims at one kind of moment. Compares what each run ended
+with, and exits 1 where a promise of docs/reliability.md does not hold.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,19 +34,14 @@ def main() -> int:
         rows = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
     print("| fault | how it was injected | times | outcome |")
     print("| --- | --- | ---: | --- |")
-    for fault in dict.fromkeys(row["fault"] for row in rows):
-        cells = merged(fault, [row for row in rows if row["fault"] == fault])
+    for fault, outcome in dict.fromkeys((row["fault"], row["outcome"]) for row in rows):
+        same = [row for row in rows if (row["fault"], row["outcome"]) == (fault, outcome)]
+        hows = "; ".join(dict.fromkeys(row["how"] for row in same))
+        cells = [fault, hows, f"{sum(row['times'] for row in same):,}", outcome]
         print("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     minutes = (time.monotonic() - began) / 60
     print(f"\n{len(rows)} faults, {minutes:.0f} min, {platform.machine()}, {os.cpu_count()} cores")
     return code
-
-
-def merged(fault: str, rows: list[dict[str, Any]]) -> list[str]:
-    """The cells of what several tests say of one fault."""
-    hows, outcomes = (dict.fromkeys(row[key] for row in rows) for key in ("how", "outcome"))
-    times = sum(row["times"] for row in rows)
-    return [fault, "; ".join(hows), f"{times:,}", "; ".join(outcomes)]
 
 
 if __name__ == "__main__":
