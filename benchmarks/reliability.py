@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,10 +35,15 @@ def main() -> int:
         rows = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
     print("| fault | how it was injected | times | outcome |")
     print("| --- | --- | ---: | --- |")
-    for fault, outcome in dict.fromkeys((row["fault"], row["outcome"]) for row in rows):
-        same = [row for row in rows if (row["fault"], row["outcome"]) == (fault, outcome)]
+    merged: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        # What was tried once, with one outcome, goes in one line; counts are told as they are.
+        apart = f"{number}" if row["times"] > 1 else ""
+        merged.setdefault((row["fault"], row["outcome"] + apart), []).append(row)
+    for same in merged.values():
         hows = "; ".join(dict.fromkeys(row["how"] for row in same))
-        cells = [fault, hows, f"{sum(row['times'] for row in same):,}", outcome]
+        times = sum(row["times"] for row in same)
+        cells = [same[0]["fault"], hows, f"{times:,}", same[0]["outcome"]]
         print("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     minutes = (time.monotonic() - began) / 60
     print(f"\n{len(rows)} faults, {minutes:.0f} min, {platform.machine()}, {os.cpu_count()} cores")
