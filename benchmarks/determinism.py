@@ -10,20 +10,24 @@ bit for bit the same, how far the weights are apart, and how many answers are th
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from conftest import result_digests  # noqa: E402 - from this checkout
+
+from pipeline import artifact  # noqa: E402
+
 FLOAT32 = [
     "--set",
     "dtype=float32",
@@ -73,23 +77,17 @@ def run(recipe: Path, runs: Path, threads: int, options: list[str]) -> None:
 
 def compare(first: Path, second: Path) -> tuple[str, str, str]:
     """Return files the same, how far weights are apart, and answers the same, in words."""
-    same = total = alike = answers = 0
-    apart = 0.0
-    for record in sorted(first.glob("steps/*/record.json")):
-        other = second / record.relative_to(first)
-        files, others = (json.loads(file.read_text())["files"] for file in (record, other))
-        for name in files:
-            if name == "history.json":  # holds speeds
-                continue
-            total += 1
-            same += files[name]["sha256"] == others[name]["sha256"]
-            if name.endswith(".safetensors"):
-                apart = max(apart, distance(record.parent / name, other.parent / name))
-            if name == "samples.jsonl":
-                pairs = zip(rows(record.parent / name), rows(other.parent / name), strict=True)
-                equal = [one["answer"] == two["answer"] for one, two in pairs]
-                alike, answers = alike + sum(equal), answers + len(equal)
-    return f"{same} of {total}", f"{apart:.1g}", f"{alike} of {answers}"
+    files, others = result_digests(first), result_digests(second)
+    same = sum(others[name] == digest for name, digest in files.items())
+    apart, alike = 0.0, []
+    for name in files:
+        one, two = first / "steps" / name, second / "steps" / name
+        if name.endswith(".safetensors"):
+            apart = max(apart, distance(one, two))
+        if name.endswith(artifact.SAMPLES):
+            pairs = zip(artifact.read_rows(one), artifact.read_rows(two), strict=True)
+            alike += [row["answer"] == other["answer"] for row, other in pairs]
+    return f"{same} of {len(files)}", f"{apart:.1g}", f"{sum(alike)} of {len(alike)}"
 
 
 def distance(first: Path, second: Path) -> float:
@@ -97,11 +95,6 @@ def distance(first: Path, second: Path) -> float:
     one, two = load_file(first), load_file(second)
     largest = max(float(weight.float().abs().max()) for weight in one.values())
     return max(float((one[key].float() - two[key].float()).abs().max()) for key in one) / largest
-
-
-def rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +288,9 @@ class Run:
 
     def kill(self, *, everything: bool) -> None:
         """SIGKILL every process at once, or this one only and wait for the others to follow."""
-        others = list(_processes(self.runs)) if everything else []
+        from conftest import processes_naming
+
+        others = processes_naming(str(self.runs)) if everything else []
         os.kill(self.process.pid, signal.SIGKILL)
         for pid in others:
             try:
@@ -307,15 +309,12 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """Digest of every file of every step, and the report without times."""
-        found: dict[str, Any] = {}
-        for record in self.runs.glob("steps/*/record.json"):
-            for name, known in json.loads(record.read_text())["files"].items():
-                if not name.endswith("history.json"):  # holds speeds
-                    found[f"{record.parent.name}/{name}"] = known["sha256"]
+        from conftest import result_digests
+
         report = json.loads((self.runs / "demo" / "report.json").read_text())
         for cost in report["costs"]:
             cost.pop("seconds", None)
-        return {**found, "report": report}
+        return {**result_digests(self.runs), "report": report}
 
 
 def _text(file: Path) -> str:
@@ -323,16 +322,6 @@ def _text(file: Path) -> str:
         return file.read_text()
     except OSError:
         return ""
-
-
-def _processes(folder: Path) -> Iterator[int]:
-    """Processes whose command line names a folder."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(folder).encode() in path.read_bytes():
-                yield int(path.parent.name)
-        except OSError:
-            continue
 
 
 def _size(folder: Path) -> int:

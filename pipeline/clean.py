@@ -11,7 +11,6 @@ folder is renamed before it is removed, so that half of one is never read as a r
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,6 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline import artifact, lock
 from pipeline.changes import MEMORY, read_identities
@@ -129,7 +127,7 @@ def _with_inputs(names: set[str], folders: dict[str, Path]) -> set[str]:
     found: set[str] = set()
     while names:
         found |= names
-        specs = [_read(folders[name] / artifact.SPEC) for name in names]
+        specs = [artifact.read_object(folders[name] / artifact.SPEC) for name in names]
         inputs = [value for spec in specs if spec for value in spec["identity"]["inputs"].values()]
         digits = {value[:16] for value in inputs if isinstance(value, str)}
         names = {by_digits[one] for one in digits & by_digits.keys()} - found
@@ -138,21 +136,12 @@ def _with_inputs(names: set[str], folders: dict[str, Path]) -> set[str]:
 
 def _describe(folder: Path) -> str:
     """What a step's folder holds, in words."""
-    spec = _read(folder / artifact.SPEC)
+    spec = artifact.read_object(folder / artifact.SPEC)
     words = "unknown"
     if spec:
         words = f"{spec.get('stage')}: {spec.get('title')}, seed {spec.get('seed')}"
-    ended = _read(folder / artifact.RECORD).get("ended")
+    ended = artifact.read_object(folder / artifact.RECORD).get("ended")
     return f"{words}, {f'made {ended[:10]}' if ended else 'not finished'}"
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON file that may be missing or damaged, which is no reason to keep its folder."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _owner(path: Path, steps: Path) -> Path:

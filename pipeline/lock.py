@@ -15,10 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline import artifact
+from pipeline.artifact import HOLDER, LOCK
 from pipeline.errors import InputError, StepHeldError
 
-LOCK = "lock"
-HOLDER = "holder.json"
 # A holder that has just been killed takes a moment to end, and one who looks holds it for as long.
 _PATIENCE_SECONDS = 3
 

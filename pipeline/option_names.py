@@ -29,6 +29,7 @@ RENAMED = {
     "model_adapter_name": "nothing: bashrac sets the reference model",
 }
 
+_NO_UPLOAD = "publish a finished stage yourself; nothing is uploaded by a run"
 # Options that bashrac sets itself, and where the user says the same thing.
 OWNED = {
     "output_dir": "the step's own directory is used",
@@ -42,15 +43,15 @@ OWNED = {
     "model_init_kwargs": "use model:, revision: and dtype:",
     "eos_token": "the end-of-turn token is found from the chat template",
     "chat_template_path": "training, generation and evaluation share the model's own template",
-    "push_to_hub": "publish a finished stage yourself; nothing is uploaded by a run",
+    "push_to_hub": _NO_UPLOAD,
     "do_train": "a step always trains",
     "use_cpu": "use launch: cpu",
     "trust_remote_code": "use trust_remote_code:, at the top of the recipe",
     "hub_token": "keys come from the environment only (HF_TOKEN)",
-    "hub_model_id": "publish a finished stage yourself; nothing is uploaded by a run",
-    "hub_revision": "publish a finished stage yourself; nothing is uploaded by a run",
-    "hub_strategy": "publish a finished stage yourself; nothing is uploaded by a run",
-    "hub_always_push": "publish a finished stage yourself; nothing is uploaded by a run",
+    "hub_model_id": _NO_UPLOAD,
+    "hub_revision": _NO_UPLOAD,
+    "hub_strategy": _NO_UPLOAD,
+    "hub_always_push": _NO_UPLOAD,
     "deepspeed": "use launch: with your own accelerate config, which may name a DeepSpeed file",
     "fsdp": "use launch: with your own accelerate config",
     "fsdp_config": "use launch: with your own accelerate config",

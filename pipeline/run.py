@@ -128,8 +128,13 @@ def _wait_for_others(steps: list[Step], settings: RunSettings, display: Display)
         display.wait(held, holder)
         time.sleep(_WAIT_SECONDS)
     if artifact.is_finished(directory):
-        display.finish(held, [])
+        _show_finished(held, settings.runs, display)
     return True
+
+
+def _show_finished(step: Step, runs: Path, display: Display) -> None:
+    record = artifact.read_record(step.directory(runs))
+    display.finish(step, record["metrics"].get("warnings", []))
 
 
 def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
@@ -238,8 +243,7 @@ def _follow(process: Any, group: list[Step], runs: Path, display: Display) -> No
     while True:
         ended = process.poll() is not None
         while running < len(group) and artifact.is_finished(group[running].directory(runs)):
-            record = artifact.read_record(group[running].directory(runs))
-            display.finish(group[running], record["metrics"].get("warnings", []))
+            _show_finished(group[running], runs, display)
             running += 1
             if running < len(group) and not ended:
                 display.start(group[running])

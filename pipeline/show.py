@@ -68,8 +68,8 @@ class Display:
         self.rows[step.fingerprint] = _Row("running", started=time.monotonic())
         self._changed(f"{self._name(step)}: started")
 
-    def update(self, step: Step, progress: dict[str, Any] | None) -> None:
-        """A step goes on; `progress` is {'done', 'total', 'unit', 'left'} or None."""
+    def update(self, step: Step, progress: dict[str, Any]) -> None:
+        """A step goes on; `progress` is {'done', 'total', 'unit', 'left'}, or empty."""
         row = self.rows[step.fingerprint]
         row.seconds = time.monotonic() - (row.started or time.monotonic())
         if progress and progress["total"]:

@@ -7,7 +7,6 @@ and `accelerate launch -m pipeline run RECIPE --stage S` (started by the user).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -271,7 +270,7 @@ def _execute(step: StepRun) -> None:
     module, _, function = step.run.partition(":")
     if module.split(".")[0] not in ("pipeline", "eval"):
         raise InputError(f"{step.directory / SPEC} names code outside bashrac: {step.run}")
-    step._seconds_before = (read_progress(step.directory) or {}).get("seconds", 0.0)
+    step._seconds_before = read_progress(step.directory).get("seconds", 0.0)
     step._began = time.monotonic()
     started = datetime.now(UTC)
     reset_peak_memory(step)
@@ -331,9 +330,6 @@ def _known_failure(step: StepRun, error: BaseException) -> BashracError | None:
     return None
 
 
-def read_progress(directory: Path) -> dict[str, Any] | None:
-    """Return {'done', 'total', 'unit', 'left', 'seconds'} of a running step, or None."""
-    try:
-        return json.loads((directory / PROGRESS).read_text())
-    except (OSError, ValueError):
-        return None
+def read_progress(directory: Path) -> dict[str, Any]:
+    """Return {'done', 'total', 'unit', 'left', 'seconds'} of a step that runs or was stopped."""
+    return artifact.read_object(directory / PROGRESS)

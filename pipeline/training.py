@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -126,17 +125,9 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end, or None."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _ends(path)]
+    last_files = folder.glob("checkpoint-*/trainer_state.json")
+    whole = [path.parent for path in last_files if artifact.read_object(path)]
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
-def _ends(state_file: Path) -> bool:
-    """Whether a checkpoint's last file is whole."""
-    try:
-        json.loads(state_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def diverged(step: StepRun, what: str) -> StepFailedError:

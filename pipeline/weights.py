@@ -6,11 +6,10 @@ unless the recipe says so, and then only for the recipe's own `model:`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pipeline import artifact
 from pipeline.errors import InputError
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -59,12 +58,12 @@ def _pickled_file(folder: Path) -> str | None:
     if (folder / "adapter_config.json").is_file():
         safe = (folder / "adapter_model.safetensors").is_file()
         return None if safe else _first_pickled(folder)
-    if named := _mapping(folder / "config.json").get("transformers_weights"):
+    if named := artifact.read_object(folder / "config.json").get("transformers_weights"):
         return named if str(named).endswith(_PICKLED) else None
     if (folder / "model.safetensors").is_file():
         return None
     if (folder / _INDEX).is_file():
-        listed = dict(_mapping(folder / _INDEX).get("weight_map") or {}).values()
+        listed = dict(artifact.read_object(folder / _INDEX).get("weight_map") or {}).values()
         return next((name for name in listed if not str(name).endswith(".safetensors")), None)
     return _first_pickled(folder)
 
@@ -72,12 +71,3 @@ def _pickled_file(folder: Path) -> str | None:
 def _first_pickled(folder: Path) -> str | None:
     files = sorted(path.name for path in folder.glob("*") if path.is_file())
     return next((name for name in files if name.endswith(_PICKLED)), None)
-
-
-def _mapping(file: Path) -> dict[str, Any]:
-    """A JSON object; an empty one for a file that is not there or holds something else."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -134,6 +134,28 @@ def own_cache(tmp_path_factory):
         yield
 
 
+def result_digests(runs: Path) -> dict[str, str]:
+    """step/file -> sha256 of everything finished steps wrote, but for histories: they hold speeds."""
+    found = {}
+    for file in sorted(runs.glob("steps/*/record.json")):
+        for name, known in json.loads(file.read_text())["files"].items():
+            if name != "history.json":
+                found[f"{file.parent.name}/{name}"] = known["sha256"]
+    return found
+
+
+def processes_naming(text: str) -> list[int]:
+    """Processes of this machine whose command line holds a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue  # it has ended while we looked
+    return found
+
+
 @pytest.fixture
 def injected():
     """Note what a fault did, for the table that benchmarks/reliability.py prints."""

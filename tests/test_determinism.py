@@ -2,19 +2,11 @@
 
 import json
 
+from conftest import result_digests
+
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
 from pipeline.step import write_spec
-
-
-def _results(runs):
-    found = {}
-    for file in sorted(runs.glob("steps/*/record.json")):
-        record = json.loads(file.read_text())
-        for name, known in record["files"].items():
-            if name != "history.json":  # holds speeds
-                found[f"{file.parent.name}/{name}"] = known["sha256"]
-    return found
 
 
 def test_two_runs_of_a_recipe_agree_to_the_last_bit(
@@ -39,7 +31,7 @@ def test_two_runs_of_a_recipe_agree_to_the_last_bit(
         reports.append(json.loads(said))
         for cost in reports[-1]["costs"]:
             assert cost.pop("seconds") > 0  # the only figures that may differ
-    first, second = (_results(tmp_path / name) for name in ("first", "second"))
+    first, second = (result_digests(tmp_path / name) for name in ("first", "second"))
     assert len(first) > 30 and first == second
     assert reports[0] == reports[1]
     injected("the same recipe twice", "sft, bash, rac and spin, in two processes", 1,

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import processes_naming
 from judge_servers import opinion
 
 ROOT = Path(__file__).parents[1]
@@ -46,18 +47,6 @@ def _wait_for(found, seconds=120):
     return value
 
 
-def _processes_of(folder):
-    """Processes of this machine whose command line names a folder of a step."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if folder.name.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue  # it has ended while we looked
-    return found
-
-
 def _training(tmp_path):
     """The folder of a training that has come past its tenth optimizer step."""
     for file in tmp_path.glob("runs/steps/train-*/progress.json"):
@@ -87,14 +76,14 @@ def test_a_signal_stops_within_10_s_and_training_goes_on_from_there(
 ):
     process = start(long_training)
     folder = _wait_for(lambda: _training(tmp_path))
-    assert len(_processes_of(folder)) == 2  # the launcher, and what it has launched
+    assert len(processes_naming(folder.name)) == 2  # the launcher, and what it has launched
     process.send_signal(sent)
     began = time.monotonic()
     _, stderr = process.communicate(timeout=60)
     took = time.monotonic() - began
     assert process.returncode == code, stderr
     assert took < 10 and "run the same command again" in stderr and "Traceback" not in stderr
-    assert not _processes_of(folder)
+    assert not processes_naming(folder.name)
     (state,) = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
     step = json.loads(state.read_text())["global_step"]
     assert step >= 10
@@ -177,10 +166,10 @@ def test_nothing_outlives_a_run_that_is_killed(start, long_training, tmp_path, i
     """kill -9 of the run alone, which leaves it no time to end what it has started."""
     process = start(long_training)
     folder = _wait_for(lambda: _training(tmp_path))
-    assert len(_processes_of(folder)) == 2
+    assert len(processes_naming(folder.name)) == 2
     process.kill()
     process.communicate()
-    _wait_for(lambda: not _processes_of(folder), seconds=5)
+    _wait_for(lambda: not processes_naming(folder.name), seconds=5)
     injected("kill -9 of the run only", "while training", 1,
              "launched processes end within 5 s; the step is free")  # fmt: skip
 
