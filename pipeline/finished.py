@@ -1,0 +1,95 @@
+"""Finds what a finished stage made, from the way people name it: RECIPE:STAGE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import artifact
+from pipeline.errors import InputError, suggest
+from pipeline.load import load_recipe
+from pipeline.plan import Model, Plan, Step, make_plan
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """A stage whose weights are there.
+
+    Attributes:
+        plan: the plan of its recipe.
+        name: the stage's name.
+        seed: which of the recipe's seeds.
+        runs: the folder of all results.
+    """
+
+    plan: Plan
+    name: str
+    seed: int
+    runs: Path
+
+    @property
+    def model(self) -> Model:
+        """The weights it ends with."""
+        return self.plan.models[self.name, self.seed]
+
+    @property
+    def step(self) -> Step:
+        """The step that holds its own weights: the adapter's where it trained one."""
+        step = self.model.adapter or self.model.base
+        assert step is not None  # `find_stage` has seen to it
+        return step
+
+    @property
+    def folder(self) -> Path:
+        """The folder of that step, with `model/` and `record.json`."""
+        return self.step.directory(self.runs)
+
+    @property
+    def base(self) -> str:
+        """What its adapter lies on: a folder, or the recipe's `model:`."""
+        base = self.model.base
+        return self.plan.recipe.model if base is None else str(base.directory(self.runs))
+
+
+def find_stage(
+    named: str, runs: Path, *, overrides: Sequence[str] = (), seed: int | None = None
+) -> FinishedStage:
+    """Find a finished stage by RECIPE:STAGE, such as `mine.yaml:rac`.
+
+    Args:
+        named: the recipe's file or shipped name, a colon, and the stage's name.
+        runs: the folder of all results.
+        overrides: `key=value` texts the recipe was run with.
+        seed: which of the recipe's seeds; by default its first.
+
+    Raises:
+        InputError: when there is no such recipe, stage or seed, or it is not finished.
+    """
+    source, colon, name = named.rpartition(":")
+    if not colon or not source:
+        raise InputError(f"{named}: write it as RECIPE:STAGE, such as mine.yaml:rac")
+    recipe = load_recipe(source, overrides)
+    if name not in recipe.stages:
+        known = ", ".join(recipe.stages)
+        raise InputError(
+            f"{source} has no stage {name!r}{suggest(name, list(recipe.stages))}; stages: {known}"
+        )
+    chosen = recipe.seeds[0] if seed is None else seed
+    if chosen not in recipe.seeds:
+        raise InputError(
+            f"{source} has no seed {chosen}; seeds: {', '.join(map(str, recipe.seeds))}"
+        )
+    plan = make_plan(recipe)
+    model = plan.models[name, chosen]
+    made = [step for step in (model.base, model.adapter) if step is not None]
+    if not made:
+        raise InputError(f"{named} trains nothing: it is {recipe.model} as it is")
+    for step in made:
+        if not artifact.is_finished(step.directory(runs)):
+            raise InputError(
+                f"{named}, seed {chosen}, is not finished under {runs}; "
+                f"`bashrac run {source}` makes it"
+            )
+        artifact.verify(step.directory(runs))
+    return FinishedStage(plan, name, chosen, runs)
