@@ -213,6 +213,7 @@ class Recipe(Strict):
     trust_remote_code: bool = False  # whether Python code among the model's files may run
     pickled_weights: bool = False  # whether its weights may be pickled, which can hold code too
     dtype: DTYPES = "auto"
+    quantize: Literal["nf4"] | None = None  # a base frozen under an adapter, in 4 bits
     system: str | None = None
     max_prompt_length: int | None = Field(default=None, ge=1)
     data: Data = Data()
