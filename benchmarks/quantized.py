@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--data", type=Path, help="rows with question and answer")
     given = parser.parse_args()
+    logging.disable_progress_bar()
     rows = read_rows(given.model, given.data, given.rows)
     print("| base | weights | loss per token | same likeliest token | tokens/s |")
     print("| --- | --- | --- | --- | --- |")
