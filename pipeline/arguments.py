@@ -28,6 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="list every problem of recipes")
     check.add_argument("recipes", nargs="+", metavar="RECIPE", help="file or shipped name")
+    _add_variant(check, "only this variant (default: each)")
     _add_set(check)
     check.set_defaults(command="check")
 
@@ -121,8 +122,13 @@ def _place(text: str) -> Path:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="file or shipped name")
+    _add_variant(parser, "one of the recipe's variants (default: its first)")
     _add_set(parser)
     _add_runs(parser)
+
+
+def _add_variant(parser: argparse.ArgumentParser, words: str) -> None:
+    parser.add_argument("--variant", metavar="NAME", help=words)
 
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:

@@ -52,25 +52,38 @@ def _load_plan(given: Any) -> Any:
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
 
-    return make_plan(load_recipe(given.recipe, given.overrides))
+    return make_plan(load_recipe(given.recipe, given.overrides, given.variant))
 
 
 def _check(given: Any) -> int:
-    from pipeline.load import load_recipe
-    from pipeline.plan import make_plan
+    from pipeline.load import variants_of
 
     code = 0
     for source in given.recipes:
         try:
-            plan = make_plan(load_recipe(source, given.overrides))
+            variants = [given.variant] if given.variant else variants_of(source) or [None]
         except InputError as error:
             print(error, file=sys.stderr)
             code = error.exit_code
-        else:
-            print(
-                f"{source}: no problems, {len(plan.recipe.stages)} stages, {len(plan.steps)} steps"
-            )
+            continue
+        for variant in variants:
+            code = _check_one(source, given.overrides, variant) or code
     return code
+
+
+def _check_one(source: str, overrides: list[str], variant: str | None) -> int:
+    from pipeline.load import load_recipe
+    from pipeline.plan import make_plan
+
+    try:
+        plan = make_plan(load_recipe(source, overrides, variant))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    which = "" if variant is None else f" (variant {variant})"
+    stages, steps = len(plan.recipe.stages), len(plan.steps)
+    print(f"{source}{which}: no problems, {stages} stages, {steps} steps")
+    return 0
 
 
 def _plan(given: Any) -> int:
@@ -128,7 +141,8 @@ def _retry_command(given: Any) -> str:
     words += ["evaluate", given.model] if hasattr(given, "benchmarks") else ["run", given.recipe]
     options = (
         ("benchmarks", "--benchmark"), ("data", "--data"), ("limit", "--limit"), ("task", "--task"),
-        ("judge", "--judge"), ("judge_url", "--judge-url"), ("overrides", "--set"),
+        ("judge", "--judge"), ("judge_url", "--judge-url"), ("variant", "--variant"),
+        ("overrides", "--set"),
         ("stage", "--stage"), ("launch", "--launch"), ("runs", "--runs"),
         ("max_judge_calls", "--max-judge-calls"),
     )  # fmt: skip
@@ -203,24 +217,29 @@ def _report(given: Any) -> int:
 def _recipes(given: Any) -> int:
     del given
     from pipeline import shipped
+    from pipeline.load import variants_of
 
     for name in shipped.recipe_names():
-        first = (
-            (shipped.folder("recipes") / f"{name}.yaml").read_text(encoding="utf-8").split("\n")[0]
-        )
-        print(f"{name:<20} {first.removeprefix('#').strip()}")
+        text = (shipped.folder("recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+        print(f"{name:<20} {text.splitlines()[0].removeprefix('#').strip()}")
+        if variants := variants_of(name):
+            print(f"{'':<20} --variant {', '.join(variants)}")
     return 0
 
 
 def _copy(given: Any) -> int:
     from pipeline import artifact, shipped
+    from pipeline.load import variants_of
 
     source = shipped.find_recipe(given.name)
     if given.file.exists():
         raise InputError(f"{given.file} exists; choose another name, nothing is overwritten")
+    variants = variants_of(source)
     with artifact.whole_file(given.file) as file:
         file.write(source.read_text(encoding="utf-8"))
     print(f"{given.file} written; `bashrac check {given.file}` after you have edited it")
+    if variants:
+        print(f"variants, the first by default: --variant {', '.join(variants)}")
     return 0
 
 
