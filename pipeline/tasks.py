@@ -186,7 +186,7 @@ def _tldr(row: Mapping[str, Any]) -> tuple[Messages, str]:
 
 
 def _chat(row: Mapping[str, Any]) -> tuple[Messages, str]:
-    if "messages" not in row and "completion" in row:
+    if "messages" not in row and row.keys() & {"prompt", "completion"}:
         prompt = _prompt(row)
         return prompt, _answer("completion", row, prompt)
     if "messages" not in row:
