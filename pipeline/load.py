@@ -80,6 +80,9 @@ def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) ->
         _apply_override(raw, override)
     problems: list[Problem] = [*_not_plain(raw, ""), *key_problems(raw)]
     recipe = _validate(Recipe, raw, "", problems)
+    if recipe is None:  # what is wrong with the keys that it has is to be said as well
+        known = {key: value for key, value in raw.items() if key in _keys_at(Recipe, [])}
+        recipe = _validate(Recipe, known, "", [])
     stages = _validate_stages(raw.get("stages"), problems)
     benchmarks = _validate_benchmarks(raw.get("benchmarks"), problems)
     if recipe is not None:

@@ -163,11 +163,7 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     Raises:
         RowError: as `example_of`; also when chosen equals rejected.
     """
-    prompt = row.get("prompt")
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    messages = _messages("prompt", messages)
-    if messages[-1]["role"] != "user":
-        raise RowError("prompt", "must end with a user message")
+    messages = _prompt(row)
     chosen, rejected = _answer("chosen", row, messages), _answer("rejected", row, messages)
     if chosen == rejected:
         raise RowError("rejected", "equals chosen, so there is no preference")
@@ -205,6 +201,12 @@ def _as_post(prompt: str) -> str:
 
 
 def _chat(row: Mapping[str, Any]) -> tuple[Messages, str]:
+    if "messages" not in row and row.keys() & {"prompt", "completion"}:
+        prompt = _prompt(row)
+        return prompt, _answer("completion", row, prompt)
+    if "messages" not in row:
+        message = f"is missing, and so are prompt and completion; the row has {_names(row)}"
+        raise RowError("messages", message)
     messages = _messages("messages", row.get("messages"))
     if messages[-1]["role"] != "assistant" or len(messages) < 2:
         raise RowError("messages", "must end with a user message and the assistant's answer")
@@ -262,8 +264,18 @@ def _messages(field: str, value: Any) -> Messages:
     return messages
 
 
+def _prompt(row: Mapping[str, Any]) -> Messages:
+    """The prompt of a row: plain text, or a dialogue that ends with the user's turn."""
+    prompt = row.get("prompt")
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages = _messages("prompt", messages)
+    if messages[-1]["role"] != "user":
+        raise RowError("prompt", "must end with a user message")
+    return messages
+
+
 def _answer(field: str, row: Mapping[str, Any], prompt: Messages) -> str:
-    """The text of a chosen or rejected answer: plain, one message, or the whole dialogue."""
+    """The text of an answer: plain, one message, or the whole dialogue."""
     value = row.get(field)
     if isinstance(value, str) or value is None:
         return _text(field, row)

@@ -225,3 +225,11 @@ def test_the_readme_example_is_a_valid_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
     assert load_recipe(path).stages
+
+
+def test_a_misspelt_key_hides_no_other_problem(recipe_dict, write_recipe):
+    recipe_dict["sedes"] = [0]
+    recipe_dict["data"]["train"] = {"source": "nothere.jsonl"}
+    recipe_dict["stages"]["bash"]["trainer"] = {"learning_rte": 1.0e-4}
+    found = problems_of(write_recipe(recipe_dict))
+    assert found.keys() == {"sedes", "data.train.source", "stages.bash.trainer.learning_rte"}
