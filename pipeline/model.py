@@ -248,6 +248,9 @@ def _terms(step: StepRun) -> dict[str, Any]:
 def _from_pretrained(auto_class: Any, model: str, trust: Trust, **options: Any) -> Any:
     # Given weights that are pickled, transformers would ask the hub to convert and publish them.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    # Under FSDP only one process a machine would read weights, and only training hands them on:
+    # the others would write rows, or take as DPO's reference, what happens to lie in memory.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     with _in_words(model):
         return auto_class.from_pretrained(model, trust_remote_code=trust.code, **options)
 
