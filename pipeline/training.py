@@ -17,6 +17,7 @@ from pipeline.batches import micro_batches
 from pipeline.errors import StepFailedError
 from pipeline.mismatch import check_trainer
 from pipeline.model import MODEL_FOLDER, load_for, resolve_dtype
+from pipeline.quantize import check_processes
 from pipeline.shipped import WHOLE
 from pipeline.step import StepRun
 from pipeline.whole import whole_weights
@@ -77,6 +78,8 @@ def load_trainable(step: StepRun) -> tuple[Any, Any]:
         the model already carries the adapter to train).
     """
     lora = step.options["lora"]
+    if step.options.get("quantize"):
+        check_processes()
     dtype = resolve_dtype(step.options["dtype"], trains_all_weights=lora is None)
     model = load_for(step, dtype=dtype, trainable_adapter=lora is not None)
     if lora is None or "adapter" in step.inputs:
@@ -169,7 +172,7 @@ def _save(step: StepRun, trainer: Any, whole: dict[str, Any] | None) -> None:
         trainer.model.save_pretrained(str(temporary), state_dict=whole, **adapter)
         trainer.processing_class.save_pretrained(str(temporary))
         (temporary / "README.md").unlink(missing_ok=True)
-        _sort_modules(temporary / "adapter_config.json")
+        _finish_adapter_config(step, temporary / "adapter_config.json")
         if whole is not None:
             _name_dtype(temporary / "config.json", whole)
         shutil.rmtree(step.directory / MODEL_FOLDER, ignore_errors=True)
@@ -185,13 +188,22 @@ def _name_dtype(config_file: Path, whole: dict[str, Any]) -> None:
         artifact.write_json(config_file, config | {"dtype": dtype.removeprefix("torch.")})
 
 
-def _sort_modules(adapter_config: Path) -> None:
-    """Write a set of peft's, whose order differs from process to process, in one order."""
-    if adapter_config.is_file():
-        config = artifact.read_json(adapter_config)
-        if isinstance(config.get("target_modules"), list):
-            config["target_modules"].sort()
-        artifact.write_json(adapter_config, config)
+def _finish_adapter_config(step: StepRun, adapter_config: Path) -> None:
+    """Say which base an adapter was trained on so that peft alone finds it, from any folder.
+
+    A set of peft's, whose order differs from process to process, is written in one order.
+    """
+    if not adapter_config.is_file():
+        return
+    config = artifact.read_json(adapter_config)
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()
+    base = step.identity["inputs"]["base"]
+    if isinstance(base, dict) and "hub" in base:
+        config["revision"] = base["revision"]  # peft loads the base at this commit
+    elif Path(config["base_model_name_or_path"]).is_dir():
+        config["base_model_name_or_path"] = os.path.abspath(config["base_model_name_or_path"])
+    artifact.write_json(adapter_config, config)
 
 
 class _Progress(TrainerCallback):

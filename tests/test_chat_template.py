@@ -65,7 +65,9 @@ def test_a_model_with_a_template_keeps_it_and_the_report_says_so(
     assert warning.startswith("the model has a chat template of its own, which is used")
 
 
-def test_it_is_part_of_what_steps_are_known_by_only_where_given(recipe_dict, write_recipe, tmp_path):
+def test_it_is_part_of_what_steps_are_known_by_only_where_given(
+    recipe_dict, write_recipe, tmp_path
+):
     def planned(**change):
         return make_plan(load_recipe(write_recipe(recipe_dict | change))).steps
 
