@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from pipeline import __version__
@@ -110,6 +111,16 @@ def _count(text: str) -> int:
     return number
 
 
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a command ({error})") from None
+    if not words:
+        raise argparse.ArgumentTypeError("no command is given")
+    return words
+
+
 def _place(text: str) -> Path:
     from pipeline.errors import InputError
     from pipeline.shipped import user_path
@@ -141,6 +152,10 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
     )
+    parser.add_argument(
+        "--through", metavar="'COMMAND ...'", type=_words, default=(),
+        help="start each step's command with this one, e.g. 'srun --nodes 2 on_node.sh'",
+    )  # fmt: skip
 
 
 def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:

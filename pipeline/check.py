@@ -14,6 +14,7 @@ from pipeline import options, shipped
 from pipeline.builtin import SPLITS
 from pipeline.errors import InputError, Problem, suggest
 from pipeline.identity import adapter_base
+from pipeline.quantize import quantize_problems
 from pipeline.recipe import Recipe, Source, method_module, trainer_of
 from pipeline.rowfiles import rows_of_file
 from pipeline.tasks import RowError, example_of, preference_of
@@ -36,6 +37,7 @@ def cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
     return [
         *_check_passed_through(recipe),
         *_check_starts(recipe, written),
+        *quantize_problems(recipe),
         *_check_data(recipe),
         *_check_names(recipe, written),
     ]

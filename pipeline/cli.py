@@ -92,7 +92,7 @@ def _plan(given: Any) -> int:
 
     plan = _load_plan(given)
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
-    print(explain(plan, given.runs, launch))
+    print(explain(plan, given.runs, launch, given.through))
     return 0
 
 
@@ -101,7 +101,7 @@ def _run(given: Any) -> int:
 
 
 def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
-    from pipeline import changes, explain, shipped
+    from pipeline import changes, explain, launched, shipped
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
 
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
@@ -109,7 +109,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     explain.check_engine(plan, given.runs, stage)
     retry = _retry_command(given)
     settings = RunSettings(
-        given.runs, launch, retry, stage, given.max_judge_calls, verify_weights=given.verify
+        given.runs, launch, retry, stage, given.max_judge_calls, given.verify, given.through
     )
     if launched_by_accelerate():
         is_main = int(os.environ.get("RANK", "0")) == 0
@@ -122,6 +122,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     # The launched processes must end with us.
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(chosen, _interrupt)
+    launched.check_launch(launch, given.through)
     changes.remember(plan, given.runs)
     if calls := explain.judge_calls_words(plan, given.runs, stage):
         print(calls, flush=True)
@@ -142,12 +143,13 @@ def _retry_command(given: Any) -> str:
     options = (
         ("benchmarks", "--benchmark"), ("data", "--data"), ("limit", "--limit"), ("task", "--task"),
         ("judge", "--judge"), ("judge_url", "--judge-url"), ("variant", "--variant"),
-        ("overrides", "--set"),
-        ("stage", "--stage"), ("launch", "--launch"), ("runs", "--runs"),
+        ("overrides", "--set"), ("stage", "--stage"), ("launch", "--launch"),
+        ("through", "--through"), ("runs", "--runs"),
         ("max_judge_calls", "--max-judge-calls"),
     )  # fmt: skip
     for name, flag in options:
         value = getattr(given, name, None)
+        value = shlex.join(value) or None if isinstance(value, tuple) else value
         for one in value if isinstance(value, list) else [value]:
             if one is not None and one != Path("runs"):
                 words += [flag, str(one)]

@@ -86,7 +86,10 @@ def model_identity(model: str, revision: str | None) -> dict[str, Any]:
     if path.is_dir():
         files = {"files": _tree_identity(path.resolve())}
         base = adapter_base(path)
-        return files if base is None else {**files, "base": model_identity(base, None)}
+        if base is None:
+            return files
+        pinned = artifact.read_object(path / "adapter_config.json").get("revision")
+        return {**files, "base": model_identity(base, pinned)}
     return {"hub": model, "revision": hub_commit(model, revision, repo_type="model")}
 
 

@@ -184,6 +184,8 @@ class Builder:
                 places["base"] = self.recipe.model
             if self.recipe.trust_remote_code:  # another class may compute something else
                 merged["trust_remote_code"] = True
+            if self.recipe.quantize:
+                merged["quantize"] = self.recipe.quantize
             if model.base is None and self.recipe.pickled_weights:
                 neutral = {**(neutral or {}), "pickled_weights": True}
             if model.adapter is not None:

@@ -217,7 +217,7 @@ class Recipe(Strict):
     trust_remote_code: bool = False  # whether Python code among the model's files may run
     pickled_weights: bool = False  # whether its weights may be pickled, which can hold code too
     dtype: DTYPES = "auto"
-    quantize: Literal["nf4"] | None = None
+    quantize: Literal["nf4"] | None = None  # a base frozen under an adapter, in 4 bits
     system: str | None = None
     chat_template: str | None = Field(default=None, min_length=1)  # for a model that has none
     max_prompt_length: int | None = Field(default=None, ge=1)

@@ -184,6 +184,7 @@ def make_trainer(step: StepRun, rows: list[dict[str, Any]], tokenizer: Any) -> A
     from trl import SFTConfig, SFTTrainer
 
     from pipeline.batches import arrange_batches
+    from pipeline.quantize import restore_adapter
     from pipeline.training import load_trainable, training_arguments
 
     model, peft_config = load_trainable(step)
@@ -194,5 +195,6 @@ def make_trainer(step: StepRun, rows: list[dict[str, Any]], tokenizer: Any) -> A
         processing_class=tokenizer,
         peft_config=peft_config,
     )
+    restore_adapter(step, trainer)
     arrange_batches(step, trainer, [(len(row["input_ids"]),) for row in rows])
     return trainer
