@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.arguments import make_parser
-from pipeline.errors import EXIT_FAILED, EXIT_STOPPED, BashracError, InputError, Stopped
+from pipeline.errors import (
+    EXIT_FAILED,
+    EXIT_INPUT,
+    EXIT_STOPPED,
+    BashracError,
+    InputError,
+    Stopped,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,24 +73,26 @@ def _check(given: Any) -> int:
             print(error, file=sys.stderr)
             code = error.exit_code
             continue
-        for variant in variants:
-            code = _check_one(source, given.overrides, variant) or code
+        problems = [_check_one(source, given.overrides, variant) for variant in variants]
+        for problem in dict.fromkeys(filter(None, problems)):
+            print(problem, file=sys.stderr)
+            code = EXIT_INPUT
     return code
 
 
-def _check_one(source: str, overrides: list[str], variant: str | None) -> int:
+def _check_one(source: str, overrides: list[str], variant: str | None) -> str | None:
+    """Say that there is nothing wrong with a recipe, or return what is."""
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
 
     try:
         plan = make_plan(load_recipe(source, overrides, variant))
     except InputError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return str(error)
     which = "" if variant is None else f" (variant {variant})"
     stages, steps = len(plan.recipe.stages), len(plan.steps)
     print(f"{source}{which}: no problems, {stages} stages, {steps} steps")
-    return 0
+    return None
 
 
 def _plan(given: Any) -> int:

@@ -280,19 +280,15 @@ def _answer(field: str, row: Mapping[str, Any], prompt: Messages) -> str:
     if isinstance(value, str) or value is None:
         return _text(field, row)
     messages = _messages(field, value)
-    if len(messages) > 1 and not _same(messages[:-1], prompt):
+    if len(messages) > 1 and _spoken(messages[:-1]) != _spoken(prompt):
         raise RowError(field, "holds other messages than the prompt and one answer")
     if messages[-1]["role"] != "assistant":
         raise RowError(field, "must end with an assistant message")
     return messages[-1]["content"].strip()
 
 
-def _same(messages: Messages, others: Messages) -> bool:
-    """Whether two dialogues are the same but for white space."""
-    spoken = [
-        [(one["role"], one["content"].split()) for one in each] for each in (messages, others)
-    ]
-    return spoken[0] == spoken[1]
+def _spoken(messages: Messages) -> list[tuple[str, list[str]]]:
+    return [(message["role"], message["content"].split()) for message in messages]
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Messages, str]]] = {

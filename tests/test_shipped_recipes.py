@@ -69,7 +69,7 @@ def test_no_arm_trains_on_a_test_split(name, variant):
 def test_a_variant_says_what_runs_and_how_and_no_more_than_that(name, variant):
     """The rest is shared: but for these keys, variants are one recipe."""
     recipe, other = (load_recipe(name, variant=one) for one in (variant, "full"))
-    assert recipe.launch == {"full": "ddp"}.get(variant, "single_gpu")
+    assert recipe.launch == {"full": "fsdp2"}.get(variant, "single_gpu")
     assert (recipe.lora is None) == (variant == "full")
     assert recipe.quantize == {"qlora": "nf4"}.get(variant)
     assert recipe.trainer.get("optim") == {"qlora": "paged_adamw_8bit"}.get(variant)
@@ -231,7 +231,7 @@ def test_check_finds_nothing_wrong_with_any_variant(hub, bashrac, tmp_path):
 def smaller(model):
     """What makes a paper's table a matter of seconds: the rows are the recipe's, only few."""
     changes = {
-        "model": model, "launch": "cpu", "batch_size": 4, "micro_batch_size": 2, "quantize": "null",
+        "model": model, "launch": "cpu", "batch_size": 4, "micro_batch_size": 2,
         "trainer.max_steps": 2, "trainer.bf16": "false", "trainer.optim": "adamw_torch",
         "trainer.max_length": 480, "max_prompt_length": 300, "generation.max_new_tokens": 8,
         "generation.batch_tokens": 1024, "generation.dtype": "float32",

@@ -78,7 +78,9 @@ def test_a_problem_is_listed_under_the_variant_that_has_it(recipe_dict, write_re
 
 
 def test_a_variant_that_is_not_there_is_a_sentence(with_variants, recipe_dict, write_recipe):
-    with pytest.raises(InputError, match=r"no variant 'larg'; did you mean large\?; variants: small"):
+    with pytest.raises(
+        InputError, match=r"no variant 'larg'; did you mean large\?; variants: small"
+    ):
         load_recipe(with_variants, variant="larg")
     plain = write_recipe(recipe_dict, "plain.yaml")
     with pytest.raises(InputError, match="has no variants; leave out --variant large"):
