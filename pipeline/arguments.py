@@ -85,6 +85,18 @@ def make_parser() -> argparse.ArgumentParser:
     score.add_argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv")
     score.set_defaults(command="score")
 
+    merge = commands.add_parser("merge", help="write a finished stage as a plain model")
+    merge.add_argument("named", metavar="RECIPE:STAGE", help="such as my.yaml:rac")
+    merge.add_argument("out", metavar="OUT", type=_place, help="a folder that does not exist")
+    merge.add_argument("--seed", type=int, metavar="N", help="of the recipe's seeds (the first)")
+    merge.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"),
+        help="of the weights (default: that of the model an adapter lies on)",
+    )  # fmt: skip
+    _add_set(merge)
+    _add_runs(merge)
+    merge.set_defaults(command="merge")
+
     recipes = commands.add_parser("recipes", help="list the shipped recipes")
     recipes.set_defaults(command="recipes")
 

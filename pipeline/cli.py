@@ -254,6 +254,15 @@ def _copy(given: Any) -> int:
     return 0
 
 
+def _merge(given: Any) -> int:
+    from pipeline.export import write_model
+    from pipeline.finished import find_stage
+
+    found = find_stage(given.named, given.runs, overrides=given.overrides, seed=given.seed)
+    print(write_model(found, given.out, dtype=given.dtype))
+    return 0
+
+
 def _clean(given: Any) -> int:
     from pipeline.clean import clean
 
@@ -277,6 +286,7 @@ _COMMANDS = {
     "score": _score,
     "recipes": _recipes,
     "copy": _copy,
+    "merge": _merge,
     "clean": _clean,
     "step": _step,
 }

@@ -10,6 +10,7 @@ from pipeline import artifact
 from pipeline.errors import InputError, suggest
 from pipeline.load import load_recipe
 from pipeline.plan import Model, Plan, Step, make_plan
+from pipeline.weights import Trust
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ class FinishedStage:
         """What its adapter lies on: a folder, or the recipe's `model:`."""
         base = self.model.base
         return self.plan.recipe.model if base is None else str(base.directory(self.runs))
+
+    @property
+    def trust(self) -> Trust:
+        """What the files of the recipe's model may do."""
+        recipe = self.plan.recipe
+        return Trust(code=recipe.trust_remote_code, pickles=recipe.pickled_weights)
+
+    @property
+    def revision(self) -> str | None:
+        """The hub commit of that base, where it is one of the hub."""
+        base = self.step.identity["inputs"]["base"] if self.model.base is None else None
+        return base.get("revision") if isinstance(base, dict) else None
 
 
 def find_stage(
