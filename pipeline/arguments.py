@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from pipeline import __version__
@@ -28,6 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="list every problem of recipes")
     check.add_argument("recipes", nargs="+", metavar="RECIPE", help="file or shipped name")
+    _add_variant(check, "only this variant (default: each)")
     _add_set(check)
     check.set_defaults(command="check")
 
@@ -121,6 +123,16 @@ def _count(text: str) -> int:
     return number
 
 
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a command ({error})") from None
+    if not words:
+        raise argparse.ArgumentTypeError("no command is given")
+    return words
+
+
 def _place(text: str) -> Path:
     from pipeline.errors import InputError
     from pipeline.shipped import user_path
@@ -133,8 +145,13 @@ def _place(text: str) -> Path:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="file or shipped name")
+    _add_variant(parser, "one of the recipe's variants (default: its first)")
     _add_set(parser)
     _add_runs(parser)
+
+
+def _add_variant(parser: argparse.ArgumentParser, words: str) -> None:
+    parser.add_argument("--variant", metavar="NAME", help=words)
 
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +164,10 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
     )
+    parser.add_argument(
+        "--through", metavar="'COMMAND ...'", type=_words, default=(),
+        help="start each step's command with this one, e.g. 'srun --nodes 2 on_node.sh'",
+    )  # fmt: skip
 
 
 def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:

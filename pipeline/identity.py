@@ -36,13 +36,16 @@ def data_identity(source: Source, *, role: str) -> dict[str, Any]:
     Raises:
         InputError: when a local source is missing or a hub one cannot be looked up.
     """
-    chosen = {"split": source.split_for(role), "limit": source.limit}
+    limits: dict[str, Any] = {"limit": source.limit}
+    if source.skip_unusable:
+        limits["skip_unusable"] = True
+    chosen = {"split": source.split_for(role), **limits}
     if source.builtin is not None:
         return {"builtin": source.builtin, "version": builtin.VERSION, **chosen}
     if source.path is not None:
         if source.path.is_dir():  # a folder's splits are chosen by name
             return {"files": _tree_identity(source.path.resolve()), **chosen, "name": source.name}
-        return {"file": _file_identity(source.path.resolve()), "limit": source.limit}
+        return {"file": _file_identity(source.path.resolve()), **limits}
     commit = hub_commit(source.source, source.revision, repo_type="dataset")
     known = {"hub": source.source, "name": source.name, "revision": commit, **chosen}
     return {**known, "file": source.file} if source.file else known

@@ -62,10 +62,17 @@ def window_of(model: str, *, revision: str | None = None, trust: Trust = UNTRUST
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def load_tokenizer(model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED) -> Any:
+def load_tokenizer(
+    model: str,
+    *,
+    revision: str | None = None,
+    trust: Trust = UNTRUSTED,
+    chat_template: str | None = None,
+) -> Any:
     """Load a model's tokenizer.
 
-    A padding token that is missing or is an end token gives way to another, if there is one.
+    A padding token that is missing or is an end token gives way to another, if there is one;
+    `chat_template` is for a model that has none, and is saved with the tokenizer.
 
     Raises:
         InputError: when the model is not there, or needs code that is not trusted.
@@ -80,6 +87,8 @@ def load_tokenizer(model: str, *, revision: str | None = None, trust: Trust = UN
         padding = [number for number, text in special if _PADDING.search(text)]
         better = [number for number in (*padding, tokenizer.unk_token_id) if number not in unfit]
         tokenizer.pad_token_id = better[0] if better else tokenizer.eos_token_id
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = chat_template
     return tokenizer
 
 
@@ -229,7 +238,8 @@ def load_to_read(step: StepRun) -> Any:
 
 def tokenizer_for(step: StepRun) -> Any:
     """Load the tokenizer of the model a step reads."""
-    return load_tokenizer(step.inputs["base"], **_terms(step))
+    template = step.options.get("chat_template")
+    return load_tokenizer(step.inputs["base"], chat_template=template, **_terms(step))
 
 
 def end_ids_for(step: StepRun) -> tuple[int, ...]:
@@ -280,5 +290,8 @@ def _terms(step: StepRun) -> dict[str, Any]:
 def _from_pretrained(auto_class: Any, model: str, trust: Trust, **options: Any) -> Any:
     # Given weights that are pickled, transformers would ask the hub to convert and publish them.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    # Under FSDP only one process a machine would read weights, and only training hands them on:
+    # the others would write rows, or take as DPO's reference, what happens to lie in memory.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     with in_words(model):
         return auto_class.from_pretrained(model, trust_remote_code=trust.code, **options)

@@ -79,7 +79,7 @@ def read_training_rows(step: StepRun, renderer: Renderer) -> tuple[list[Row], li
 
     options = step.options
     max_length = options["trainer"]["max_length"]
-    examples = load_examples(step.source("train"), options["task"])
+    examples = load_examples(step.source("train"), options["task"], step.warn)
     token_rows, counts = tokenise(examples, renderer, max_length=max_length)
     step.metrics["data"] = counts
     losses = describe_losses(
