@@ -93,6 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "bfloat16", "float16"),
         help="of the weights (default: that of the model an adapter lies on)",
     )  # fmt: skip
+    _add_variant(merge, "one of the recipe's variants (default: its first)")
     _add_set(merge)
     _add_runs(merge)
     merge.set_defaults(command="merge")

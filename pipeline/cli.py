@@ -258,7 +258,13 @@ def _merge(given: Any) -> int:
     from pipeline.export import write_model
     from pipeline.finished import find_stage
 
-    found = find_stage(given.named, given.runs, overrides=given.overrides, seed=given.seed)
+    found = find_stage(
+        given.named,
+        given.runs,
+        overrides=given.overrides,
+        variant=given.variant,
+        seed=given.seed,
+    )
     print(write_model(found, given.out, dtype=given.dtype))
     return 0
 
