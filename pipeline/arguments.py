@@ -125,8 +125,10 @@ def _count(text: str) -> int:
 
 
 def _words(text: str) -> tuple[str, ...]:
+    from pipeline.shipped import find_script
+
     try:
-        words = tuple(shlex.split(text))
+        words = tuple(map(find_script, shlex.split(text)))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a command ({error})") from None
     if not words:

@@ -12,6 +12,7 @@ from pathlib import Path
 import judge_servers
 import pytest
 import yaml
+from several import alone, place  # noqa: F401 - fixtures
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHAT_TEMPLATE = (
