@@ -17,7 +17,7 @@ from pipeline.identity import model_identity
 from pipeline.memory import Memory
 from pipeline.model import load_config, resolve_dtype
 from pipeline.plan import Plan, Step
-from pipeline.shipped import Launch
+from pipeline.shipped import WHOLE, Launch
 from pipeline.simulate import TrainingPass, WritingPass, build, training_peak, writing_peak
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
 from pipeline.workload import Work, Workload, terms_of
@@ -119,7 +119,7 @@ class Reckoner:
 
     def __init__(self, config: Any, launch: Launch, trust: Any):
         self.config, self.launch, self.trust = config, launch, trust
-        self.kind = getattr(launch, "kind", "")
+        self.kind = launch.kind
         self._known: dict[str, Any] = {}
 
     def of(self, step: Step, work: Work, limit: float = math.inf) -> Estimate:
@@ -250,7 +250,7 @@ class Training:
 
 
 def training_memory(
-    config: Any, settings: Training, given: TrainingPass, *, kind: str = "", processes: int = 1,
+    config: Any, settings: Training, given: TrainingPass, *, kind: str = WHOLE, processes: int = 1,
     trust: Any = None,
 ) -> tuple[Memory, int, int]:  # fmt: skip
     """Return the memory of a training process, and the model's parameters, total and trained.
@@ -269,7 +269,7 @@ def training_memory(
         reference = gradients
     total, count = plain.total, sum(one.count for one in trained)
     # Shared-out weights are read in 16 bits under autocast, and no copies are made of them.
-    shares = processes > 1 and (kind == memory.FSDP2 or kind.startswith("ZeRO"))
+    shares = processes > 1 and kind != WHOLE
     computed = settings.autocast if shares and settings.autocast else settings.dtype
     shape = plain.shape(pass_bytes=memory.BYTES[computed])
     played = plain if computed == settings.dtype else build(config, dtype=computed, **options)

@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from pipeline.shipped import FSDP2, zero
+
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-FSDP2 = "FSDP2"
-# Kinds of launch that share weights out.
-SHARES_WEIGHTS = (FSDP2, "ZeRO-3")
 # A block of so many 8-bit numbers has one float32 scale; smaller weights keep 32-bit states.
 _BLOCK_8BIT, _SMALLEST_8BIT = 256, 4096
 # The scale of a block of 64 4-bit weights is a float32, or, quantised again ("double"), 8 bits and
@@ -249,9 +248,9 @@ def shared_out(whole: Memory, shape: Shape, *, kind: str, processes: int) -> Mem
             reference=share(whole.reference),
             passes=whole.passes + gathered * shape.pass_bytes,
         )
-    if not kind.startswith("ZeRO-"):
+    if not kind.startswith(zero("")):
         return replace(whole, passes=whole.passes + whole.gradients)
-    stage = int(kind.removeprefix("ZeRO-"))
+    stage = int(kind.removeprefix(zero("")))
     bytes_kept = min(shape.pass_bytes * shape.total, whole.weights)
     gradients = min(shape.pass_bytes * shape.trained, whole.gradients)
     copy = 4 * shape.trained if shape.pass_bytes < 4 else 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, suggest
-from pipeline.option_names import LORA_OWNED, OWNED, RENAMED, TRACKERS
+from pipeline.option_names import BASE_CHANGING, LORA_OWNED, OWNED, RENAMED, TRACKERS
 
 # Each options class with the classes it inherits fields from, nearest first.
 SOURCES = {
@@ -104,6 +104,8 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
         named = value if isinstance(value, list) else [value]
         wrong = [str(one) for one in named if one not in (None, *TRACKERS)]
         return f"{', '.join(wrong)}: give of {', '.join(TRACKERS)}" if wrong else None
+    if name == "init_lora_weights" and str(value).startswith(BASE_CHANGING):
+        return f"{value} changes the base or looks at data first, and a base stays as it is here"
     if name not in fields:
         if name in RENAMED:
             return f"not a field of {class_label(options_class)}; use {RENAMED[name]}"

@@ -2,8 +2,9 @@
 
 torch's fake tensors have a shape, a dtype and a lifetime, and no memory. A model is built from its
 config on the meta device, takes a training pass (or one that writes rows) on fake tensors, and
-every storage is counted from its making to its end. So the model's own code, peft's adapters, autocast,
-activation checkpointing and TRL's chunked output layer say what they keep, for any architecture.
+every storage is counted from its making to its end. So the model's own code, peft's adapters,
+autocast, activation checkpointing and TRL's chunked output layer say what they keep, for any
+architecture.
 
 Not seen is what a kernel takes for itself while it runs. Two differences of a GPU are put in:
 TRL's chunks are then worked on by Triton kernels, which make no tensors; and attention is taken to
@@ -188,10 +189,6 @@ def build(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training says what there is to say
             model = get_peft_model(model, adapter, autocast_adapter_dtype=trains)
-        if quantize is not None:  # as TRL does
-            for one in model.parameters():
-                if one.requires_grad:
-                    one.data = one.data.to(torch.bfloat16)
     return Skeleton(model, total, max(blocks, default=total), total - sum(blocks))
 
 

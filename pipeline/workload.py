@@ -84,7 +84,7 @@ class Workload:
         self.recipe = plan.recipe
         terms = terms_of(plan.recipe)
         model = plan.recipe.model
-        self._tokenizer = load_tokenizer(model, **terms)
+        self._tokenizer = load_tokenizer(model, chat_template=plan.recipe.chat_template, **terms)
         self._end_ids = end_ids(model, **terms)
         self.window = window_of(model, **terms)
         self._known: dict[str, _Lengths] = {}

@@ -13,6 +13,7 @@ from conftest import save_tiny_model
 
 from pipeline import memory
 from pipeline.memory import Memory, Shape, Weight, optimizer_bytes, shared_out
+from pipeline.shipped import FSDP2, WHOLE, zero
 
 ROOT = Path(__file__).parents[1]
 LORA = {"r": 4, "target_modules": "all-linear"}
@@ -130,9 +131,7 @@ def test_what_is_shared_out_follows_the_figure_of_the_zero_paper():
     count = 7_500_000_000
     whole = Memory(weights=4 * count, gradients=4 * count, optimizer=8 * count)
     shape = Shape(count, count, largest_block=0, outside=0, pass_bytes=2)
-    found = {
-        stage: shared_out(whole, shape, kind=f"ZeRO-{stage}", processes=64) for stage in (1, 2, 3)
-    }
+    found = {stage: shared_out(whole, shape, kind=zero(stage), processes=64) for stage in (1, 2, 3)}
     kept = {stage: (one.total - one.passes) / 1e9 for stage, one in found.items()}
     assert kept == pytest.approx({1: 31.4, 2: 16.6, 3: 1.9}, abs=0.05)
 
@@ -140,13 +139,13 @@ def test_what_is_shared_out_follows_the_figure_of_the_zero_paper():
 def test_fsdp_shares_everything_and_gathers_some_layers():
     whole = Memory(weights=800, gradients=800, optimizer=1600, reference=800, passes=50)
     shape = Shape(trained=200, total=200, largest_block=20, outside=10, pass_bytes=2)
-    each = shared_out(whole, shape, kind="FSDP2", processes=8)
+    each = shared_out(whole, shape, kind=FSDP2, processes=8)
     assert (each.weights, each.gradients, each.optimizer, each.reference) == (100, 100, 200, 100)
     assert each.passes == 50 + 2 * (3 * 20 + 10)
     # Plain data parallelism keeps all, and gradients twice: in the buckets that are sent.
-    plain = shared_out(whole, shape, kind="", processes=8)
+    plain = shared_out(whole, shape, kind=WHOLE, processes=8)
     assert plain.total == whole.total + 800
-    assert shared_out(whole, shape, kind="FSDP2", processes=1) == whole
+    assert shared_out(whole, shape, kind=FSDP2, processes=1) == whole
 
 
 def test_cache_is_that_of_the_reader(tiny_model):

@@ -23,6 +23,37 @@ def test_a_preference_pair_has_the_same_prompt_as_the_training_row(task, row):
     assert pair.example.plain_prompt == example.plain_prompt
 
 
+def test_a_post_of_preferences_is_written_as_that_of_a_row_with_fields():
+    """OpenAI's comparisons keep the white space around a post that its own rows have lost."""
+    row = {"subreddit": "cats", "title": "A cat", "post": "It sat.\n\nPOST: no.", "summary": "Sat."}
+    prompt = "SUBREDDIT: r/cats\n\nTITLE: A cat \n\nPOST:  It sat.\n\nPOST: no. \n\n\nTL;DR: "
+    dialogue = [{"role": "user", "content": prompt}]
+    for written in (prompt, dialogue):
+        chosen = [*dialogue, {"role": "assistant", "content": " Sat."}]
+        pair = preference_of("tldr", {"prompt": written, "chosen": chosen, "rejected": "b"})
+        assert pair.example.messages == example_of("tldr", row).messages
+        assert pair.chosen == "Sat."
+
+
+@pytest.mark.parametrize("prompt", ["Sum up: it sat.", "SUBREDDIT: r/a\n\nPOST: b\n\nTL;DR:"])
+def test_a_prompt_of_another_form_stays_as_it_is(prompt):
+    pair = preference_of("tldr", {"prompt": prompt, "chosen": "a", "rejected": "b"})
+    assert pair.example.messages[0]["content"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        ("Hi", " Hello "),
+        ([{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Hello"}]),
+    ],
+)
+def test_a_chat_row_may_be_prompt_and_completion_as_trl_writes_them(prompt, completion):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    row = {"prompt": prompt, "completion": completion}
+    assert example_of("chat", row) == example_of("chat", {"messages": turns})
+
+
 def test_the_tldr_prompt_is_the_papers():
     row = {"subreddit": "cats", "title": "A cat", "post": "It sat.", "summary": " Sat. "}
     example = example_of("tldr", row)
@@ -39,6 +70,10 @@ def test_the_tldr_prompt_is_the_papers():
         ("chat", {"messages": [{"role": "human", "content": "Hi"}]}, "messages"),
         ("chat", {"messages": [{"role": "user", "content": " "}]}, "messages"),
         ("chat", {"messages": ["Hi"]}, "messages"),
+        ("chat", {"question": "Hi", "answer": "Hello"}, "messages"),
+        ("chat", {"completion": "Hello"}, "prompt"),
+        ("chat", {"prompt": "Hi", "completion": " "}, "completion"),
+        ("chat", {"prompt": "Hi", "completion": [{"role": "user", "content": "b"}]}, "completion"),
     ],
 )
 def test_a_row_without_what_its_task_needs_names_the_field(task, row, field):
