@@ -102,7 +102,16 @@ def _plan(given: Any) -> int:
     plan = _load_plan(given)
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
     print(explain(plan, given.runs, launch, given.through))
-    return 0
+    if not (given.estimate or given.gpu_memory or given.tokens_per_second):
+        return 0
+    from pipeline.estimate import estimate
+    from pipeline.estimate_text import GB, estimate_text, misfits
+
+    limit = given.gpu_memory and given.gpu_memory * GB
+    most = {} if limit is None else {"limit": limit}
+    found = estimate(plan, given.runs, launch, tokens_per_second=given.tokens_per_second, **most)
+    print(f"\n{estimate_text(found, plan, launch, limit=limit)}")
+    return EXIT_FAILED if limit is not None and misfits(found, limit) else 0
 
 
 def _run(given: Any) -> int:
