@@ -231,6 +231,22 @@ def _clean(given: Any) -> int:
     return 0
 
 
+def _push(given: Any) -> int:
+    from pipeline.finished import find_stage
+    from pipeline.push import push
+
+    found = find_stage(given.finished, given.runs, overrides=given.overrides, seed=given.seed)
+    words = ["bashrac", "push", given.finished, "--to", given.to]
+    for override in given.overrides:
+        words += ["--set", override]
+    words += [] if given.seed is None else ["--seed", str(given.seed)]
+    words += [] if given.runs == Path("runs") else ["--runs", str(given.runs)]
+    words += ["--private"] if given.private else []
+    command = shlex.join([*words, "--yes"])
+    print(push(found, given.to, private=given.private, yes=given.yes, command=command))
+    return 0
+
+
 def _step(given: Any) -> int:
     from pipeline.step import end_with_parent, run_steps
 
@@ -248,5 +264,6 @@ _COMMANDS = {
     "recipes": _recipes,
     "copy": _copy,
     "clean": _clean,
+    "push": _push,
     "step": _step,
 }
