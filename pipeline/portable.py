@@ -78,7 +78,7 @@ def portable_recipe(found: FinishedStage) -> str:
                 role = "test" if key == "data" else key
                 _name_source(value, commits.get((role, value["source"])))
             elif key == "template":
-                options[key] = plain_name(value)
+                options[key] = plain_name(str(value))
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=100)
 
 

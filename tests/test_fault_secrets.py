@@ -441,7 +441,7 @@ def test_every_text_option_is_refused_or_known_to_name_no_place():
                 assert name in owned and "is set by bashrac" in problem, (options_class, name)
     for tracker in ("all", "mlflow", "dvclive", ["wandb", "clearml"], "/tmp/out"):
         assert "give of none, tensorboard" in problem_with("trl.SFTConfig", "report_to", tracker)
-    for tracker in ("none", ["wandb"], "tensorboard"):
+    for tracker in ("none", ["none"], "tensorboard"):  # the others need be installed
         assert problem_with("trl.SFTConfig", "report_to", tracker) is None
 
 
@@ -527,7 +527,8 @@ def test_no_key_leaves_the_environment(bashrac, small, write_recipe, tmp_path, s
     fails = False
     run(0, "--stage", "base", "--set", "judge.reads=text")
     run(0, "--set", "judge.reads=text", "--format", "html", command="report")
-    assert "failed" in run(1, "--stage", "sft", "--set", "trainer.optim=galore_adamw")
+    odd = ("--set", "trainer.report_to=tensorboard", "--set", "trainer.optim=galore_adamw")
+    assert "failed" in run(1, "--stage", "sft", *odd)
     logs = "".join(log.read_text() for log in tmp_path.glob("runs/tiny/logs/*.log"))
     assert "Traceback" in logs and "galore" in logs
     sent = [f"Bearer {CANARIES['BASHRAC_JUDGE_KEY']}"] * server.asked
