@@ -184,7 +184,8 @@ def check_overlap(step: StepRun) -> None:
     from pipeline.data import load_examples
 
     test = step.source("test")
-    items = [benchmark_item(example) for example in load_examples(test, step.options["test_task"])]
+    examples = load_examples(test, step.options["test_task"], step.warn)
+    items = [benchmark_item(example) for example in examples]
     sources = _training_rows(step)
     found = overlaps(_streamed(step, sources), items, n=step.options["n"])
     write_rows(step.directory / OVERLAPS, _as_rows(found, sources))
@@ -215,9 +216,9 @@ def _training_rows(step: StepRun) -> dict[str, Sequence[Example] | Sequence[Pref
     task = step.options["task"]
     rows: dict[str, Sequence[Example] | Sequence[PreferencePair]] = {}
     if "train" in step.inputs:
-        rows["train"] = load_examples(step.source("train"), task)
+        rows["train"] = load_examples(step.source("train"), task, step.warn)
     if "preferences" in step.inputs:
-        rows["preferences"] = load_preferences(step.source("preferences"), task)
+        rows["preferences"] = load_preferences(step.source("preferences"), task, step.warn)
     if not rows:
         raise InputError(
             "there are no training rows to compare the test items with; name them in the recipe "

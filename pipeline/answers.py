@@ -141,9 +141,9 @@ def _read_prompts(step: StepRun, renderer: Renderer) -> tuple[list[Example], lis
     """Return all examples as they are asked, and the answers to write."""
     options = step.options
     role = next(name for name in ("test", "train") if name in step.inputs)
-    whole = load_examples(step.source(role), options["task"])
+    whole = load_examples(step.source(role), options["task"], step.warn)
     if "shots" in step.inputs:
-        shots = load_examples(step.source("shots"), options["task"])
+        shots = load_examples(step.source("shots"), options["task"], step.warn)
         if len(shots) < options["few_shot"]:
             raise InputError(f"few_shot is {options['few_shot']} and shots has {len(shots)} rows")
         whole = [example.with_shots(shots) for example in whole]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from pipeline import __version__
@@ -28,6 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="list every problem of recipes")
     check.add_argument("recipes", nargs="+", metavar="RECIPE", help="file or shipped name")
+    _add_variant(check, "only this variant (default: each)")
     _add_set(check)
     check.set_defaults(command="check")
 
@@ -83,6 +85,19 @@ def make_parser() -> argparse.ArgumentParser:
     score.add_argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv")
     score.set_defaults(command="score")
 
+    merge = commands.add_parser("merge", help="write a finished stage as a plain model")
+    merge.add_argument("named", metavar="RECIPE:STAGE", help="such as my.yaml:rac")
+    merge.add_argument("out", metavar="OUT", type=_place, help="a folder that does not exist")
+    merge.add_argument("--seed", type=int, metavar="N", help="of the recipe's seeds (the first)")
+    merge.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"),
+        help="of the weights (default: that of the model an adapter lies on)",
+    )  # fmt: skip
+    _add_variant(merge, "one of the recipe's variants (default: its first)")
+    _add_set(merge)
+    _add_runs(merge)
+    merge.set_defaults(command="merge")
+
     recipes = commands.add_parser("recipes", help="list the shipped recipes")
     recipes.set_defaults(command="recipes")
 
@@ -97,11 +112,12 @@ def make_parser() -> argparse.ArgumentParser:
     clean.set_defaults(command="clean")
 
     push = commands.add_parser("push", help="show what a stage's page on the hub would be; send it")
-    push.add_argument("finished", metavar="RECIPE:STAGE", help="a finished stage")
+    push.add_argument("named", metavar="RECIPE:STAGE", help="a finished stage")
     push.add_argument("--to", required=True, metavar="USER/NAME", help="repository on the hub")
     push.add_argument("--seed", type=int, metavar="N", help="which seed (default: the first)")
     push.add_argument("--private", action="store_true", help="for a repository that is not there")
     push.add_argument("--yes", action="store_true", help="send it (default: only show it)")
+    _add_variant(push, "one of the recipe's variants (default: its first)")
     _add_set(push)
     _add_runs(push)
     push.set_defaults(command="push")
@@ -119,6 +135,16 @@ def _count(text: str) -> int:
     return number
 
 
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a command ({error})") from None
+    if not words:
+        raise argparse.ArgumentTypeError("no command is given")
+    return words
+
+
 def _place(text: str) -> Path:
     from pipeline.errors import InputError
     from pipeline.shipped import user_path
@@ -131,8 +157,13 @@ def _place(text: str) -> Path:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="file or shipped name")
+    _add_variant(parser, "one of the recipe's variants (default: its first)")
     _add_set(parser)
     _add_runs(parser)
+
+
+def _add_variant(parser: argparse.ArgumentParser, words: str) -> None:
+    parser.add_argument("--variant", metavar="NAME", help=words)
 
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +176,10 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
     )
+    parser.add_argument(
+        "--through", metavar="'COMMAND ...'", type=_words, default=(),
+        help="start each step's command with this one, e.g. 'srun --nodes 2 on_node.sh'",
+    )  # fmt: skip
 
 
 def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:

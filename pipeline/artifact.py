@@ -110,6 +110,23 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to write in, which appears as `path` only when the block ends without an error.
+
+    Raises:
+        OSError: when something lies at `path`.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def disk_error(path: Path, error: OSError) -> BashracError:
     """Return the sentence for a write that failed (disk full, read-only, no permission)."""
     return BashracError(

@@ -93,6 +93,9 @@ def make_card(found: FinishedStage, repository: str) -> Any:
     stages = " → ".join(map(code, steps))
     base = _base_words(found)
     kind = "LoRA adapter" if found.model.adapter is not None else "model, all weights trained,"
+    kind += (
+        "" if recipe.quantize is None else f" (trained over a base in 4 bits, {recipe.quantize})"
+    )
     warnings = [
         f"- {', '.join(map(code, owners))}: {plain(sentence)}"
         for sentence, stages_of in report.warnings.items()

@@ -14,6 +14,7 @@ from pipeline import options, shipped
 from pipeline.builtin import SPLITS
 from pipeline.errors import InputError, Problem, suggest
 from pipeline.identity import adapter_base
+from pipeline.quantize import quantize_problems
 from pipeline.recipe import Recipe, Source, method_module, trainer_of
 from pipeline.rowfiles import rows_of_file
 from pipeline.tasks import RowError, example_of, preference_of
@@ -36,6 +37,7 @@ def cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
     return [
         *_check_passed_through(recipe),
         *_check_starts(recipe, written),
+        *quantize_problems(recipe),
         *_check_data(recipe),
         *_check_names(recipe, written),
     ]
@@ -169,6 +171,8 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
         return [Problem(place, f"{source.source} must be AlpacaEval's own {kind} file")]
     if task is None or source.path.suffix not in (".jsonl", ".csv") or source.path.is_dir():
         return []
+    if source.skip_unusable:
+        return []
     message = _wrong_first_row(source.path, task, role)
     return [Problem(place, message)] if message else []
 
@@ -254,10 +258,16 @@ def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
     except InputError as error:
         problems.append(Problem("launch", str(error)))
     else:
-        if recipe.batch_size % launch.processes:
-            message = (
-                f"{recipe.batch_size} is not a multiple of the {launch.processes} processes of "
-                f"{recipe.launch}"
+        sizes = {"batch_size": recipe.batch_size}
+        sizes |= {
+            f"stages.{name}.batch_size": one.batch_size or 0 for name, one in recipe.stages.items()
+        }
+        problems += [
+            Problem(
+                key,
+                f"{size} is not a multiple of the {launch.processes} processes of {recipe.launch}",
             )
-            problems.append(Problem("batch_size", message))
+            for key, size in sizes.items()
+            if size % launch.processes
+        ]
     return problems

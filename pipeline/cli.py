@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.arguments import make_parser
-from pipeline.errors import EXIT_FAILED, EXIT_STOPPED, BashracError, InputError, Stopped
+from pipeline.errors import (
+    EXIT_FAILED,
+    EXIT_INPUT,
+    EXIT_STOPPED,
+    BashracError,
+    InputError,
+    Stopped,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,25 +59,40 @@ def _load_plan(given: Any) -> Any:
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
 
-    return make_plan(load_recipe(given.recipe, given.overrides))
+    return make_plan(load_recipe(given.recipe, given.overrides, given.variant))
 
 
 def _check(given: Any) -> int:
-    from pipeline.load import load_recipe
-    from pipeline.plan import make_plan
+    from pipeline.load import variants_of
 
     code = 0
     for source in given.recipes:
         try:
-            plan = make_plan(load_recipe(source, given.overrides))
+            variants = [given.variant] if given.variant else variants_of(source) or [None]
         except InputError as error:
             print(error, file=sys.stderr)
             code = error.exit_code
-        else:
-            print(
-                f"{source}: no problems, {len(plan.recipe.stages)} stages, {len(plan.steps)} steps"
-            )
+            continue
+        problems = [_check_one(source, given.overrides, variant) for variant in variants]
+        for problem in dict.fromkeys(filter(None, problems)):
+            print(problem, file=sys.stderr)
+            code = EXIT_INPUT
     return code
+
+
+def _check_one(source: str, overrides: list[str], variant: str | None) -> str | None:
+    """Say that there is nothing wrong with a recipe, or return what is."""
+    from pipeline.load import load_recipe
+    from pipeline.plan import make_plan
+
+    try:
+        plan = make_plan(load_recipe(source, overrides, variant))
+    except InputError as error:
+        return str(error)
+    which = "" if variant is None else f" (variant {variant})"
+    stages, steps = len(plan.recipe.stages), len(plan.steps)
+    print(f"{source}{which}: no problems, {stages} stages, {steps} steps")
+    return None
 
 
 def _plan(given: Any) -> int:
@@ -79,7 +101,7 @@ def _plan(given: Any) -> int:
 
     plan = _load_plan(given)
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
-    print(explain(plan, given.runs, launch))
+    print(explain(plan, given.runs, launch, given.through))
     return 0
 
 
@@ -88,7 +110,7 @@ def _run(given: Any) -> int:
 
 
 def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
-    from pipeline import changes, explain, shipped
+    from pipeline import changes, explain, launched, shipped
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
 
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
@@ -96,7 +118,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     explain.check_engine(plan, given.runs, stage)
     retry = _retry_command(given)
     settings = RunSettings(
-        given.runs, launch, retry, stage, given.max_judge_calls, verify_weights=given.verify
+        given.runs, launch, retry, stage, given.max_judge_calls, given.verify, given.through
     )
     if launched_by_accelerate():
         is_main = int(os.environ.get("RANK", "0")) == 0
@@ -109,6 +131,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     # The launched processes must end with us.
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(chosen, _interrupt)
+    launched.check_launch(launch, given.through)
     changes.remember(plan, given.runs)
     if calls := explain.judge_calls_words(plan, given.runs, stage):
         print(calls, flush=True)
@@ -128,12 +151,14 @@ def _retry_command(given: Any) -> str:
     words += ["evaluate", given.model] if hasattr(given, "benchmarks") else ["run", given.recipe]
     options = (
         ("benchmarks", "--benchmark"), ("data", "--data"), ("limit", "--limit"), ("task", "--task"),
-        ("judge", "--judge"), ("judge_url", "--judge-url"), ("overrides", "--set"),
-        ("stage", "--stage"), ("launch", "--launch"), ("runs", "--runs"),
+        ("judge", "--judge"), ("judge_url", "--judge-url"), ("variant", "--variant"),
+        ("overrides", "--set"), ("stage", "--stage"), ("launch", "--launch"),
+        ("through", "--through"), ("runs", "--runs"),
         ("max_judge_calls", "--max-judge-calls"),
     )  # fmt: skip
     for name, flag in options:
         value = getattr(given, name, None)
+        value = shlex.join(value) or None if isinstance(value, tuple) else value
         for one in value if isinstance(value, list) else [value]:
             if one is not None and one != Path("runs"):
                 words += [flag, str(one)]
@@ -203,24 +228,44 @@ def _report(given: Any) -> int:
 def _recipes(given: Any) -> int:
     del given
     from pipeline import shipped
+    from pipeline.load import variants_of
 
     for name in shipped.recipe_names():
-        first = (
-            (shipped.folder("recipes") / f"{name}.yaml").read_text(encoding="utf-8").split("\n")[0]
-        )
-        print(f"{name:<20} {first.removeprefix('#').strip()}")
+        text = (shipped.folder("recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+        print(f"{name:<20} {text.splitlines()[0].removeprefix('#').strip()}")
+        if variants := variants_of(name):
+            print(f"{'':<20} --variant {', '.join(variants)}")
     return 0
 
 
 def _copy(given: Any) -> int:
     from pipeline import artifact, shipped
+    from pipeline.load import variants_of
 
     source = shipped.find_recipe(given.name)
     if given.file.exists():
         raise InputError(f"{given.file} exists; choose another name, nothing is overwritten")
+    variants = variants_of(source)
     with artifact.whole_file(given.file) as file:
         file.write(source.read_text(encoding="utf-8"))
     print(f"{given.file} written; `bashrac check {given.file}` after you have edited it")
+    if variants:
+        print(f"variants, the first by default: --variant {', '.join(variants)}")
+    return 0
+
+
+def _find(given: Any) -> Any:
+    from pipeline.finished import find_stage
+
+    terms = {"overrides": given.overrides, "variant": given.variant, "seed": given.seed}
+    return find_stage(given.named, given.runs, **terms)
+
+
+def _merge(given: Any) -> int:
+    from pipeline.export import write_model
+
+    found = _find(given)
+    print(write_model(found, given.out, dtype=given.dtype))
     return 0
 
 
@@ -232,11 +277,11 @@ def _clean(given: Any) -> int:
 
 
 def _push(given: Any) -> int:
-    from pipeline.finished import find_stage
     from pipeline.push import push
 
-    found = find_stage(given.finished, given.runs, overrides=given.overrides, seed=given.seed)
-    words = ["bashrac", "push", given.finished, "--to", given.to]
+    found = _find(given)
+    words = ["bashrac", "push", given.named, "--to", given.to]
+    words += [] if given.variant is None else ["--variant", given.variant]
     for override in given.overrides:
         words += ["--set", override]
     words += [] if given.seed is None else ["--seed", str(given.seed)]
@@ -263,6 +308,7 @@ _COMMANDS = {
     "score": _score,
     "recipes": _recipes,
     "copy": _copy,
+    "merge": _merge,
     "clean": _clean,
     "push": _push,
     "step": _step,

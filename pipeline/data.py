@@ -41,23 +41,25 @@ class TokenRow:
     whole: bool = True
 
 
-def load_examples(source: dict[str, Any] | Source, task: str) -> list[Example]:
+def load_examples(
+    source: dict[str, Any] | Source, task: str, warn: Callable[[str], None] = print
+) -> list[Example]:
     """Read a source's rows as examples of a task.
+
+    `warn` is told how many rows are left out, where the source says `skip_unusable: true`.
 
     Raises:
         InputError: for a source that cannot be read, is empty, or has a malformed row; the file,
             line and field are named.
     """
-    return _read_each(_source(source), lambda row: example_of(task, row))
+    return _read_each(_source(source), lambda row: example_of(task, row), warn)
 
 
-def load_preferences(source: dict[str, Any] | Source, task: str) -> list[PreferencePair]:
-    """Read a source's rows as preference pairs.
-
-    Raises:
-        InputError: as `load_examples`.
-    """
-    return _read_each(_source(source), lambda row: preference_of(task, row))
+def load_preferences(
+    source: dict[str, Any] | Source, task: str, warn: Callable[[str], None] = print
+) -> list[PreferencePair]:
+    """Read a source's rows as preference pairs; otherwise as `load_examples`."""
+    return _read_each(_source(source), lambda row: preference_of(task, row), warn)
 
 
 def fit_prompt(
@@ -139,15 +141,25 @@ def _source(source: dict[str, Any] | Source) -> Source:
     return source if isinstance(source, Source) else Source.model_validate(source)
 
 
-def _read_each(source: Source, read: Callable[[Mapping[str, Any]], Read]) -> list[Read]:
-    items = []
+def _read_each(
+    source: Source, read: Callable[[Mapping[str, Any]], Read], warn: Callable[[str], None]
+) -> list[Read]:
+    items, unusable = [], []
     for place, row in islice(_placed_rows(source), source.limit):
         try:
             items.append(read(row))
         except RowError as error:
-            raise InputError(f"{place}: field {error.field!r} {error}") from None
+            unusable.append(f"{place}: field {error.field!r} {error}")
+            if not source.skip_unusable:
+                raise InputError(unusable[0]) from None
     if not items:
-        raise InputError(f"{source.source}: there are no rows in it")
+        first = f"; the first of {len(unusable)}: {unusable[0]}" if unusable else ""
+        raise InputError(
+            f"{source.source}: there are no {'usable ' * bool(first)}rows in it{first}"
+        )
+    if unusable:
+        total = len(items) + len(unusable)
+        warn(f"{len(unusable)} of {total} rows left out (skip_unusable), the first: {unusable[0]}")
     return items
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.benchmarks import BENCHMARKS, test_source
@@ -21,7 +22,7 @@ from pipeline.run import select_steps
 from pipeline.vllm_engine import check_vllm
 
 
-def explain(plan: Plan, runs: Path, launch: shipped.Launch) -> str:
+def explain(plan: Plan, runs: Path, launch: shipped.Launch, through: Sequence[str] = ()) -> str:
     """Return the steps of a plan as text: state, reason, and the command of each."""
     memory_file = runs / plan.recipe.name / MEMORY
     known = read_identities(memory_file) if memory_file.exists() else {}
@@ -36,7 +37,7 @@ def explain(plan: Plan, runs: Path, launch: shipped.Launch) -> str:
         lines.append(f"{number:>3}  {step.stage}{several}: {step.title} - {state}")
         lines.append(f"     {directory}")
         if state != "done":
-            lines.append(f"     {shlex.join(command(launch, [directory / SPEC]))}")
+            lines.append(f"     {shlex.join(command(launch, [directory / SPEC], through))}")
     if calls := judge_calls_words(plan, runs):
         lines.append(calls)
     total = len(plan.steps)

@@ -10,6 +10,7 @@ from pipeline import artifact
 from pipeline.errors import InputError, suggest
 from pipeline.load import load_recipe
 from pipeline.plan import Model, Plan, Step, make_plan
+from pipeline.weights import Trust
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,26 @@ class FinishedStage:
         base = self.model.base
         return self.plan.recipe.model if base is None else str(base.directory(self.runs))
 
+    @property
+    def trust(self) -> Trust:
+        """What the files of the recipe's model may do."""
+        recipe = self.plan.recipe
+        return Trust(code=recipe.trust_remote_code, pickles=recipe.pickled_weights)
+
+    @property
+    def revision(self) -> str | None:
+        """The hub commit of that base, where it is one of the hub."""
+        base = self.step.identity["inputs"]["base"] if self.model.base is None else None
+        return base.get("revision") if isinstance(base, dict) else None
+
 
 def find_stage(
-    named: str, runs: Path, *, overrides: Sequence[str] = (), seed: int | None = None
+    named: str,
+    runs: Path,
+    *,
+    overrides: Sequence[str] = (),
+    variant: str | None = None,
+    seed: int | None = None,
 ) -> FinishedStage:
     """Find a finished stage by RECIPE:STAGE, such as `mine.yaml:rac`.
 
@@ -61,15 +79,16 @@ def find_stage(
         named: the recipe's file or shipped name, a colon, and the stage's name.
         runs: the folder of all results.
         overrides: `key=value` texts the recipe was run with.
+        variant: one of the recipe's variants, by default the first.
         seed: which of the recipe's seeds; by default its first.
 
     Raises:
-        InputError: when there is no such recipe, stage or seed, or it is not finished.
+        InputError: when there is no such recipe, variant, stage or seed, or it is not finished.
     """
     source, colon, name = named.rpartition(":")
     if not colon or not source:
         raise InputError(f"{named}: write it as RECIPE:STAGE, such as mine.yaml:rac")
-    recipe = load_recipe(source, overrides)
+    recipe = load_recipe(source, overrides, variant)
     if name not in recipe.stages:
         known = ", ".join(recipe.stages)
         raise InputError(
@@ -80,6 +99,7 @@ def find_stage(
         raise InputError(
             f"{source} has no seed {chosen}; seeds: {', '.join(map(str, recipe.seeds))}"
         )
+    chosen_variant = "" if variant is None else f" --variant {variant}"
     plan = make_plan(recipe)
     model = plan.models[name, chosen]
     made = [step for step in (model.base, model.adapter) if step is not None]
@@ -89,7 +109,7 @@ def find_stage(
         if not artifact.is_finished(step.directory(runs)):
             raise InputError(
                 f"{named}, seed {chosen}, is not finished under {runs}; "
-                f"`bashrac run {source}` makes it"
+                f"`bashrac run {source}{chosen_variant}` makes it"
             )
         artifact.verify(step.directory(runs))
     return FinishedStage(plan, name, chosen, runs)

@@ -36,13 +36,16 @@ def data_identity(source: Source, *, role: str) -> dict[str, Any]:
     Raises:
         InputError: when a local source is missing or a hub one cannot be looked up.
     """
-    chosen = {"split": source.split_for(role), "limit": source.limit}
+    limits: dict[str, Any] = {"limit": source.limit}
+    if source.skip_unusable:
+        limits["skip_unusable"] = True
+    chosen = {"split": source.split_for(role), **limits}
     if source.builtin is not None:
         return {"builtin": source.builtin, "version": builtin.VERSION, **chosen}
     if source.path is not None:
         if source.path.is_dir():  # a folder's splits are chosen by name
             return {"files": _tree_identity(source.path.resolve()), **chosen, "name": source.name}
-        return {"file": _file_identity(source.path.resolve()), "limit": source.limit}
+        return {"file": _file_identity(source.path.resolve()), **limits}
     commit = hub_commit(source.source, source.revision, repo_type="dataset")
     known = {"hub": source.source, "name": source.name, "revision": commit, **chosen}
     return {**known, "file": source.file} if source.file else known
@@ -83,7 +86,10 @@ def model_identity(model: str, revision: str | None) -> dict[str, Any]:
     if path.is_dir():
         files = {"files": _tree_identity(path.resolve())}
         base = adapter_base(path)
-        return files if base is None else {**files, "base": model_identity(base, None)}
+        if base is None:
+            return files
+        pinned = artifact.read_object(path / "adapter_config.json").get("revision")
+        return {**files, "base": model_identity(base, pinned)}
     return {"hub": model, "revision": hub_commit(model, revision, repo_type="model")}
 
 

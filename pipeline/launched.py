@@ -1,7 +1,9 @@
 """Processes that `accelerate launch` starts: their command, environment, and end.
 
 They hold a pipe from the parent as their standard input. It ends with the parent, however that
-ends, and they end with it (`pipeline.step.end_with_parent`).
+ends, and they end with it (`pipeline.step.end_with_parent`). A command that starts them elsewhere
+(`--through 'srun ...'`) hands on no such pipe, only signals: what it has started ends with a parent
+that is told to stop, and outlives one that is killed.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline import shipped
+from pipeline.errors import InputError
 from pipeline.lock import held_by
 from pipeline.step import LIFELINE
 
@@ -23,31 +28,70 @@ from pipeline.step import LIFELINE
 # tensor. Keeping them makes training on a CPU faster (benchmarks/allocator.py prints by how much).
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 _STOP_SECONDS = 8
+_STOP_SECONDS_THROUGH = 60  # a scheduler hands signals on at its own pace
 
 
-def command(launch: shipped.Launch, spec_files: list[Path]) -> list[str]:
-    """The command that runs steps, as `bashrac plan` prints it."""
+def check_launch(launch: shipped.Launch, through: Sequence[str]) -> None:
+    """Find out now, and not in every process, that a launch cannot work here.
+
+    Raises:
+        InputError: when it needs other machines, or a package that is not there.
+    """
+    if launch.machines > 1 and not through:
+        raise InputError(
+            f"{launch.path} asks for {launch.machines} machines: start steps on all of them with "
+            "--through 'srun --nodes 2 --ntasks-per-node 1 recipes/launch/on_node.sh', or run "
+            "recipes/launch/two_nodes.sh on each (docs/launch.md)"
+        )
+    if launch.kind.startswith("ZeRO") and find_spec("deepspeed") is None:
+        raise InputError(
+            f"{launch.path} asks for {launch.kind}, which needs a package that is not installed: "
+            "pip install -c constraints.txt deepspeed, or use --launch fsdp2"
+        )
+
+
+def command(
+    launch: shipped.Launch, spec_files: list[Path], through: Sequence[str] = ()
+) -> list[str]:
+    """The command that runs steps, as `bashrac plan` prints it.
+
+    `through` are the words of a command that starts another, on each machine of the launch.
+    """
     config = ["--config_file", str(launch.path)]
-    return ["accelerate", "launch", *config, "-m", "pipeline", "step", *map(str, spec_files)]
+    steps = ["-m", "pipeline", "step", *map(str, spec_files)]
+    return [*through, "accelerate", "launch", *config, *steps]
 
 
-def start(launch: shipped.Launch, spec_files: list[Path], output: IO[str]) -> Any:
+def start(
+    launch: shipped.Launch, spec_files: list[Path], output: IO[str], through: Sequence[str] = ()
+) -> Any:
     """Start what runs these steps, in a session of its own; its words go to `output`."""
     # What `accelerate launch` runs, without importing its other commands (one second).
     module = [sys.executable, "-m", "accelerate.commands.launch", *command(launch, spec_files)[2:]]
-    return subprocess.Popen(
-        module,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.PIPE,
-        env=environment(launch),
-        start_new_session=True,
-    )
+    surroundings = environment(launch)
+    if through:
+        surroundings.pop(LIFELINE)
+        if "OMP_NUM_THREADS" not in os.environ:  # those of this machine say nothing of others
+            surroundings.pop("OMP_NUM_THREADS")
+    try:
+        return subprocess.Popen(
+            [*through, *module],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL if through else subprocess.PIPE,
+            env=surroundings,
+            start_new_session=True,
+        )
+    except OSError as error:
+        if not through:
+            raise
+        raise InputError(f"--through: {through[0]} does not start ({error.strerror})") from None
 
 
 def stop(process: Any, directories: list[Path]) -> None:
     """End launched processes: politely, so that they keep what they have, then for certain."""
-    deadline = time.monotonic() + _STOP_SECONDS
+    through = process.stdin is None
+    deadline = time.monotonic() + (_STOP_SECONDS_THROUGH if through else _STOP_SECONDS)
     with contextlib.suppress(ProcessLookupError, KeyboardInterrupt):
         os.killpg(process.pid, signal.SIGTERM)
         # The launcher may end before what it has launched, which holds its step to the last.
@@ -63,15 +107,21 @@ def end(process: Any) -> None:
     if process.poll() != 0:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    process.stdin.close()
+    if process.stdin is not None:
+        process.stdin.close()
     process.wait()
 
 
 def environment(launch: shipped.Launch) -> dict[str, str]:
     """What launched processes find in their environment; the user's own goes over defaults."""
-    threads = str(max((os.cpu_count() or 1) // launch.processes, 1))
+    here = launch.processes // launch.machines
+    threads = str(max((os.cpu_count() or 1) // here, 1))
     defaults = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"TRANSFORMERS_VERBOSITY": "warning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     # A file eval.py in the user's folder must not be taken for our package.
     fixed = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", LIFELINE: "1"}
-    return {**defaults, **quiet, **(CPU_ALLOCATOR if launch.use_cpu else {}), **os.environ, **fixed}
+    if launch.use_cpu:
+        defaults |= CPU_ALLOCATOR
+        # From a config of several processes accelerate does not hand this on to them.
+        fixed["ACCELERATE_USE_CPU"] = "true"
+    return {**defaults, **quiet, **os.environ, **fixed}

@@ -1,4 +1,4 @@
-"""Reads a recipe strictly: overrides, schema, and every problem at once, as sentences.
+"""Reads a recipe strictly: variant, overrides, schema, and every problem at once, as sentences.
 
 Nothing here imports torch, trl or datasets.
 """
@@ -16,12 +16,15 @@ from pydantic import BaseModel, ValidationError
 
 from eval.benchmarks import BENCHMARKS, Options
 from pipeline import options, shipped
+from pipeline.chat_template import read_chat_template
 from pipeline.check import cross_check
 from pipeline.errors import InputError, Problem, RecipeError, suggest
 from pipeline.keys import key_problems
 from pipeline.plain_yaml import read_yaml, read_yaml_file
 from pipeline.recipe import Recipe, StageOptions, method_module, written_out
 from pipeline.stages import METHODS
+from pipeline.variants import KEY as VARIANTS
+from pipeline.variants import take_variant, variant_names
 
 _LARGEST = 2**63 - 1
 _MOST_PARTS = 20  # of the key of an override
@@ -29,21 +32,42 @@ _MOST_PARTS = 20  # of the key of an override
 _UNREADABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and check a recipe.
+def load_recipe(
+    source: str | Path, overrides: Sequence[str] = (), variant: str | None = None
+) -> Recipe:
+    """Read a recipe, lay a variant over it, override and check it.
 
     Args:
         source: a path, or the name of a shipped recipe.
-        overrides: `key.path=value` texts, values read as YAML.
+        overrides: `key.path=value` texts, values read as YAML; they go over the variant.
+        variant: one of the recipe's variants, by default the first.
 
     Raises:
-        InputError: when the file cannot be read; RecipeError with all problems at once.
+        InputError: when the file cannot be read, or has no such variant; RecipeError with all
+            problems at once.
     """
+    path, raw = _read(source)
+    taken, chosen = take_variant(raw, variant, name=str(path))
+    name = str(path) if chosen is None else f"{path} (variant {chosen})"
+    return check_recipe(taken, overrides, name=name)
+
+
+def variants_of(source: str | Path) -> list[str]:
+    """The variants of a recipe's file, the default first; none where it has none.
+
+    Raises:
+        InputError: when the file cannot be read; RecipeError where these are no mappings.
+    """
+    path, raw = _read(source)
+    return variant_names(raw, name=str(path))
+
+
+def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
     path = shipped.find_recipe(str(source))
     raw = read_yaml_file(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a recipe is a mapping of keys; `bashrac copy demo FILE` is one")
-    return check_recipe(raw, overrides, name=str(path))
+    return path, raw
 
 
 def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) -> Recipe:
@@ -62,7 +86,10 @@ def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) ->
     stages = _validate_stages(raw.get("stages"), problems)
     benchmarks = _validate_benchmarks(raw.get("benchmarks"), problems)
     if recipe is not None:
-        recipe = recipe.model_copy(update={"stages": stages, "benchmarks": benchmarks})
+        update = {"stages": stages, "benchmarks": benchmarks}
+        if recipe.chat_template is not None:
+            update["chat_template"] = _validate_template(recipe.chat_template, problems)
+        recipe = recipe.model_copy(update=update)
         found = cross_check(recipe, [str(name) for name in raw["stages"]])
         if len(benchmarks) < len(raw.get("benchmarks") or {}):  # what these say is not known
             found = [problem for problem in found if problem.key != "data.test"]
@@ -77,6 +104,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not separator or not all(parts) or len(parts) > _MOST_PARTS:
         raise InputError(f"--set {override}: write it as key=value, e.g. --set data.train.limit=64")
+    if parts[0] == VARIANTS:
+        raise InputError(f"--set {key}: goes over the variant, so set the recipe's own key")
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
@@ -168,6 +197,14 @@ def _keys_at(schema: type[BaseModel], path: list[str]) -> list[str]:
             return []
         schema = nested[0]
     return [field.alias or name for name, field in schema.model_fields.items()]
+
+
+def _validate_template(given: str, problems: list[Problem]) -> str:
+    try:
+        return read_chat_template(given)
+    except InputError as error:
+        problems.append(Problem("chat_template", str(error)))
+        return given
 
 
 def _validate_benchmarks(raw: Any, problems: list[Problem]) -> dict[str, Options]:

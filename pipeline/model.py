@@ -12,16 +12,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline import artifact
 from pipeline.embedded import embedded_model
 from pipeline.errors import InputError
 from pipeline.identity import EMBEDDED_MODEL, adapter_base, forget, model_identity
+from pipeline.quantize import finish_loading, loading_options
 from pipeline.step import StepRun, changed_error
-from pipeline.weights import Trust, check_pickles, pickled_words
+from pipeline.weights import Trust, check_pickles, in_words
 
 MODEL_FOLDER = "model"
 UNTRUSTED = Trust()
@@ -62,10 +62,17 @@ def window_of(model: str, *, revision: str | None = None, trust: Trust = UNTRUST
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def load_tokenizer(model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED) -> Any:
+def load_tokenizer(
+    model: str,
+    *,
+    revision: str | None = None,
+    trust: Trust = UNTRUSTED,
+    chat_template: str | None = None,
+) -> Any:
     """Load a model's tokenizer.
 
-    A padding token that is missing or is an end token gives way to another, if there is one.
+    A padding token that is missing or is an end token gives way to another, if there is one;
+    `chat_template` is for a model that has none, and is saved with the tokenizer.
 
     Raises:
         InputError: when the model is not there, or needs code that is not trusted.
@@ -80,6 +87,8 @@ def load_tokenizer(model: str, *, revision: str | None = None, trust: Trust = UN
         padding = [number for number, text in special if _PADDING.search(text)]
         better = [number for number in (*padding, tokenizer.unk_token_id) if number not in unfit]
         tokenizer.pad_token_id = better[0] if better else tokenizer.eos_token_id
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = chat_template
     return tokenizer
 
 
@@ -107,6 +116,8 @@ def load_model(
     revision: str | None = None,
     trust: Trust = UNTRUSTED,
     dtype: str = "float32",
+    quantize: str | None = None,
+    device: Any = "cpu",
     trainable_adapter: bool = False,
 ) -> Any:
     """Load weights, with a LoRA adapter on top when there is one.
@@ -117,42 +128,77 @@ def load_model(
         revision: hub revision of the base.
         trust: what its files may do.
         dtype: 'float32', 'bfloat16' or 'float16'.
+        quantize: 'nf4' for a base in 4 bits (see pipeline/quantize.py).
+        device: where one in 4 bits is put; others are put nowhere else than on the CPU.
         trainable_adapter: whether the adapter is going to be trained further.
 
     Raises:
         InputError: when the model is not there, or holds what is not trusted.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     whole = base_of(base)
     if whole != locate(base):
         if adapter is not None or trainable_adapter:
             raise InputError(f"{base} is an adapter, and nothing can be trained on top of one here")
         adapter = base
-    for place in (whole, *([] if adapter is None else [locate(adapter)])):
-        check_pickles(place, trust)
-    model = _from_pretrained(
-        AutoModelForCausalLM,
-        whole,
-        trust,
-        revision=revision,
-        dtype=getattr(torch, dtype),
-        use_safetensors=None if trust.pickles else True,
-    )
+    model = _load_whole(whole, revision, trust, dtype, quantize, device)
     if adapter is None:
         return model
     from peft import PeftModel
 
     place = locate(adapter)
-    with _in_words(place):
+    check_pickles(place, trust)
+    with in_words(place):
         if trainable_adapter:
             return PeftModel.from_pretrained(model, place, is_trainable=True)
         # peft would keep the adapter in float32, as training wants it, and cast every activation.
         adapted = PeftModel.from_pretrained(model, place, autocast_adapter_dtype=False)
     # For one position of many rows, torch multiplies by a weight that needs no gradient in a way
     # that first copies it once per row: 3.4 GB for 64 rows and this output layer.
-    return adapted.requires_grad_(True)
+    for weight in adapted.parameters():
+        weight.requires_grad_(weight.is_floating_point())
+    return adapted
+
+
+def load_merged(
+    base: str,
+    *,
+    adapter: str,
+    revision: str | None = None,
+    trust: Trust = UNTRUSTED,
+    quantize: str | None = None,
+) -> Any:
+    """Load weights with an adapter merged into them, all in float32.
+
+    Of a base in 4 bits, the weights that those mean are merged into: the adapter was trained on
+    them, and not on the ones they were made of.
+
+    Raises:
+        InputError: as `load_model`.
+    """
+    from peft import PeftModel
+
+    model = _load_whole(base_of(base), revision, trust, "float32", quantize, "cpu")
+    place = locate(adapter)
+    check_pickles(place, trust)
+    with in_words(place):
+        adapted = PeftModel.from_pretrained(model.dequantize() if quantize else model, place)
+    return adapted.merge_and_unload()
+
+
+def _load_whole(
+    place: str, revision: str | None, trust: Trust, dtype: str, quantize: str | None, device: Any
+) -> Any:
+    """Load a model that is no adapter."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_pickles(place, trust)
+    how = {"dtype": getattr(torch, dtype)} if quantize is None else loading_options(dtype, device)
+    safe = None if trust.pickles else True
+    model = _from_pretrained(
+        AutoModelForCausalLM, place, trust, revision=revision, use_safetensors=safe, **how
+    )
+    return model if quantize is None else finish_loading(model, dtype)
 
 
 def load_for(step: StepRun, *, dtype: str, trainable_adapter: bool = False) -> Any:
@@ -161,7 +207,13 @@ def load_for(step: StepRun, *, dtype: str, trainable_adapter: bool = False) -> A
     Raises:
         InputError: when the model is not there, or a local one has changed since the plan.
     """
-    return load_model(**weights_of(step), dtype=dtype, trainable_adapter=trainable_adapter)
+    return load_model(
+        **weights_of(step),
+        dtype=dtype,
+        quantize=step.options.get("quantize"),
+        device=step.device,
+        trainable_adapter=trainable_adapter,
+    )
 
 
 def weights_of(step: StepRun) -> dict[str, Any]:
@@ -186,7 +238,8 @@ def load_to_read(step: StepRun) -> Any:
 
 def tokenizer_for(step: StepRun) -> Any:
     """Load the tokenizer of the model a step reads."""
-    return load_tokenizer(step.inputs["base"], **_terms(step))
+    template = step.options.get("chat_template")
+    return load_tokenizer(step.inputs["base"], chat_template=template, **_terms(step))
 
 
 def end_ids_for(step: StepRun) -> tuple[int, ...]:
@@ -211,15 +264,14 @@ def merge(step: StepRun) -> None:
 
     The folder appears under its name only when whole.
     """
-    model = load_for(step, dtype="float32").merge_and_unload()
+    model = load_merged(**weights_of(step))
     step.metrics["merged_adapter"] = step.inputs["adapter"]
     if step.state.is_main_process:
-        temporary = step.directory / f".{MODEL_FOLDER}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        model.save_pretrained(str(temporary))
-        tokenizer_for(step).save_pretrained(temporary)
-        shutil.rmtree(step.directory / MODEL_FOLDER, ignore_errors=True)
-        temporary.rename(step.directory / MODEL_FOLDER)
+        folder = step.directory / MODEL_FOLDER
+        shutil.rmtree(folder, ignore_errors=True)
+        with artifact.whole_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer_for(step).save_pretrained(temporary)
 
 
 def _terms(step: StepRun) -> dict[str, Any]:
@@ -238,36 +290,8 @@ def _terms(step: StepRun) -> dict[str, Any]:
 def _from_pretrained(auto_class: Any, model: str, trust: Trust, **options: Any) -> Any:
     # Given weights that are pickled, transformers would ask the hub to convert and publish them.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    with _in_words(model):
+    # Under FSDP only one process a machine would read weights, and only training hands them on:
+    # the others would write rows, or take as DPO's reference, what happens to lie in memory.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    with in_words(model):
         return auto_class.from_pretrained(model, trust_remote_code=trust.code, **options)
-
-
-@contextmanager
-def _in_words(model: str) -> Iterator[None]:
-    """Turn what libraries raise where a model cannot be loaded into a sentence."""
-    try:
-        yield
-    except Exception as error:
-        kind = type(error).__name__
-        # Not by its class, since nothing of ours imports pickle.
-        if not isinstance(error, (OSError, ValueError)) and kind != "UnpicklingError":
-            raise
-        said = " ".join(str(error).split())
-        raise InputError(f"model {model}{_why_not(model, said, kind)}") from error
-
-
-def _why_not(model: str, said: str, kind: str) -> str:
-    """Why a model does not load, and the way out, to stand after its name."""
-    if "trust_remote_code=True" in said:
-        return (
-            " needs Python code of its own, which is not run; take a model that transformers "
-            "knows, or, if it is the recipe's model: and you have read that code, write "
-            "trust_remote_code: true"
-        )
-    if "cannot be loaded with `safetensors`" in said:
-        return f" {pickled_words('no safetensors, so only pickled weights')}"
-    if Path(model).is_dir():
-        reason = f"the folder does not load: {said[:300]}"
-    else:
-        reason = f"no such folder, and the hub does not give it: {kind}"
-    return f": {reason}; give a folder with config.json and weights, a hub id, or {EMBEDDED_MODEL}"

@@ -97,6 +97,9 @@ LORA_OWNED = {
     "arrow_config": "a stage trains one adapter",
 }
 
+# Ways to begin an adapter that change the base's own weights, or look at data before.
+BASE_CHANGING = ("pissa", "olora", "loftq", "corda", "eva", "lora_ga")
+
 # What `report_to` may name: trackers that can be told to write below the runs folder and to send
 # nothing (pipeline/training.py tells them).
 TRACKERS = ("tensorboard", "wandb", "trackio")

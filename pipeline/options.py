@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.errors import InputError, suggest
 from pipeline.extras import missing
-from pipeline.option_names import LORA_OWNED, OWNED, RENAMED, TRACKERS
+from pipeline.option_names import BASE_CHANGING, LORA_OWNED, OWNED, RENAMED, TRACKERS
 
 # Each options class with the classes it inherits fields from, nearest first.
 SOURCES = {
@@ -103,6 +103,8 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
         return f"is set by bashrac: {owned[name]}"
     if name == "report_to":
         return _problem_with_trackers(value if isinstance(value, list) else [value])
+    if name == "init_lora_weights" and str(value).startswith(BASE_CHANGING):
+        return f"{value} changes the base or looks at data first, and a base stays as it is here"
     if name not in fields:
         if name in RENAMED:
             return f"not a field of {class_label(options_class)}; use {RENAMED[name]}"

@@ -96,7 +96,7 @@ def _rendered_pairs(
                 renderer.answer_ids(pair.example, pair.chosen),
                 renderer.answer_ids(pair.example, pair.rejected),
             )
-            for pair in load_preferences(step.source("preferences"), task)
+            for pair in load_preferences(step.source("preferences"), task, step.warn)
         ]
     pairs = []
     for row in read_rows(step.input_folders()["pairs"] / PAIRS):

@@ -176,12 +176,16 @@ class Builder:
             task = merged.setdefault("task", self.recipe.task)
             merged.setdefault("system", self.recipe.system)
             merged.setdefault("max_prompt_length", self.recipe.prompt_limit(task))
+            if self.recipe.chat_template is not None:
+                merged["chat_template"] = self.recipe.chat_template
         if model is not None:
             inputs["base"] = model.base or model_identity(self.recipe.model, self.recipe.revision)
             if model.base is None:
                 places["base"] = self.recipe.model
             if self.recipe.trust_remote_code:  # another class may compute something else
                 merged["trust_remote_code"] = True
+            if self.recipe.quantize:
+                merged["quantize"] = self.recipe.quantize
             if model.base is None and self.recipe.pickled_weights:
                 neutral = {**(neutral or {}), "pickled_weights": True}
             if model.adapter is not None:
@@ -248,7 +252,7 @@ class Builder:
                 "trainer": result,
                 "lora": lora,
                 "dtype": recipe.dtype,
-                "batch_size": recipe.batch_size,
+                "batch_size": recipe.batch_size_for(stage),
                 **(more or {}),
             },
             neutral={**neutral, **micro},

@@ -111,8 +111,9 @@ def _adapter_config(found: FinishedStage) -> bytes:
     base = hub_base(found)
     if base is None or found.model.base is not None:
         raise InputError(
-            f"{found.name} is an adapter on a model that lies on this machine only; make one plain "
-            "model of both with `bashrac merge`, and send its folder with `hf upload`"
+            f"{found.name} is an adapter on a model that lies on this machine only: make one plain "
+            "model of both (`bashrac merge RECIPE:STAGE OUT`), and send its folder "
+            "(`hf upload user/name OUT`)"
         )
     config = artifact.read_json(found.folder / "model" / _ADAPTER)
     revision = None if found.plan.recipe.model == EMBEDDED_MODEL else base_commit(found)

@@ -32,6 +32,8 @@ class Source(Strict):
     """Where rows come from: a hub id, a local file or folder, or `builtin:NAME`.
 
     `file` is one file inside a hub repository, for those that `datasets` cannot load as a whole.
+    `skip_unusable` leaves out rows that cannot be read, with a warning, where otherwise one stops
+    the run: for sets that others made. `limit` counts rows before that.
     """
 
     source: str = Field(min_length=1)
@@ -40,6 +42,7 @@ class Source(Strict):
     split: str | None = None
     revision: str | None = None
     limit: int | None = Field(default=None, ge=1)
+    skip_unusable: bool = False
 
     @property
     def builtin(self) -> str | None:
@@ -182,6 +185,7 @@ class StageOptions(Strict):
     trainer: dict[str, Any] = {}
     lora: dict[str, Any] | None = None
     merge_adapter: bool = False
+    batch_size: int | None = Field(default=None, ge=1)
 
 
 class SamplingOptions(StageOptions):
@@ -213,7 +217,9 @@ class Recipe(Strict):
     trust_remote_code: bool = False  # whether Python code among the model's files may run
     pickled_weights: bool = False  # whether its weights may be pickled, which can hold code too
     dtype: DTYPES = "auto"
+    quantize: Literal["nf4"] | None = None  # a base frozen under an adapter, in 4 bits
     system: str | None = None
+    chat_template: str | None = Field(default=None, min_length=1)  # for a model that has none
     max_prompt_length: int | None = Field(default=None, ge=1)
     data: Data = Data()
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
@@ -246,6 +252,10 @@ class Recipe(Strict):
         known = options.fields_of(trainer)
         shared = {key: value for key, value in self.trainer.items() if key in known}
         return {**TRAINER_DEFAULTS, **shared, **stage.trainer}
+
+    def batch_size_for(self, stage: StageOptions) -> int:
+        """The global batch of a stage: its own when given, else the recipe's."""
+        return stage.batch_size or self.batch_size
 
     def lora_for(self, stage: StageOptions) -> dict[str, Any] | None:
         """LoRA options of a stage: its own when given (null: all weights), else the recipe's."""

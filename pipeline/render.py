@@ -1,11 +1,12 @@
 """Text to tokens, in one place: training, generation and evaluation all come through here.
 
 Prompt and answer are tokenised apart and joined as ids, so the prompt is always a prefix of the
-row. Decisions: (1) a model with a chat template gets the template, one without gets the task's
-plain prompt; (2) the answer ends with exactly one end-of-turn token: the special token that the
-template puts after an assistant turn, else the tokenizer's end token; (3) a beginning token is
-added once, by the template or by the tokenizer, never by both; (4) a prompt longer than
-`max_prompt_length` is cut alike in training, generation and evaluation (see Example.shorter).
+row. Decisions: (1) a model with a chat template gets the template, one without gets the recipe's
+`chat_template:`, or else the task's plain prompt; (2) the answer ends with exactly one end-of-turn
+token: the special token that the template puts after an assistant turn, else the tokenizer's end
+token; (3) a beginning token is added once, by the template or by the tokenizer, never by both;
+(4) a prompt longer than `max_prompt_length` is cut alike in training, generation and evaluation
+(see Example.shorter).
 """
 
 from __future__ import annotations
@@ -171,6 +172,12 @@ def renderer_for(step: StepRun) -> Renderer:
         end_ids_for(step),
         window_for(step),
     )
+    template = step.options.get("chat_template")
+    if template is not None and renderer.tokenizer.chat_template != template:
+        step.warn(
+            "the model has a chat template of its own, which is used: the recipe's chat_template "
+            "is for models that have none"
+        )
     ours = step.metrics["rendering"] = renderer.digest()
     for name, folder in step.input_folders().items():
         if artifact.read_record(folder)["metrics"].get("rendering") not in (None, ours):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact, launched, shipped
+from pipeline import artifact, launched, mismatch, shipped
 from pipeline.artifact import ERROR
 from pipeline.errors import InputError, StepFailedError
 from pipeline.lock import held_by
@@ -36,6 +36,7 @@ class RunSettings:
         stage: run only this stage, or None for all.
         max_judge_calls: most questions put to judges, or None for no limit.
         verify_weights: whether to compare finished weights with their digests before running.
+        through: the words of a command that starts each step's command elsewhere, or none.
     """
 
     runs: Path
@@ -44,6 +45,7 @@ class RunSettings:
     stage: str | None = None
     max_judge_calls: int | None = None
     verify_weights: bool = False
+    through: tuple[str, ...] = ()
 
 
 def launched_by_accelerate() -> bool:
@@ -141,7 +143,9 @@ def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
     """Run a stage's unfinished steps inside processes the user launched; returns the exit code."""
     from accelerate import PartialState
 
-    state: Any = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"))
+    kind = mismatch.asked_by_environment()
+    state: Any = PartialState(cpu=mismatch.asked_for_cpu())
+    mismatch.check_started(state)
     use_cpu = state.device.type == "cpu"
     steps = select_steps(plan, settings.stage)
     # All processes decide together what is to do, before one of them can finish anything.
@@ -157,6 +161,7 @@ def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
                 settings.runs,
                 processes=state.num_processes,
                 use_cpu=use_cpu,
+                launch_kind=kind,
                 judge_calls_left=left,
             )
         state.wait_for_everyone()
@@ -211,6 +216,7 @@ def _run_group(
             settings.runs,
             processes=launch.processes,
             use_cpu=launch.use_cpu,
+            launch_kind=launch.kind,
             judge_calls_left=left,
         )
         for step in group
@@ -220,9 +226,9 @@ def _run_group(
     log = settings.runs / recipe / "logs" / f"{group[0].stage}-seed{group[0].seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as output:
-        output.write(f"\n$ {shlex.join(launched.command(launch, specs))}\n")
+        output.write(f"\n$ {shlex.join(launched.command(launch, specs, settings.through))}\n")
         output.flush()
-        process = launched.start(launch, specs, output)
+        process = launched.start(launch, specs, output, settings.through)
         try:
             _follow(process, group, settings.runs, display)
         except BaseException as error:

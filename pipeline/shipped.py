@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError, suggest
 from pipeline.plain_yaml import read_yaml_file
 
+# How weights lie in the processes of a launch; DeepSpeed's ways are `zero(stage)`.
+WHOLE, FSDP2 = "whole weights in each process", "FSDP2"
+_KNOWN = (
+    "NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_MLU", "MULTI_XPU", "MULTI_HPU", "FSDP",
+    "DEEPSPEED",
+)  # fmt: skip
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -59,19 +66,25 @@ def find_recipe(source: str) -> Path:
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch config: the file for `accelerate launch`, and what it asks for."""
+    """A launch config: the file for `accelerate launch`, and what it asks for.
+
+    `kind` says how weights lie in the processes: `WHOLE`, or cut up by `FSDP2` or by DeepSpeed's
+    `ZeRO-1`, `ZeRO-2` (only optimizer states, or also gradients) or `ZeRO-3`.
+    """
 
     path: Path
     processes: int
     machines: int
     use_cpu: bool
+    kind: str
 
 
 def read_launch(name_or_file: str) -> Launch:
     """Read a launch config by shipped name or by path.
 
     Raises:
-        InputError: when there is no such config or it is not an accelerate config.
+        InputError: when there is no such config, it is not an accelerate config, accelerate would
+            not do what it asks for, or it would change results.
     """
     path = user_path(name_or_file)
     if not path.is_file() and "/" not in name_or_file:
@@ -89,14 +102,74 @@ def read_launch(name_or_file: str) -> Launch:
     for key, count in counts.items():
         if type(count) is not int or count < 1:
             raise InputError(f"{path}: not an accelerate config ({key} must be a number above 0)")
-    if str(config.get("mixed_precision", "no")) not in ("no", "None", "False"):
-        raise InputError(
-            f"{path}: mixed_precision changes results, so it belongs into the recipe: set it to "
-            "'no' here and write trainer: {bf16: true}"
-        )
+    use_cpu = config.get("use_cpu", False) is True
+    if wrong := _wrong(config, use_cpu=use_cpu, **counts):
+        raise InputError(f"{path}: {wrong}")
     return Launch(
         path=path.resolve(),
         processes=counts["num_processes"],
         machines=counts["num_machines"],
-        use_cpu=bool(config.get("use_cpu", False)),
+        use_cpu=use_cpu,
+        kind=_kind(config),
     )
+
+
+def _kind(config: dict[str, Any]) -> str:
+    asked = str(config.get("distributed_type", "NO"))
+    if asked == "FSDP":
+        return FSDP2
+    if asked == "DEEPSPEED":
+        return zero((config.get("deepspeed_config") or {}).get("zero_stage", 2))
+    return WHOLE
+
+
+def zero(stage: object) -> str:
+    """The kind of launch that DeepSpeed's ZeRO of a stage is."""
+    return f"ZeRO-{stage}"
+
+
+def _wrong(
+    config: dict[str, Any], *, use_cpu: bool, num_processes: int, num_machines: int
+) -> str | None:
+    """Why a config cannot be used: accelerate would do something else, or results would change."""
+    asked = str(config.get("distributed_type", "NO"))
+    fsdp, deepspeed = (config.get(f"{name}_config") or {} for name in ("fsdp", "deepspeed"))
+    if str(config.get("mixed_precision", "no")) not in ("no", "None", "False") or "fp16" in config:
+        return (
+            "mixed_precision changes results, so it belongs into the recipe: set it to 'no' here "
+            "and write trainer: {bf16: true}"
+        )
+    if num_processes % num_machines:
+        return f"num_processes {num_processes} is for all of the {num_machines} machines together"
+    if asked not in _KNOWN:
+        return f"distributed_type {asked} is not known here; give one of {', '.join(_KNOWN)}"
+    if asked in ("NO", "MULTI_CPU") and num_processes > 1:
+        return (
+            f"with distributed_type {asked} accelerate starts one process, not {num_processes}; "
+            "write distributed_type: MULTI_GPU (beside use_cpu: true it means processes on CPUs)"
+        )
+    if asked in ("FSDP", "DEEPSPEED") and use_cpu:
+        return (
+            f"on a CPU accelerate turns {asked} into plain data parallelism without a word; write "
+            "distributed_type: MULTI_GPU, which is that, or use_cpu: false"
+        )
+    if asked == "FSDP" and fsdp.get("fsdp_version", 1) != 2:
+        return (
+            "FSDP means version 1 where nothing else is said; write fsdp_config: {fsdp_version: 2} "
+            "(`accelerate to-fsdp2` converts a file)"
+        )
+    elsewhere = deepspeed.get("deepspeed_multinode_launcher") != "standard"
+    if asked == "DEEPSPEED" and num_machines > 1 and elsewhere:
+        return (
+            "DeepSpeed would start the other machines itself; write deepspeed_config: "
+            "{deepspeed_multinode_launcher: standard}"
+        )
+    owned = ("deepspeed_config_file", "gradient_accumulation_steps", "gradient_clipping")
+    for key in (key for key in owned if deepspeed.get(key, "auto") != "auto"):
+        return (
+            f"deepspeed_config.{key} changes results, so it belongs into the recipe: leave it out "
+            "here and write batch_size, micro_batch_size or trainer options"
+        )
+    if config.get("parallelism_config"):
+        return "parallelism_config shares a row among processes; batch_size counts rows of each"
+    return None

@@ -32,7 +32,9 @@ from pipeline.errors import (
     StepFailedError,
     StepHeldError,
 )
+from pipeline.mismatch import check_processes
 from pipeline.record import make_record, reset_peak_memory
+from pipeline.shipped import WHOLE
 
 # Set where standard input is a pipe that ends with the process that started this one.
 LIFELINE = "BASHRAC_LIFELINE"
@@ -48,6 +50,8 @@ class StepRun:
         inputs: name -> folder of an earlier step, or the place of a model or data from outside.
         neutral: settings that do not change the result.
         seed: the seed.
+        processes: how many the launch asks for, `use_cpu` whether on CPUs, and `launch_kind` how
+            weights are to lie in them (`pipeline.shipped.Launch`).
         alone: whether the main process does the work and the others wait for it.
         judge_calls_left: most questions it may put to a judge, or None.
         metrics: figures for the record; the function adds to them.
@@ -68,6 +72,7 @@ class StepRun:
     seed: int
     processes: int
     use_cpu: bool
+    launch_kind: str = WHOLE
     alone: bool = False
     judge_calls_left: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -154,7 +159,13 @@ def changed_error(place: str) -> InputError:
 
 
 def write_spec(
-    step: Any, runs: Path, *, processes: int, use_cpu: bool, judge_calls_left: int | None = None
+    step: Any,
+    runs: Path,
+    *,
+    processes: int,
+    use_cpu: bool,
+    launch_kind: str = WHOLE,
+    judge_calls_left: int | None = None,
 ) -> Path:
     """Write step.json for a `pipeline.plan.Step`; returns its path."""
     directory = step.directory(runs)
@@ -175,6 +186,7 @@ def write_spec(
         "seed": step.seed,
         "processes": processes,
         "use_cpu": use_cpu,
+        "launch_kind": launch_kind,
         "alone": step.alone,
         "judge_calls_left": judge_calls_left,
     }
@@ -248,7 +260,9 @@ def execute(step: StepRun) -> None:
         StepFailedError: when another process is working on the step, or an input is not finished.
         BashracError, or anything the step's function raises.
     """
-    _check_launch(step)
+    check_processes(
+        step.state, processes=step.processes, use_cpu=step.use_cpu, kind=step.launch_kind
+    )
     # One writer: the main process holds the step.
     with lock.held(step.directory) if step.state.is_main_process else nullcontext():
         if step.state.is_main_process:
@@ -295,18 +309,6 @@ def _wait_for_main_process(step: StepRun) -> None:
         if (step.directory / ERROR).exists():
             raise StepFailedError("the main process failed; its error is the one to read")
         time.sleep(0.2)
-
-
-def _check_launch(step: StepRun) -> None:
-    """Refuse to run on other hardware than was asked for (accelerate changes it silently)."""
-    state = step.state
-    if state.num_processes != step.processes:
-        raise InputError(
-            f"the launch config asks for {step.processes} processes but accelerate started "
-            f"{state.num_processes}; choose another with --launch"
-        )
-    if not step.use_cpu and state.device.type == "cpu":
-        raise InputError("the launch config asks for a GPU and there is none; use --launch cpu")
 
 
 def _write_error(step: StepRun, message: str, exit_code: int) -> None:

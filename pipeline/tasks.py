@@ -8,7 +8,8 @@ Decisions: (1) where the model is shown the reference (RAC), the reference stand
 so that the prompt ends as it does in training, and with its end-of-turn token, so that the model
 sees that the answer ends there; (2) a post that is too long is cut at a line end, a first paragraph
 that is too long by itself between words, and the prompt keeps its last line; of a dialogue that is
-too long the oldest turns go; a question is never cut.
+too long the oldest turns go; a question is never cut; (3) a post is written the same wherever it
+comes from: the prompts of preferences take the form that rows with fields are given.
 """
 
 from __future__ import annotations
@@ -166,6 +167,8 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     chosen, rejected = _answer("chosen", row, messages), _answer("rejected", row, messages)
     if chosen == rejected:
         raise RowError("rejected", "equals chosen, so there is no preference")
+    if task == "tldr" and len(messages) == 1:
+        messages = [{"role": "user", "content": _as_post(messages[0]["content"])}]
     return PreferencePair(Example(task, messages, chosen), chosen, rejected)
 
 
@@ -181,8 +184,20 @@ def _gsm8k(row: Mapping[str, Any]) -> tuple[Messages, str]:
 def _tldr(row: Mapping[str, Any]) -> tuple[Messages, str]:
     names = ("subreddit", "title", "post", "summary")
     subreddit, title, post, summary = (_text(name, row) for name in names)
-    prompt = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
-    return [{"role": "user", "content": prompt}], summary
+    return [{"role": "user", "content": _post_prompt(subreddit, title, post)}], summary
+
+
+def _post_prompt(subreddit: str, title: str, post: str) -> str:
+    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+
+
+def _as_post(prompt: str) -> str:
+    """A prompt as rows with fields are given it: white space around its parts is its source's."""
+    head, _, rest = prompt.strip().removesuffix("TL;DR:").partition("\nTITLE:")
+    title, _, post = rest.partition("\nPOST:")
+    subreddit = head.removeprefix("SUBREDDIT:").strip().removeprefix("r/")
+    parts = [part.strip() for part in (subreddit, title, post)]
+    return _post_prompt(*parts) if all(parts) else prompt
 
 
 def _chat(row: Mapping[str, Any]) -> tuple[Messages, str]:
@@ -265,11 +280,15 @@ def _answer(field: str, row: Mapping[str, Any], prompt: Messages) -> str:
     if isinstance(value, str) or value is None:
         return _text(field, row)
     messages = _messages(field, value)
-    if len(messages) > 1 and messages[:-1] != prompt:
+    if len(messages) > 1 and _spoken(messages[:-1]) != _spoken(prompt):
         raise RowError(field, "holds other messages than the prompt and one answer")
     if messages[-1]["role"] != "assistant":
         raise RowError(field, "must end with an assistant message")
     return messages[-1]["content"].strip()
+
+
+def _spoken(messages: Messages) -> list[tuple[str, list[str]]]:
+    return [(message["role"], message["content"].split()) for message in messages]
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Messages, str]]] = {

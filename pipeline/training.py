@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
+from transformers.integrations import unset_hf_deepspeed_config
 
 from pipeline import artifact
 from pipeline.batches import micro_batches
 from pipeline.errors import StepFailedError
+from pipeline.mismatch import check_trainer
 from pipeline.model import MODEL_FOLDER, load_for, resolve_dtype
+from pipeline.quantize import check_processes
+from pipeline.shipped import WHOLE
 from pipeline.step import StepRun
+from pipeline.whole import whole_weights
 
 CHECKPOINTS = "checkpoints"
 HISTORY = "history.json"
+_LAST_FILE = "checkpoint-*/trainer_state.json"
 # At most so long is lost to a kill, and at most a twentieth of the time is spent on not losing it.
 _CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 600.0, 1 / 20
 TRACKERS = "trackers"  # a folder of the runs folder: what `report_to` names writes here
@@ -75,6 +81,8 @@ def load_trainable(step: StepRun) -> tuple[Any, Any]:
         the model already carries the adapter to train).
     """
     lora = step.options["lora"]
+    if step.options.get("quantize"):
+        check_processes()
     dtype = resolve_dtype(step.options["dtype"], trains_all_weights=lora is None)
     model = load_for(step, dtype=dtype, trainable_adapter=lora is not None)
     if lora is None or "adapter" in step.inputs:
@@ -91,14 +99,16 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
         StepFailedError: when the loss, a gradient or a weight is no finite number.
         KeyboardInterrupt: when a stop was asked for; a checkpoint holds what was trained.
     """
+    check_trainer(trainer.accelerator, kind=step.launch_kind)
     trainer.remove_callback(PrinterCallback)
     for callback in (_Progress(step), _Checkpoints(step), _Finite(step)):
         trainer.add_callback(callback)
-    checkpoint = last_checkpoint(step.directory / CHECKPOINTS)
+    checkpoint = last_checkpoint(step.directory / CHECKPOINTS, layout(step))
     step.state.wait_for_everyone()  # nobody removes or writes one before everybody has looked
     if step.state.is_main_process:
         for path in (step.directory / CHECKPOINTS).glob("checkpoint-*"):
-            if path != checkpoint:  # half-written, and so not in the way of later ones
+            if path != checkpoint:  # half-written or in other pieces, and in the way of later ones
+                print(f"{path} cannot be resumed from and is removed", flush=True)
                 shutil.rmtree(path, ignore_errors=True)
         if checkpoint is not None:
             print(f"resuming from {checkpoint}", flush=True)
@@ -108,8 +118,11 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
     step.stops_itself = False
     if step.stop_asked:
         raise KeyboardInterrupt
-    weights = (weight for weight in trainer.model.parameters() if weight.requires_grad)
-    if not all(bool(weight.isfinite().all()) for weight in weights):
+    whole = whole_weights(trainer)
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    weights = trained if whole is None else whole.values()
+    finite = all(bool(weight.isfinite().all()) for weight in weights)
+    if not all(_as_main_process(step, [finite])):
         raise diverged(step, "a weight is infinite or NaN")
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
@@ -120,16 +133,27 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
     }
-    _save(step, trainer)
+    _save(step, trainer, whole)
+    unset_hf_deepspeed_config()  # else ZeRO-3 would cut up what a later step here loads
     if step.state.is_main_process:
         artifact.write_json(step.directory / HISTORY, history)
         shutil.rmtree(step.directory / CHECKPOINTS, ignore_errors=True)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, or None."""
-    last_files = folder.glob("checkpoint-*/trainer_state.json")
-    whole = [path.parent for path in last_files if artifact.read_object(path)]
+def layout(step: StepRun) -> str:
+    """What pieces a checkpoint of this launch is in: it can be read by such a launch only."""
+    many = step.launch_kind.startswith("ZeRO")  # whose pieces are those of so many processes
+    return f"{step.launch_kind} of {step.processes}" if many else step.launch_kind
+
+
+def last_checkpoint(folder: Path, pieces: str = WHOLE) -> Path | None:
+    """Return the newest checkpoint in such pieces that was written to its end, or None."""
+    found = [(path.parent, artifact.read_object(path)) for path in folder.glob(_LAST_FILE)]
+    whole = [
+        path
+        for path, state in found
+        if state and state.get("stateful_callbacks", {}).get("layout", WHOLE) == pieces
+    ]
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
@@ -139,30 +163,50 @@ def diverged(step: StepRun, what: str) -> StepFailedError:
     return StepFailedError(f"training diverged: {what}; lower trainer.learning_rate")
 
 
-def _save(step: StepRun, trainer: Any) -> None:
-    """Save through the trainer, which gathers sharded weights, and keep only what loads again."""
-    temporary = step.directory / f".{MODEL_FOLDER}.tmp"
+def _save(step: StepRun, trainer: Any, whole: dict[str, Any] | None) -> None:
+    """Save a plain model or adapter; `whole` are its weights where the model's own are pieces."""
     if step.state.is_main_process:
+        temporary = step.directory / f".{MODEL_FOLDER}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-    step.state.wait_for_everyone()
-    trainer.save_model(str(temporary))
-    step.state.wait_for_everyone()
-    if step.state.is_main_process:
-        shutil.rmtree(temporary / "ref", ignore_errors=True)  # DPO's frozen copy of the adapter
-        for leftover in ("training_args.bin", "README.md"):
-            (temporary / leftover).unlink(missing_ok=True)
-        _sort_modules(temporary / "adapter_config.json")
+        # DPO's frozen copy of the adapter stays behind.
+        adapter = (
+            {"selected_adapters": ["default"]} if hasattr(trainer.model, "peft_config") else {}
+        )
+        trainer.model.save_pretrained(str(temporary), state_dict=whole, **adapter)
+        trainer.processing_class.save_pretrained(str(temporary))
+        (temporary / "README.md").unlink(missing_ok=True)
+        _finish_adapter_config(step, temporary / "adapter_config.json")
+        if whole is not None:
+            _name_dtype(temporary / "config.json", whole)
         shutil.rmtree(step.directory / MODEL_FOLDER, ignore_errors=True)
         temporary.rename(step.directory / MODEL_FOLDER)
+    step.state.wait_for_everyone()
 
 
-def _sort_modules(adapter_config: Path) -> None:
-    """Write a set of peft's, whose order differs from process to process, in one order."""
-    if adapter_config.is_file():
-        config = artifact.read_json(adapter_config)
-        if isinstance(config.get("target_modules"), list):
-            config["target_modules"].sort()
-        artifact.write_json(adapter_config, config)
+def _name_dtype(config_file: Path, whole: dict[str, Any]) -> None:
+    """Write the type that weights were saved in, and not that of a rounded copy of them."""
+    if config_file.is_file():
+        (dtype,) = {str(weight.dtype) for weight in whole.values() if weight.is_floating_point()}
+        config = artifact.read_json(config_file)
+        artifact.write_json(config_file, config | {"dtype": dtype.removeprefix("torch.")})
+
+
+def _finish_adapter_config(step: StepRun, adapter_config: Path) -> None:
+    """Say which base an adapter was trained on so that peft alone finds it, from any folder.
+
+    A set of peft's, whose order differs from process to process, is written in one order.
+    """
+    if not adapter_config.is_file():
+        return
+    config = artifact.read_json(adapter_config)
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()
+    base = step.identity["inputs"]["base"]
+    if isinstance(base, dict) and "hub" in base:
+        config["revision"] = base["revision"]  # peft loads the base at this commit
+    elif Path(config["base_model_name_or_path"]).is_dir():
+        config["base_model_name_or_path"] = os.path.abspath(config["base_model_name_or_path"])
+    artifact.write_json(adapter_config, config)
 
 
 class _Progress(TrainerCallback):
@@ -205,6 +249,9 @@ class _Checkpoints(TrainerCallback):
     def __init__(self, step: StepRun):
         self.step = step
         self.saved, self.took, self.began = time.monotonic(), 0.0, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.stateful_callbacks["layout"] = layout(self.step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began = time.monotonic()

@@ -6,11 +6,14 @@ unless the recipe says so, and then only for the recipe's own `model:`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import artifact
 from pipeline.errors import InputError
+from pipeline.identity import EMBEDDED_MODEL
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _INDEX = "model.safetensors.index.json"
@@ -71,3 +74,34 @@ def _pickled_file(folder: Path) -> str | None:
 def _first_pickled(folder: Path) -> str | None:
     files = sorted(path.name for path in folder.glob("*") if path.is_file())
     return next((name for name in files if name.endswith(_PICKLED)), None)
+
+
+@contextmanager
+def in_words(model: str) -> Iterator[None]:
+    """Turn what libraries raise where a model cannot be loaded into a sentence."""
+    try:
+        yield
+    except Exception as error:
+        kind = type(error).__name__
+        # Not by its class, since nothing of ours imports pickle.
+        if not isinstance(error, (OSError, ValueError)) and kind != "UnpicklingError":
+            raise
+        said = " ".join(str(error).split())
+        raise InputError(f"model {model}{_why_not(model, said, kind)}") from error
+
+
+def _why_not(model: str, said: str, kind: str) -> str:
+    """Why a model does not load, and the way out, to stand after its name."""
+    if "trust_remote_code=True" in said:
+        return (
+            " needs Python code of its own, which is not run; take a model that transformers "
+            "knows, or, if it is the recipe's model: and you have read that code, write "
+            "trust_remote_code: true"
+        )
+    if "cannot be loaded with `safetensors`" in said:
+        return f" {pickled_words('no safetensors, so only pickled weights')}"
+    if Path(model).is_dir():
+        reason = f"the folder does not load: {said[:300]}"
+    else:
+        reason = f"no such folder, and the hub does not give it: {kind}"
+    return f": {reason}; give a folder with config.json and weights, a hub id, or {EMBEDDED_MODEL}"

@@ -228,7 +228,7 @@ def bashrac(tmp_path):
 
     (tmp_path / "eval.py").write_text("raise SystemExit('a file of the user was imported')")
 
-    def run(*arguments, env=None, **options) -> subprocess.CompletedProcess:
+    def run(*arguments, env=None, timeout=500, **options) -> subprocess.CompletedProcess:
         return subprocess.run(
             # As for the installed command, a user's eval.py is not taken for our package.
             [sys.executable, "-P", "-m", "pipeline", *map(str, arguments)],
@@ -236,7 +236,7 @@ def bashrac(tmp_path):
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **(env or {})},
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=timeout,
             **options,
         )
 

@@ -6,6 +6,8 @@ from conftest import SHARED
 from pipeline import identity
 from pipeline.data import describe_losses, load_examples, load_preferences, tokenise
 from pipeline.errors import InputError
+from pipeline.identity import data_identity
+from pipeline.recipe import Source
 from pipeline.render import Renderer
 
 GOOD = {"question": "What is 1 + 1?", "answer": "#### 2"}
@@ -147,6 +149,28 @@ def test_a_preference_without_a_difference_is_refused(tmp_path):
     source = write(tmp_path, [{"prompt": "Hi", "chosen": "a", "rejected": "a"}])
     with pytest.raises(InputError, match="equals chosen"):
         load_preferences(source, "chat")
+
+
+def test_rows_that_cannot_be_read_are_left_out_and_counted_where_the_source_says_so(tmp_path):
+    good = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    rows = [{**good, "rejected": "a"}, good, {**good, "chosen": " "}]
+    source = {**write(tmp_path, rows), "skip_unusable": True}
+    said = []
+    (pair,) = load_preferences(source, "chat", said.append)
+    assert (pair.chosen, pair.rejected) == ("a", "b")
+    assert said == [
+        f"2 of 3 rows left out (skip_unusable), the first: {source['source']}:1: "
+        "field 'rejected' equals chosen, so there is no preference"
+    ]
+    with pytest.raises(InputError, match=r"no usable rows in it; the first of 1: .*rows.jsonl:1"):
+        load_preferences({**source, "limit": 1}, "chat")
+
+
+def test_leaving_rows_out_is_another_source(tmp_path):
+    source = Source(source=write(tmp_path, [GOOD])["source"])
+    skipping = source.model_copy(update={"skip_unusable": True})
+    plain, other = (data_identity(one, role="train") for one in (source, skipping))
+    assert set(plain) == {"file", "limit"} and other == {**plain, "skip_unusable": True}
 
 
 def test_rows_that_are_too_long_are_dropped_or_cut_and_counted(tiny_model):

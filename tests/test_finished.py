@@ -37,6 +37,17 @@ def test_an_adapter_stands_on_the_recipes_model(recipe_file, tmp_path):
     assert found.folder == plan.models["sft", 0].adapter.directory(tmp_path)
 
 
+def test_a_stage_of_a_variant_is_found_by_it(recipe_dict, write_recipe, tmp_path):
+    variants = {"small": {"batch_size": 2}, "large": {"batch_size": 8}}
+    path = write_recipe({**recipe_dict, "variants": variants})
+    _finish(make_plan(load_recipe(path, variant="large")).models["sft", 0].base, tmp_path)
+    assert find_stage(f"{path}:sft", tmp_path, variant="large").plan.recipe.name == "tiny-large"
+    with pytest.raises(InputError, match=r"recipe\.yaml` makes it"):
+        find_stage(f"{path}:sft", tmp_path)
+    with pytest.raises(InputError, match=r"recipe\.yaml --variant small` makes it"):
+        find_stage(f"{path}:sft", tmp_path, variant="small")
+
+
 @pytest.mark.parametrize(
     ("stage", "seed", "said"),
     [

@@ -195,6 +195,7 @@ def test_a_card_holds_numbers_with_n_and_interval_and_no_text_breaks_it(handed):
         (("sft", "me/tiny", "--private"), {}, 2, "exists and is public"),
         (("sft", "me/x", "--yes"), {"token": "hf_another_token"}, 1, "the hub did not take me/x"),
         (("base", "me/x"), {}, 2, "trains nothing"),
+        (("sft", "me/x", "--seed", "3"), {}, 2, "has no seed 3"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -205,7 +206,31 @@ def test_what_cannot_be_sent_is_a_sentence(handed, arguments, options, code, sai
     assert ("models", "me/x") not in handed.hub.commits
 
 
-def test_every_method_that_trains_has_its_two_sentences():
-    assert set(METHODS) == {*stages.METHODS, "neftune"} - {"base"}
+def test_every_method_of_the_papers_has_its_two_sentences():
+    """One that is added, and has none, is what its module says first."""
+    assert {"sft", "neftune", "bash", "rac", "spin", "dpo"} == set(METHODS)
+    assert set(METHODS) - {"neftune"} <= set(stages.METHODS)
     for sentences in METHODS.values():
         assert len(re.findall(r"\.(?: |$|\))", re.sub(r"et al\.|\(http.*?\)", "", sentences))) >= 2
+
+
+def test_an_adapter_on_a_folder_of_this_machine_is_refused_with_a_way_out(
+    recipe_dict, write_recipe, run_steps_here, bashrac
+):
+    recipe = recipe_dict | {"lora": {"r": 2, "target_modules": "all-linear"}, "evaluate": []}
+    path = write_recipe(recipe | {"stages": {"sft": {"method": "sft"}}})
+    run_steps_here(path)
+    done = bashrac("push", f"{path}:sft", "--to", "me/x", env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 2
+    assert "bashrac merge RECIPE:STAGE OUT" in done.stderr, done.stderr
+
+
+def test_a_text_that_names_a_folder_of_this_machine_is_not_sent(
+    recipe_dict, write_recipe, run_steps_here, bashrac, tmp_path
+):
+    recipe = recipe_dict | {"system": f"Solve what is in {tmp_path}/sums.", "evaluate": []}
+    path = write_recipe(recipe | {"stages": {"sft": {"method": "sft"}}})
+    run_steps_here(path)
+    done = bashrac("push", f"{path}:sft", "--to", "me/x", env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 2
+    assert f"README.md would name the folder {tmp_path} of this machine" in done.stderr

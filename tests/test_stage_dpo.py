@@ -82,16 +82,18 @@ def test_the_loss_on_hand_built_probabilities(tmp_path, recipe_dict, write_recip
     assert loss == pytest.approx(math.log(1 + 2**-beta), rel=1e-5)
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("lora", "quantize"), [(None, None), (LORA, None), (LORA, "nf4")], ids=["full", "lora", "qlora"]
+)
 @pytest.mark.parametrize("method", ["dpo", "spin"])
 def test_the_second_loss_is_the_formula_and_the_reference_has_not_moved(
-    recipe_dict, write_recipe, run_steps_here, lora, method
+    recipe_dict, write_recipe, run_steps_here, lora, quantize, method
 ):
     """Step 2 sees the same pairs (one batch holds all), so its loss is the formula with the policy
 
     that one step gave and the reference that training started from.
     """
-    recipe_dict |= {"lora": lora, "dtype": "float32"}
+    recipe_dict |= {"lora": lora, "quantize": quantize, "dtype": "float32"}
     recipe_dict["batch_size"] = recipe_dict["micro_batch_size"] = 4
     recipe_dict["data"]["train"]["limit"] = 4
     recipe_dict["trainer"] |= {"learning_rate": 0.003, "logging_steps": 1}
@@ -111,7 +113,7 @@ def test_the_second_loss_is_the_formula_and_the_reference_has_not_moved(
     def load(model):
         base = recipe_dict["model"] if model.base is None else str(model.base.directory(runs))
         adapter = model.adapter and str(model.adapter.directory(runs))
-        return load_model(base, adapter=adapter).eval()
+        return load_model(base, adapter=adapter, quantize=quantize).eval()
 
     expected = dpo_loss(load(paths[0]), load(plan.models["sft", 0]), pairs, 0.5)
     history = json.loads((step.directory / "history.json").read_text())

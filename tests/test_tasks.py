@@ -23,6 +23,24 @@ def test_a_preference_pair_has_the_same_prompt_as_the_training_row(task, row):
     assert pair.example.plain_prompt == example.plain_prompt
 
 
+def test_a_post_of_preferences_is_written_as_that_of_a_row_with_fields():
+    """OpenAI's comparisons keep the white space around a post that its own rows have lost."""
+    row = {"subreddit": "cats", "title": "A cat", "post": "It sat.\n\nPOST: no.", "summary": "Sat."}
+    prompt = "SUBREDDIT: r/cats\n\nTITLE: A cat \n\nPOST:  It sat.\n\nPOST: no. \n\n\nTL;DR: "
+    dialogue = [{"role": "user", "content": prompt}]
+    for written in (prompt, dialogue):
+        chosen = [*dialogue, {"role": "assistant", "content": " Sat."}]
+        pair = preference_of("tldr", {"prompt": written, "chosen": chosen, "rejected": "b"})
+        assert pair.example.messages == example_of("tldr", row).messages
+        assert pair.chosen == "Sat."
+
+
+@pytest.mark.parametrize("prompt", ["Sum up: it sat.", "SUBREDDIT: r/a\n\nPOST: b\n\nTL;DR:"])
+def test_a_prompt_of_another_form_stays_as_it_is(prompt):
+    pair = preference_of("tldr", {"prompt": prompt, "chosen": "a", "rejected": "b"})
+    assert pair.example.messages[0]["content"] == prompt
+
+
 @pytest.mark.parametrize(
     ("prompt", "completion"),
     [

@@ -121,7 +121,7 @@ def write_contexts(step: StepRun) -> None:
 
     options = step.options
     renderer = renderer_for(step)
-    examples = load_examples(step.source("train"), options["task"])
+    examples = load_examples(step.source("train"), options["task"], step.warn)
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
     model = load_to_read(step)
     excluded = options["excluded_ids"]

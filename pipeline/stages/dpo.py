@@ -152,6 +152,7 @@ def make_trainer(step: StepRun, rows: list[tuple[Row, Row]], tokenizer: Any) -> 
 
     from pipeline.batches import arrange_batches
     from pipeline.model import load_for, resolve_dtype
+    from pipeline.quantize import restore_adapter
     from pipeline.training import load_trainable, training_arguments
 
     model, peft_config = load_trainable(step)
@@ -179,6 +180,7 @@ def make_trainer(step: StepRun, rows: list[tuple[Row, Row]], tokenizer: Any) -> 
         data_collator=_collator(tokenizer, arguments),
         peft_config=peft_config,
     )
+    restore_adapter(step, trainer)
     sides = [(len(chosen.input_ids), len(rejected.input_ids)) for chosen, rejected in rows]
     arrange_batches(step, trainer, sides)
     return trainer

@@ -203,7 +203,7 @@ def read_drafts(step: StepRun, renderer: Renderer) -> dict[int, Draft]:
     from pipeline.data import load_examples, tokenise
 
     options = step.options
-    examples = load_examples(step.source("train"), options["task"])
+    examples = load_examples(step.source("train"), options["task"], step.warn)
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
     written = read_rows(step.input_folders()["answers"] / SAMPLES)
     step.metrics["figures"] = answer_figures(written)

@@ -79,7 +79,7 @@ def read_training_rows(step: StepRun, renderer: Renderer) -> tuple[list[Row], li
 
     options = step.options
     max_length = options["trainer"]["max_length"]
-    examples = load_examples(step.source("train"), options["task"])
+    examples = load_examples(step.source("train"), options["task"], step.warn)
     token_rows, counts = tokenise(examples, renderer, max_length=max_length)
     step.metrics["data"] = counts
     losses = describe_losses(
@@ -184,6 +184,7 @@ def make_trainer(step: StepRun, rows: list[dict[str, Any]], tokenizer: Any) -> A
     from trl import SFTConfig, SFTTrainer
 
     from pipeline.batches import arrange_batches
+    from pipeline.quantize import restore_adapter
     from pipeline.training import load_trainable, training_arguments
 
     model, peft_config = load_trainable(step)
@@ -194,5 +195,6 @@ def make_trainer(step: StepRun, rows: list[dict[str, Any]], tokenizer: Any) -> A
         processing_class=tokenizer,
         peft_config=peft_config,
     )
+    restore_adapter(step, trainer)
     arrange_batches(step, trainer, [(len(row["input_ids"]),) for row in rows])
     return trainer
