@@ -18,7 +18,7 @@ from pipeline.errors import StepFailedError
 from pipeline.mismatch import check_trainer
 from pipeline.model import MODEL_FOLDER, load_for, resolve_dtype
 from pipeline.quantize import check_whole
-from pipeline.shipped import WHOLE
+from pipeline.shipped import FSDP2, WHOLE
 from pipeline.step import StepRun
 from pipeline.whole import whole_weights
 
@@ -58,7 +58,22 @@ def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
         "seed": step.seed,
         "use_cpu": step.use_cpu,
     }
-    return config_class(**arguments, **more)
+    built = config_class(**arguments, **more)
+    if step.launch_kind == FSDP2 and built.bf16:
+        built.fsdp_plugin_args = {"mixed_precision_policy": _rounded_passes_only()}
+    return built
+
+
+def _rounded_passes_only() -> Any:
+    """Let FSDP2 compute in bfloat16, and return results and add up gradients in float32.
+
+    Accelerate would round those too, and so TRL's log probabilities: their sum over an answer, some
+    hundreds, would come in steps of 1 to 2, and DPO looks at differences of less.
+    """
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
 
 
 def _keep_trackers_here(step: StepRun) -> None:

@@ -79,6 +79,8 @@ def trained(recipe_dict, write_recipe, tmp_path):
     def train(name, environment, kind=FSDP2, **change):
         recipe_dict["trainer"] |= {"max_steps": 4, "logging_steps": 1, "save_strategy": "no"}
         recipe_dict["trainer"] |= change.pop("trainer", {})
+        # Two whole batches: several processes fill the last of an epoch with rows of its start.
+        recipe_dict["data"]["train"]["limit"] = 8
         stages = {key: recipe_dict["stages"][key] for key in ("sft", "sft-dpo")}
         path = write_recipe({**recipe_dict, "stages": stages, "evaluate": [], **change})
         plan = make_plan(load_recipe(path))
@@ -100,12 +102,12 @@ def trained(recipe_dict, write_recipe, tmp_path):
     ("kind", "environment", "lora", "bf16", "tolerance"),
     [
         (FSDP2, FSDP, LORA, False, 1e-3),
-        (FSDP2, FSDP, None, True, 2e-2),
+        (FSDP2, FSDP, None, True, 0.1),
         # Under ZeRO-3 TRL keeps an adapter in its base's bfloat16.
         pytest.param(zero(3), deepspeed(3), LORA, False, 2e-2, marks=needs_deepspeed),
-        pytest.param(zero(3), deepspeed(3), None, True, 4e-2, marks=needs_deepspeed),
+        pytest.param(zero(3), deepspeed(3), None, True, 0.1, marks=needs_deepspeed),
         pytest.param(zero(2), deepspeed(2), LORA, False, 1e-3, marks=needs_deepspeed),
-        pytest.param(zero(2), deepspeed(2), None, True, 4e-2, marks=needs_deepspeed),
+        pytest.param(zero(2), deepspeed(2), None, True, 0.1, marks=needs_deepspeed),
     ],
 )
 def test_adapters_and_rounded_passes_come_out_whole(
@@ -117,6 +119,8 @@ def test_adapters_and_rounded_passes_come_out_whole(
     made = trained("pieces", environment, kind, **change)
     for one, other in zip(before, made, strict=True):
         assert losses(other) == pytest.approx(losses(one), rel=tolerance)
+        # Rounded to bfloat16, ln 2 would be 0.6914.
+        assert losses(other)[0] == pytest.approx(losses(one)[0], rel=2e-3)
         files = [{file.name for file in (folder / "model").iterdir()} for folder in (one, other)]
         assert files[0] == files[1]
         if lora is None:
