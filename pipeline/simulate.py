@@ -15,7 +15,6 @@ do.
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -181,8 +180,6 @@ def build(
     if quantize is not None:
         _quantize(model, kind)
     if lora is not None:
-        # On a machine without a GPU it warns of a slow kernel, which nothing here runs.
-        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         from peft import LoraConfig, get_peft_model
 
         adapter = LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
