@@ -42,7 +42,7 @@ def test_parameters_are_those_of_the_loaded_model(tmp_path, architecture, tied):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from pipeline.simulate import build
+    from pipeline.skeleton import build
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"vocab_size": 100, "intermediate_size": 48, "tie_word_embeddings": tied}
@@ -66,7 +66,8 @@ def test_parameters_are_those_of_the_loaded_model(tmp_path, architecture, tied):
 
 def test_four_bit_linear_layers_take_half_a_byte_and_leave_embeddings_as_they_are(tiny_model):
     from pipeline.model import load_config
-    from pipeline.simulate import TrainingPass, build, training_peak
+    from pipeline.simulate import TrainingPass, training_peak
+    from pipeline.skeleton import build
 
     plain = build(load_config(tiny_model), dtype="bfloat16", trains=False)
     linear = sum(one.numel() for name, one in plain.model.named_parameters() if "proj" in name)
@@ -150,7 +151,8 @@ def test_fsdp_shares_everything_and_gathers_some_layers():
 
 def test_cache_is_that_of_the_reader(tiny_model):
     from pipeline.model import load_config
-    from pipeline.simulate import WritingPass, build, writing_peak
+    from pipeline.simulate import WritingPass, writing_peak
+    from pipeline.skeleton import build
 
     config = load_config(tiny_model)
     skeleton = build(config, dtype="bfloat16", trains=False)
@@ -164,7 +166,8 @@ def test_cache_is_that_of_the_reader(tiny_model):
 
 def test_more_rows_or_longer_ones_need_more_and_checkpoints_less(tiny_model):
     from pipeline.model import load_config
-    from pipeline.simulate import TrainingPass, build, training_peak
+    from pipeline.simulate import TrainingPass, training_peak
+    from pipeline.skeleton import build
 
     def peak(**given):
         return training_peak(build(load_config(tiny_model), dtype="float32"), TrainingPass(**given))
