@@ -61,7 +61,7 @@ MIB = 1 << 20
 def main() -> None:
     """Print a table: estimate, measured, ratio."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", default=",".join([*MODELS, EMBEDDED]))
+    parser.add_argument("--models", default="llama,qwen3,gpt_neox,gemma,smollm2-135m-instruct")
     parser.add_argument("--methods", default="full,lora,dpo")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--one", nargs=2, metavar=("RECIPE", "TINY"), help=argparse.SUPPRESS)
@@ -152,7 +152,7 @@ def measure(recipe: Path, tiny: Path) -> dict[str, int]:
 def _write_rows(folder: Path) -> None:
     """Write sums as rows, short enough for a slow machine."""
     rows, pairs = [], []
-    for number in range(100, 116):
+    for number in range(100, 356):
         prompt = f"A box holds {number} eggs. How many eggs are in {number % 7 + 2} such boxes?"
         total = number * (number % 7 + 2)
         reply = f"There are {number} * {number % 7 + 2} = {total} eggs in them.\n#### "
@@ -160,7 +160,7 @@ def _write_rows(folder: Path) -> None:
         pairs.append(
             {"prompt": prompt, "chosen": f"{reply}{total}", "rejected": f"{reply}{number}"}
         )
-    for name, kept in (("train", rows), ("test", rows), ("preferences", pairs[:8])):
+    for name, kept in (("train", rows[:16]), ("test", rows), ("preferences", pairs[:8])):
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in kept))
 
 
@@ -174,7 +174,7 @@ def _recipe(model: str, method: str, folder: Path, *, on_gpu: bool) -> dict[str,
         "batch_size": 8,
         "micro_batch_size": 2 if "dpo" in method else 4,
         "trainer": {"learning_rate": 1e-6, "max_steps": 2},
-        "generation": {"max_new_tokens": 16, "batch_tokens": 8192},
+        "generation": {"max_new_tokens": 16, "batch_tokens": 65536},
         **METHODS[method],
     }
 
@@ -196,7 +196,8 @@ def _save_model(folder: Path, architecture: str, *, tiny: bool) -> None:
     sizes = {**SIZES, **MODELS[architecture], **(TINY if tiny else {})}
     ends = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
     config = AutoConfig.for_model(architecture, **sizes, **ends)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    # In 16 bits, as models are published: a file is in memory too while it is read.
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -1,6 +1,7 @@
 """The `bashrac` command.
 
-Exit codes: 0 done, 1 a step failed, 2 the user's input, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 a step failed (or does not fit `plan --gpu-memory`), 2 the user's input, 130
+interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -104,6 +105,10 @@ def _plan(given: Any) -> int:
     print(explain(plan, given.runs, launch, given.through))
     if not (given.estimate or given.gpu_memory or given.tokens_per_second):
         return 0
+    import logging
+
+    # Without a GPU it warns of a slow kernel as it is imported, and nothing here runs any.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from pipeline.estimate import estimate
     from pipeline.estimate_text import GB, estimate_text, misfits
 

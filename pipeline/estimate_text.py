@@ -182,20 +182,18 @@ def _way_out(one: Estimate, limit: float) -> str:
         return "its weights alone take most of it; quantize: nf4, or a smaller model"
     ways = []
     if one.less is not None:
-        enough = "is enough" if one.less.total <= limit else "does not do alone"
         noise = one.step.options["trainer"].get("neftune_noise_alpha")
         change = "NEFTune's noise changes with it" if noise else "no result changes"
-        ways.append(
-            f"micro_batch_size 1 (now {one.rows}; {change}) makes it {_gb(one.less.total)} GB, "
-            f"which {enough}"
-        )
-    if one.less is None or one.less.total > limit:
-        if one.step.options["lora"] is None:
-            ways.append("lora trains an adapter in place of all weights")
-        elif not one.step.options.get("quantize"):
-            ways.append("quantize: nf4 keeps the base in 4 bits")
-        else:
-            ways.append("a lower trainer.max_length, or a smaller model")
+        less = f"micro_batch_size 1 (now {one.rows}; {change}) makes it {_gb(one.less.total)} GB"
+        if one.less.total <= limit:
+            return less
+        ways.append(f"{less}, which does not do alone")
+    if one.step.options["lora"] is None:
+        ways.insert(0, "lora trains an adapter in place of all weights")
+    elif not one.step.options.get("quantize"):
+        ways.insert(0, "quantize: nf4 keeps the base in 4 bits")
+    else:
+        ways.append("lower trainer.max_length, or take a smaller model")
     return "; ".join(ways)
 
 
