@@ -36,6 +36,18 @@ def make_parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="list the steps, and why each would run")
     _add_recipe(plan)
     _add_launch(plan)
+    plan.add_argument(
+        "--estimate", action="store_true",
+        help="add parameters, memory, tokens and hours of each step, without loading weights",
+    )  # fmt: skip
+    plan.add_argument(
+        "--gpu-memory", type=_positive, metavar="GB",
+        help="estimate, and say what does not fit (exit code 1)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--tokens-per-second", type=_positive, metavar="N",
+        help="estimate, with hours at this speed rather than at that of finished steps",
+    )  # fmt: skip
     plan.set_defaults(command="plan")
 
     run = commands.add_parser("run", help="run what is not finished, then print the table")
@@ -135,9 +147,18 @@ def _count(text: str) -> int:
     return number
 
 
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
 def _words(text: str) -> tuple[str, ...]:
+    from pipeline.shipped import find_script
+
     try:
-        words = tuple(shlex.split(text))
+        words = tuple(map(find_script, shlex.split(text)))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a command ({error})") from None
     if not words:

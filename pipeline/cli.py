@@ -1,6 +1,7 @@
 """The `bashrac` command.
 
-Exit codes: 0 done, 1 a step failed, 2 the user's input, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 a step failed (or does not fit `plan --gpu-memory`), 2 the user's input, 130
+interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -102,7 +103,20 @@ def _plan(given: Any) -> int:
     plan = _load_plan(given)
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
     print(explain(plan, given.runs, launch, given.through))
-    return 0
+    if not (given.estimate or given.gpu_memory or given.tokens_per_second):
+        return 0
+    import logging
+
+    # Without a GPU it warns of a slow kernel as it is imported, and nothing here runs any.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from pipeline.estimate import estimate
+    from pipeline.estimate_text import GB, estimate_text, misfits
+
+    limit = given.gpu_memory and given.gpu_memory * GB
+    most = {} if limit is None else {"limit": limit}
+    found = estimate(plan, given.runs, launch, tokens_per_second=given.tokens_per_second, **most)
+    print(f"\n{estimate_text(found, plan, launch, limit=limit)}")
+    return EXIT_FAILED if limit is not None and misfits(found, limit) else 0
 
 
 def _run(given: Any) -> int:

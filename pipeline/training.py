@@ -18,7 +18,7 @@ from pipeline.batches import micro_batches
 from pipeline.errors import StepFailedError
 from pipeline.mismatch import check_trainer
 from pipeline.model import MODEL_FOLDER, load_for, resolve_dtype
-from pipeline.quantize import check_processes
+from pipeline.quantize import check_whole
 from pipeline.shipped import WHOLE
 from pipeline.step import StepRun
 from pipeline.whole import whole_weights
@@ -92,7 +92,7 @@ def load_trainable(step: StepRun) -> tuple[Any, Any]:
     """
     lora = step.options["lora"]
     if step.options.get("quantize"):
-        check_processes()
+        check_whole()
     dtype = resolve_dtype(step.options["dtype"], trains_all_weights=lora is None)
     model = load_for(step, dtype=dtype, trainable_adapter=lora is not None)
     if lora is None or "adapter" in step.inputs:
