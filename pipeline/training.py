@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _LAST_FILE = "checkpoint-*/trainer_state.json"
 # At most so long is lost to a kill, and at most a twentieth of the time is spent on not losing it.
 _CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 600.0, 1 / 20
 TRACKERS = "trackers"  # a folder of the runs folder: what `report_to` names writes here
-_TRACKER_FOLDERS = ("TENSORBOARD_LOGGING_DIR", "TRACKIO_DIR", "WANDB_DIR", "WANDB_CACHE_DIR")
+_TRACKER_FOLDERS = ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_CACHE_DIR")
 _TRACKERS_STAY_HERE = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
 
 
@@ -44,6 +45,7 @@ def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
         trainer.setdefault("activation_checkpointing", step.device.type != "cpu")
     arguments = {
         "report_to": [],
+        "run_name": step.directory.name,
         "disable_tqdm": True,
         "save_total_limit": 1,
         "dataloader_pin_memory": step.device.type != "cpu",
@@ -86,6 +88,14 @@ def _keep_trackers_here(step: StepRun) -> None:
     for variable in _TRACKER_FOLDERS:
         if Path(os.environ.get(variable, shared)).is_relative_to(shared):
             os.environ[variable] = str(folder)
+    # It reads the variable once in a process, which several steps may share.
+    os.environ.setdefault("TRACKIO_DIR", str(shared / "trackio"))
+
+
+def _end_trackers() -> None:
+    """End what wandb has open: the next training of this process would go on in it."""
+    if (wandb := sys.modules.get("wandb")) is not None:
+        wandb.finish()
 
 
 def load_trainable(step: StepRun) -> tuple[Any, Any]:
@@ -131,6 +141,7 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
     step.stops_itself = True
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step.stops_itself = False
+    _end_trackers()
     if step.stop_asked:
         raise KeyboardInterrupt
     whole = whole_weights(trainer)
