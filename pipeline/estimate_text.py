@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.estimate import WRITES, Estimate
 from pipeline.memory import Memory, known_optimizer
 from pipeline.plan import Plan
 from pipeline.shipped import Launch
 from pipeline.show import duration
 
+if TYPE_CHECKING:
+    from pipeline.estimate import Estimate
+
 GB = 1e9
+_TOKENS = ("train", "answers", "contexts", "corrections")  # kinds of steps that have any
 _PARTS = ("weights", "gradients", "optimizer", "reference", "cache", "passes")
+
+
+def estimate_plan(
+    plan: Plan, runs: Path, launch: Launch, *, gpu_memory: float | None, speed: float | None
+) -> tuple[str, bool]:
+    """Return what the steps of a plan will take, as text, and whether all fit.
+
+    Args:
+        plan: the plan.
+        runs: the folder of all results.
+        launch: on what it shall run.
+        gpu_memory: what a process may hold, in GB; None where nobody asked.
+        speed: tokens a second of all processes; None for what finished steps measured.
+    """
+    # Without a GPU it warns of a slow kernel as it is imported, and nothing here runs any.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from pipeline.estimate import estimate
+
+    limit = math.inf if gpu_memory is None else gpu_memory * GB
+    found = estimate(plan, runs, launch, tokens_per_second=speed, limit=limit)
+    text = estimate_text(found, plan, launch, limit=None if gpu_memory is None else limit)
+    return text, not misfits(found, limit)
 
 
 def estimate_text(
@@ -26,7 +55,7 @@ def estimate_text(
         launch: on what it shall run.
         limit: bytes that a process may hold, or None where nobody asked.
     """
-    shown = [one for one in estimates if one.step.kind in ("train", "merge", *WRITES)]
+    shown = [one for one in estimates if one.step.kind in (*_TOKENS, "merge")]
     places = {step.fingerprint: number for number, step in enumerate(plan.steps, start=1)}
     rows = [_row(places[one.step.fingerprint], one, limit) for one in shown]
     fits = [] if limit is None else ["fits"]
