@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/bashrac run recipes/demo.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -51,12 +51,20 @@ libraries, which come under NVIDIA's own licence.
 
 
 def dependencies(extra: str | None = None) -> list[Requirement]:
-    """The requirements in pyproject.toml, or those of an extra."""
+    """The requirements in pyproject.toml, or those of an extra with the extras it names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    listed = project["dependencies"]
-    if extra is not None:
-        listed = project["optional-dependencies"][extra]
-    return [Requirement(line) for line in listed]
+    if extra is None:
+        return [Requirement(line) for line in project["dependencies"]]
+    found = [Requirement(line) for line in project["optional-dependencies"][extra]]
+    inner = [name for one in found if one.name == "bashrac" for name in one.extras]
+    listed = [one for one in found if one.name != "bashrac"]
+    return [*listed, *(one for name in inner for one in dependencies(name))]
+
+
+def extras() -> list[str]:
+    """The names of pyproject.toml's extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return list(project["optional-dependencies"])
 
 
 def closure(roots: list[Requirement]) -> Iterator[tuple[str, Requirement]]:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from eval.judge_template import Template
 from eval.judgement import Failure, Question, Reading, Record, Reply, sigmoid
 from pipeline.errors import InputError
+from pipeline.extras import require
 
 KEY_VARIABLES = ("BASHRAC_JUDGE_KEY", "OPENAI_API_KEY")
 
@@ -113,7 +114,8 @@ class OpenAIJudge:
         """Ask with at most `concurrency` requests in flight; see `Engine`.
 
         Raises:
-            InputError: when there is no key and the endpoint is not on this machine.
+            InputError: when there is no key and the endpoint is not on this machine, or openai is
+                not installed.
         """
         key = self.key()
         _run_to_end(self._ask_all(questions, template, record, key))
@@ -122,8 +124,10 @@ class OpenAIJudge:
         """Return the key, None for a server on this machine that may need none.
 
         Raises:
-            InputError: when a remote endpoint has none, or it cannot be one.
+            InputError: when a remote endpoint has none, it cannot be one, or what would send it is
+                not installed.
         """
+        require("openai", f"the judge at {self.base_url}")
         key = _key_from_environment()
         if key is None and not self._is_loopback:
             raise InputError(

@@ -40,7 +40,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """Points over the first SFT stage, on the same examples and seeds.
+    """Points over the stage it is compared with, on the same examples and seeds.
 
     Attributes:
         n: examples that both have a score for, in each seed.
@@ -126,7 +126,7 @@ class Report:
     """The table, and what it was made with.
 
     Attributes:
-        baseline: the first SFT stage, which others are compared with.
+        baseline: the stage that others are compared with.
         judge: who compared answers, in words.
         asked: benchmark -> which rows it asked and how answers were written, in words.
         overlaps: benchmark -> what its test rows share with the training rows.
@@ -155,15 +155,21 @@ class Report:
         return list(dict.fromkeys(row.benchmark for row in self.rows))
 
 
-def collect(plan: Plan, runs: Path) -> Report:
+def collect(plan: Plan, runs: Path, *, baseline: str | None = None) -> Report:
     """Read the finished steps of a plan into a report. Unfinished stages have empty rows.
+
+    Args:
+        plan: of a recipe.
+        runs: the folder of all results.
+        baseline: the stage to compare the others with; by default the first SFT stage.
 
     Raises:
         InputError: when a record, a result or an answer is not as it was written.
     """
     recipe = plan.recipe
     methods = {name: stage.method for name, stage in recipe.stages.items()}
-    baseline = next((name for name, method in methods.items() if method == "sft"), None)
+    first_sft = next((name for name, method in methods.items() if method == "sft"), None)
+    baseline = baseline or first_sft
     finished = [step for step in plan.steps if artifact.is_finished(step.directory(runs))]
     records = [artifact.read_record(step.directory(runs)) for step in finished]
     for step, record in zip(finished, records, strict=True):

@@ -105,6 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "bfloat16", "float16"),
         help="of the weights (default: that of the model an adapter lies on)",
     )  # fmt: skip
+    _add_variant(merge, "one of the recipe's variants (default: its first)")
     _add_set(merge)
     _add_runs(merge)
     merge.set_defaults(command="merge")
@@ -121,6 +122,17 @@ def make_parser() -> argparse.ArgumentParser:
     _add_runs(clean)
     clean.add_argument("--yes", action="store_true", help="remove without asking")
     clean.set_defaults(command="clean")
+
+    push = commands.add_parser("push", help="show what a stage's page on the hub would be; send it")
+    push.add_argument("named", metavar="RECIPE:STAGE", help="a finished stage")
+    push.add_argument("--to", required=True, metavar="USER/NAME", help="repository on the hub")
+    push.add_argument("--seed", type=int, metavar="N", help="which seed (default: the first)")
+    push.add_argument("--private", action="store_true", help="for a repository that is not there")
+    push.add_argument("--yes", action="store_true", help="send it (default: only show it)")
+    _add_variant(push, "one of the recipe's variants (default: its first)")
+    _add_set(push)
+    _add_runs(push)
+    push.set_defaults(command="push")
 
     step = commands.add_parser("step", help="run prepared steps (what `run` launches)")
     step.add_argument("specs", nargs="+", metavar="step.json", type=Path)
@@ -143,8 +155,10 @@ def _positive(text: str) -> float:
 
 
 def _words(text: str) -> tuple[str, ...]:
+    from pipeline.shipped import find_script
+
     try:
-        words = tuple(shlex.split(text))
+        words = tuple(map(find_script, shlex.split(text)))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a command ({error})") from None
     if not words:

@@ -263,11 +263,17 @@ def _copy(given: Any) -> int:
     return 0
 
 
-def _merge(given: Any) -> int:
-    from pipeline.export import write_model
+def _find(given: Any) -> Any:
     from pipeline.finished import find_stage
 
-    found = find_stage(given.named, given.runs, overrides=given.overrides, seed=given.seed)
+    terms = {"overrides": given.overrides, "variant": given.variant, "seed": given.seed}
+    return find_stage(given.named, given.runs, **terms)
+
+
+def _merge(given: Any) -> int:
+    from pipeline.export import write_model
+
+    found = _find(given)
     print(write_model(found, given.out, dtype=given.dtype))
     return 0
 
@@ -276,6 +282,22 @@ def _clean(given: Any) -> int:
     from pipeline.clean import clean
 
     print(clean(given.runs, yes=given.yes))
+    return 0
+
+
+def _push(given: Any) -> int:
+    from pipeline.push import push
+
+    found = _find(given)
+    words = ["bashrac", "push", given.named, "--to", given.to]
+    words += [] if given.variant is None else ["--variant", given.variant]
+    for override in given.overrides:
+        words += ["--set", override]
+    words += [] if given.seed is None else ["--seed", str(given.seed)]
+    words += [] if given.runs == Path("runs") else ["--runs", str(given.runs)]
+    words += ["--private"] if given.private else []
+    command = shlex.join([*words, "--yes"])
+    print(push(found, given.to, private=given.private, yes=given.yes, command=command))
     return 0
 
 
@@ -297,5 +319,6 @@ _COMMANDS = {
     "copy": _copy,
     "merge": _merge,
     "clean": _clean,
+    "push": _push,
     "step": _step,
 }

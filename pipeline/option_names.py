@@ -29,7 +29,11 @@ RENAMED = {
     "model_adapter_name": "nothing: bashrac sets the reference model",
 }
 
-_NO_UPLOAD = "publish a finished stage yourself; nothing is uploaded by a run"
+_NO_UPLOAD = "a run uploads nothing; `bashrac push` sends a finished stage"
+_NO_SPACE = (
+    "trackio writes below the runs folder; to send a run elsewhere, say so in the environment "
+    "(TRACKIO_SPACE_ID)"
+)
 # Options that bashrac sets itself, and where the user says the same thing.
 OWNED = {
     "output_dir": "the step's own directory is used",
@@ -52,6 +56,9 @@ OWNED = {
     "hub_revision": _NO_UPLOAD,
     "hub_strategy": _NO_UPLOAD,
     "hub_always_push": _NO_UPLOAD,
+    "trackio_space_id": _NO_SPACE,
+    "trackio_bucket_id": _NO_SPACE,
+    "trackio_static_space_id": _NO_SPACE,
     "deepspeed": "use launch: with your own accelerate config, which may name a DeepSpeed file",
     "fsdp": "use launch: with your own accelerate config",
     "fsdp_config": "use launch: with your own accelerate config",
@@ -93,9 +100,9 @@ LORA_OWNED = {
 # Ways to begin an adapter that change the base's own weights, or look at data before.
 BASE_CHANGING = ("pissa", "olora", "loftq", "corda", "eva", "lora_ga")
 
-# What `report_to` may name: trackers that can be told to write below the runs folder, and that
-# upload no model (pipeline/training.py tells them).
-TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+# What `report_to` may name: trackers that can be told to write below the runs folder and to send
+# nothing (pipeline/training.py tells them).
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 # Options that decide speed, logging or memory but not the trained weights: not part of a step's
 # identity, so changing them never trains a finished step again.
@@ -110,9 +117,6 @@ NEUTRAL = frozenset(
         "report_to",
         "run_name",
         "project",
-        "trackio_space_id",
-        "trackio_bucket_id",
-        "trackio_static_space_id",
         "save_strategy",
         "save_steps",
         "save_total_limit",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, suggest
+from pipeline.extras import missing
 from pipeline.option_names import BASE_CHANGING, LORA_OWNED, OWNED, RENAMED, TRACKERS
 
 # Each options class with the classes it inherits fields from, nearest first.
@@ -101,9 +102,7 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
     if name in owned:
         return f"is set by bashrac: {owned[name]}"
     if name == "report_to":
-        named = value if isinstance(value, list) else [value]
-        wrong = [str(one) for one in named if one not in (None, *TRACKERS)]
-        return f"{', '.join(wrong)}: give of {', '.join(TRACKERS)}" if wrong else None
+        return _problem_with_trackers(value if isinstance(value, list) else [value])
     if name == "init_lora_weights" and str(value).startswith(BASE_CHANGING):
         return f"{value} changes the base or looks at data first, and a base stays as it is here"
     if name not in fields:
@@ -119,6 +118,15 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
     if isinstance(value, str) and (hint := number_hint(value)):
         return hint
     return f"{value!r} is {_type_word(value)}, expected {_readable(annotation)}"
+
+
+def _problem_with_trackers(named: list[Any]) -> str | None:
+    known = ("none", *TRACKERS)
+    wrong = [str(one) for one in named if one not in (None, *known)]
+    if wrong:
+        return f"{', '.join(wrong)}: give of {', '.join(known)}"
+    reasons = [reason for one in named if one in TRACKERS and (reason := missing(one))]
+    return f"{'; '.join(reasons)}, or write none: no result depends on it" if reasons else None
 
 
 def _accepts(annotation: ast.expr, value: Any) -> bool:

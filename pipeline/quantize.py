@@ -81,7 +81,7 @@ def finish_loading(model: Any, dtype: str) -> Any:
     return model
 
 
-def check_processes() -> None:
+def check_whole() -> None:
     """Refuse launches that would split weights over processes.
 
     Raises:

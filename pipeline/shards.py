@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import artifact
+from pipeline.errors import StepFailedError
 from pipeline.step import StepRun
 
 Item = TypeVar("Item")
@@ -52,7 +53,10 @@ def write_in_shards(
     joined = step.directory / file_name
     folder = step.directory / "shards"
     if not joined.exists():
+        items = list(items)
         done = {row_key(row) for row in _read_shards(folder)}
+        if step.state.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
         step.state.wait_for_everyone()  # nobody writes before everybody has read
         pending = [item for item in items if key(item) not in done]
         pending.sort(key=lambda item: (-size(item), key(item)))
@@ -64,11 +68,27 @@ def write_in_shards(
         if rate.windows:
             step.metrics["tokens_per_second"] = rate.figures()
         step.state.wait_for_everyone()
+        _note_shares(step, len(mine))
         if step.state.is_main_process:
-            artifact.write_rows(joined, sorted(_read_shards(folder), key=row_key))
+            rows = sorted(_read_shards(folder), key=row_key)
+            if len(rows) != len(items):
+                raise StepFailedError(
+                    f"{len(items)} rows were written, and {len(rows)} of them are seen here: the "
+                    "processes do not see each other's files; put --runs on a file system they "
+                    "share, and run the same command again"
+                )
+            artifact.write_rows(joined, rows)
             shutil.rmtree(folder, ignore_errors=True)
         step.state.wait_for_everyone()
     return artifact.read_rows(joined)
+
+
+def _note_shares(step: StepRun, mine: int) -> None:
+    """Note in the record how many rows each process was to write."""
+    if step.state.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        step.metrics["rows_of_each_process"] = gather_object([mine])
 
 
 def similar(

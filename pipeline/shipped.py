@@ -29,6 +29,12 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in folder("recipes").glob("*.yaml"))
 
 
+def find_script(name: str) -> str:
+    """Return where a script of `recipes/launch` lies, given by its name alone; else the name."""
+    script = folder("recipes") / "launch" / name
+    return str(script) if "/" not in name and script.is_file() else name
+
+
 def user_path(text: str) -> Path:
     """Return a path as a user writes it, `~` resolved; it need not exist.
 

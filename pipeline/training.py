@@ -17,7 +17,7 @@ from pipeline.batches import micro_batches
 from pipeline.errors import StepFailedError
 from pipeline.mismatch import check_trainer
 from pipeline.model import MODEL_FOLDER, load_for, resolve_dtype
-from pipeline.quantize import check_processes
+from pipeline.quantize import check_whole
 from pipeline.shipped import WHOLE
 from pipeline.step import StepRun
 from pipeline.whole import whole_weights
@@ -28,7 +28,8 @@ _LAST_FILE = "checkpoint-*/trainer_state.json"
 # At most so long is lost to a kill, and at most a twentieth of the time is spent on not losing it.
 _CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 600.0, 1 / 20
 TRACKERS = "trackers"  # a folder of the runs folder: what `report_to` names writes here
-_TRACKER_FOLDERS = ("TENSORBOARD_LOGGING_DIR", "TRACKIO_DIR", "WANDB_DIR")
+_TRACKER_FOLDERS = ("TENSORBOARD_LOGGING_DIR", "TRACKIO_DIR", "WANDB_DIR", "WANDB_CACHE_DIR")
+_TRACKERS_STAY_HERE = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
 
 
 def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
@@ -38,7 +39,7 @@ def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
     )
     trainer = {**step.options["trainer"], **step.neutral["trainer"]}
     if trainer.get("report_to"):
-        _give_folder_to_trackers(step)
+        _keep_trackers_here(step)
     if "gradient_checkpointing" not in trainer:  # its newer name, so that transformers is quiet
         trainer.setdefault("activation_checkpointing", step.device.type != "cpu")
     arguments = {
@@ -60,8 +61,10 @@ def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
     return config_class(**arguments, **more)
 
 
-def _give_folder_to_trackers(step: StepRun) -> None:
-    """Have trackers write below the runs folder, unless the environment says where."""
+def _keep_trackers_here(step: StepRun) -> None:
+    """Have trackers write below the runs folder and send nothing; the environment goes first."""
+    for variable, value in _TRACKERS_STAY_HERE.items():
+        os.environ.setdefault(variable, value)
     shared = step.directory.parent.parent / TRACKERS
     folder = shared / step.directory.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +82,7 @@ def load_trainable(step: StepRun) -> tuple[Any, Any]:
     """
     lora = step.options["lora"]
     if step.options.get("quantize"):
-        check_processes()
+        check_whole()
     dtype = resolve_dtype(step.options["dtype"], trains_all_weights=lora is None)
     model = load_for(step, dtype=dtype, trainable_adapter=lora is not None)
     if lora is None or "adapter" in step.inputs:

@@ -13,6 +13,10 @@ import judge_servers
 import pytest
 import yaml
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads are in the way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+from several import alone, place  # noqa: F401 - fixtures
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

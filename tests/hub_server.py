@@ -1,15 +1,20 @@
 """A hub on loopback: repositories with commits, as the hub's own clients ask for them.
 
 `HF_ENDPOINT` points clients at it. It serves what huggingface_hub, transformers and datasets ask of
-data sets and models: what a revision is, which files it holds, and the files.
+data sets and models: what a revision is, which files it holds, and the files. Who has the token may
+make a model's repository and send a commit, its weights by git-lfs.
 """
 
+import base64
 import hashlib
 import json
+import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 
 class Hub(ThreadingHTTPServer):
@@ -21,6 +26,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.commits, self.refs, self.requests = {}, {}, []
         self.broken = False  # whether it answers 503 to everything
+        self.token, self.private, self.large = None, set(), {}  # of large files sha256 -> bytes
+        self.messages = []  # of commits that clients sent
 
     @property
     def url(self):
@@ -72,6 +79,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         self._answer(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
 
+    def do_PUT(self):
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.large[hashlib.sha256(content).hexdigest()] = content
+        self._send(200, b"")
+
     def _answer(self, body=b""):
         """Find the repository that a path begins with, and what is asked of it."""
         url = urlsplit(self.path)
@@ -79,6 +91,9 @@ class Handler(BaseHTTPRequestHandler):
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         if self.server.broken:
             return self._send(503, b"")
+        is_question = self.command != "POST" or "paths-info" in parts
+        if "Authorization" in self.headers and not is_question:
+            return self._change(parts, body)
         is_api = parts[0] == "api"
         parts = parts[is_api:]
         kind = parts.pop(0) if parts[0] in ("datasets", "models") else "models"
@@ -91,6 +106,55 @@ class Handler(BaseHTTPRequestHandler):
         if rest[0] != "resolve":
             return self._error("EntryNotFound")
         return self._file(repository, rest[1], "/".join(rest[2:]))
+
+    def _change(self, parts, body):
+        """What somebody with a token may ask for."""
+        if self.headers["Authorization"] != f"Bearer {self.server.token}":
+            return self._error("Unauthorized", status=401)
+        if parts == ["api", "repos", "create"]:
+            return self._create(json.loads(body))
+        if parts == ["api", "validate-yaml"]:
+            wrong = problems_of_card(json.loads(body)["content"])
+            errors = {"errors": [{"message": one} for one in wrong], "warnings": []}
+            return self._json(errors, status=400 if wrong else 200)
+        if parts[-2:] == ["objects", "batch"]:
+            objects = json.loads(body)["objects"]
+            for one in objects:
+                one["actions"] = {"upload": {"href": f"{self.server.url}/lfs/{one['oid']}"}}
+            return self._json({"objects": objects, "transfer": "basic"})
+        repository, question = ("models", "/".join(parts[2:4])), parts[4]
+        if repository not in self.server.commits:
+            return self._error("RepoNotFound")
+        if question == "preupload":
+            return self._json({"files": list(map(_upload_mode, json.loads(body)["files"]))})
+        return self._receive(repository, [json.loads(line) for line in body.splitlines()])
+
+    def _create(self, wanted):
+        name = f"{wanted['organization']}/{wanted['name']}"
+        url = {"url": f"{self.server.url}/{name}"}
+        if ("models", name) in self.server.commits:
+            return self._json(url, status=409)
+        if wanted.get("visibility") == "private":
+            self.server.private.add(name)
+        self.server.push("models", name, {".gitattributes": b"*.safetensors filter=lfs\n"})
+        return self._json(url)
+
+    def _receive(self, repository, lines):
+        """A commit: its message, and files by content or by the digest of what was sent before."""
+        held = dict(self.server.commits[repository][self.server.refs[repository]["main"]])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                self.server.messages.append(value["summary"])
+            elif line["key"] == "file":
+                held[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                held[value["path"]] = self.server.large[value["oid"]]
+            else:
+                return self._error("DeletionRefused", status=403)
+        commit = self.server.push(*repository, held)
+        url = f"{self.server.url}/{repository[1]}/commit/{commit}"
+        return self._json({"commitUrl": url, "commitOid": commit})
 
     def _commit(self, repository, revision):
         known = self.server.refs[repository].get(revision, revision)
@@ -105,7 +169,8 @@ class Handler(BaseHTTPRequestHandler):
         if question == "revision":
             siblings = [{"rfilename": path} for path in files]
             facts = {"id": repository[1], "sha": commit, "siblings": siblings, "tags": []}
-            return self._json({**facts, "private": False, "downloads": 0, "likes": 0})
+            facts["private"] = repository[1] in self.server.private
+            return self._json({**facts, "downloads": 0, "likes": 0})
         if question == "tree":
             found = _tree(files, "/".join(rest[2:]), recursive="true" in query.get("recursive", []))
         elif question == "paths-info":
@@ -127,8 +192,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._error("EntryNotFound", commit)
         return self._send(200, content, {"X-Repo-Commit": commit, "ETag": f'"{_blob_id(content)}"'})
 
-    def _json(self, value):
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _json(self, value, status=200):
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _error(self, code, commit=None, status=404):
         headers = {"X-Error-Code": code, "X-Error-Message": code}
@@ -152,6 +217,37 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         """Stay silent."""
+
+
+def problems_of_card(content):
+    """What the hub refuses in the front matter of a model's README.md, as far as we give it."""
+    data = yaml.safe_load(content.split("---\n")[1])
+    wrong = [key for key in data if key not in _CARD_KEYS]
+    names = [data.get("base_model", "a/b"), *data.get("datasets", [])]
+    wrong += [name for name in names if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)]
+    wrong += [tag for tag in data["tags"] if not isinstance(tag, str)]
+    for result in [one for model in data.get("model-index", []) for one in model["results"]]:
+        if (
+            not isinstance(result["metrics"][0]["value"], (int, float))
+            or not result["dataset"]["type"]
+        ):
+            wrong.append(result)
+    return [f"not valid: {one}" for one in wrong]
+
+
+_CARD_KEYS = (
+    "base_model", "base_model_relation", "datasets", "library_name", "license", "license_link",
+    "license_name", "model-index", "pipeline_tag", "tags",
+)  # fmt: skip
+
+
+def _upload_mode(file):
+    is_large = file["path"].endswith(".safetensors")
+    return {
+        "path": file["path"],
+        "uploadMode": "lfs" if is_large else "regular",
+        "shouldIgnore": False,
+    }
 
 
 def _blob_id(content):

@@ -4,9 +4,12 @@
 
 Only accelerate is changed, and only in what it takes for granted: that gloo and CPUs are a machine
 to share a model on. All that follows is its, torch's and DeepSpeed's own.
+
+With STOP_AT=n in the environment the main process gets a SIGTERM after n optimizer steps.
 """
 
 import os
+import signal
 import sys
 
 os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
@@ -30,6 +33,23 @@ _init_state = AcceleratorState.__init__
 PartialState.__init__ = _as_if_on_gpus
 AcceleratorState.__init__ = _init_accelerator_state
 PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+
+
+def _stop_at(number):
+    from transformers.trainer_callback import CallbackHandler
+
+    on_step_end = CallbackHandler.on_step_end
+
+    def stop(self, args, state, control):
+        if state.global_step == number and os.environ["RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return on_step_end(self, args, state, control)
+
+    CallbackHandler.on_step_end = stop
+
+
+if "STOP_AT" in os.environ:
+    _stop_at(int(os.environ["STOP_AT"]))
 
 if __name__ == "__main__":
     from pipeline.cli import main

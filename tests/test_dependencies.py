@@ -12,13 +12,17 @@ from benchmarks.licences import (
     ROOT,
     closure,
     dependencies,
+    extras,
     is_allowed,
     licence_of,
     licences,
 )
 
 # Their options or behaviour changed within memory in a way that changes results or breaks a call.
-MOVING = ("datasets", "openai", "peft", "scikit-learn", "transformers", "trl")
+MOVING = (
+    "datasets", "deepspeed", "huggingface_hub", "openai", "peft", "scikit-learn", "transformers",
+    "trl", "vllm",
+)  # fmt: skip
 
 
 def pins():
@@ -68,7 +72,8 @@ def test_the_versions_tested_here_are_the_pinned_ones(needed):
 
 @pytest.mark.parametrize("package", MOVING)
 def test_what_is_known_to_move_has_an_upper_bound(package):
-    bounds = {one.name: one.specifier for one in dependencies()}
+    known = [*dependencies(), *(one for extra in extras() for one in dependencies(extra))]
+    bounds = {one.name: one.specifier for one in known}
     assert any(bound.operator in ("<", "~=") for bound in bounds[package])
     assert not bounds[package].contains("99.0")
 
@@ -104,7 +109,7 @@ def test_the_list_of_licences_holds_everything_that_is_installed():
 
 def test_every_direct_dependency_is_explained(injected):
     text = (ROOT / "docs/dependencies.md").read_text().lower()
-    for extra in (None, "dev"):
+    for extra in (None, *extras()):
         for one in dependencies(extra):
             assert re.search(rf"\b{re.escape(one.name)}\b", text), f"{one.name}: what is it for?"
     assert licence_of("trl") == "Apache-2.0"

@@ -83,5 +83,11 @@ def test_a_right_option_is_accepted(options_class, name, value):
     assert problem_with(options_class, name, value) is None
 
 
+@pytest.mark.parametrize("value", ["pissa", "pissa_niter_4", "olora", "loftq", "eva"])
+def test_a_beginning_that_changes_the_base_is_refused(value):
+    """Later steps read the base as it was: adapter and base would no longer belong together."""
+    assert "a base stays as it is" in problem_with("peft.LoraConfig", "init_lora_weights", value)
+
+
 def test_literal_values_are_checked():
     assert "expected" in problem_with("peft.LoraConfig", "bias", "everything")

@@ -143,7 +143,7 @@ def test_8_bit_optimizers_train_on_a_cpu(qlora, write_recipe, tmp_path, optimize
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_a_launch_that_would_split_4_bit_weights_is_refused(monkeypatch, name):
-    quantize.check_processes()
+    quantize.check_whole()
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(InputError, match=f"{name} would split"):
-        quantize.check_processes()
+        quantize.check_whole()

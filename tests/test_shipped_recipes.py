@@ -261,30 +261,36 @@ def hub_here(hub, tmp_path, monkeypatch):
     identity.hub_commit.cache_clear()
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_sft_rac_and_dpo_of_every_recipe_run_two_steps_on_rows_of_a_hub(
-    name, hub_here, plain_model, tmp_path
-):
-    from eval.report import collect
-    from pipeline.step import StepRun, execute, write_spec
+@pytest.fixture
+def run_arms(hub_here, plain_model, tmp_path):
+    """Run arms of a recipe in this process; returns the plan and the report."""
 
-    arms, runs = ("sft", "rac", "rac-dpo"), tmp_path / "runs"
-    recipe = load_recipe(name, [*smaller(plain_model), *of_table(name)])
-    plan = make_plan(recipe)
-    steps = [step for arm in arms for step in plan.all_steps[arm, 0]]
-    for step in steps:
-        if not artifact.is_finished(step.directory(runs)):
-            execute(StepRun.read(write_spec(step, runs, processes=1, use_cpu=True)))
-    for arm in arms:
-        adapter = plan.models[arm, 0].adapter
-        assert adapter is not None
-        record = artifact.read_record(adapter.directory(runs))
-        assert record["metrics"]["optimizer_steps"] == 2
-    report = collect(plan, runs)
-    finished = {row.stage: row for row in report.rows if row.seeds}
-    assert set(finished) == set(arms)
-    published = PUBLISHED[name]["sft"][recipe.evaluate[0]]
-    assert str(published) in {row.published for row in report.rows if row.stage == "sft"}
+    def run(name, arms, *overrides, variant=None):
+        from eval.report import collect
+        from pipeline.step import StepRun, execute, write_spec
+
+        changes = [*smaller(plain_model), *of_table(name), *overrides]
+        plan, runs = make_plan(load_recipe(name, changes, variant)), tmp_path / "runs"
+        for step in [step for arm in arms for step in plan.all_steps[arm, 0]]:
+            if not artifact.is_finished(step.directory(runs)):
+                execute(StepRun.read(write_spec(step, runs, processes=1, use_cpu=True)))
+        for arm in arms:
+            model = plan.models[arm, 0]
+            record = artifact.read_record((model.adapter or model.base).directory(runs))
+            assert record["metrics"]["optimizer_steps"] == 2
+        report = collect(plan, runs)
+        assert {row.stage for row in report.rows if row.seeds} == set(arms)
+        return plan, report
+
+    return run
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_sft_rac_and_dpo_of_every_recipe_run_two_steps_on_rows_of_a_hub(name, run_arms):
+    plan, report = run_arms(name, ("sft", "rac", "rac-dpo"))
+    recipe = plan.recipe
+    published = str(PUBLISHED[name]["sft"][recipe.evaluate[0]])
+    assert published in {row.published for row in report.rows if row.stage == "sft"}
     left_out = [warning for warning in report.warnings if "left out (skip_unusable)" in warning]
     assert len(left_out) == (recipe.data.preferences != "self")
 
@@ -292,14 +298,5 @@ def test_sft_rac_and_dpo_of_every_recipe_run_two_steps_on_rows_of_a_hub(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("name", "variant"), EVERY)
-def test_all_arms_of_every_variant_run_and_are_reported(
-    name, variant, hub, bashrac, plain_model, tmp_path
-):
-    changes = [*smaller(plain_model), *of_table(name), "stages.spin.prompts=6"]
-    options = [word for change in changes for word in ("--set", change)]
-    done = bashrac("run", name, "--variant", variant, *options, env=clients_of(hub, tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / f"runs/{name}-{variant}/report.json").read_text())
-    assert [cost["stage"] for cost in report["costs"]] == list(ARMS)
-    assert all(cost["tokens_trained"] for cost in report["costs"])
-    assert all(row["n"] for row in report["rows"])
+def test_all_arms_of_every_variant_run_two_steps_on_rows_of_a_hub(name, variant, run_arms):
+    run_arms(name, ARMS, "stages.spin.prompts=6", variant=variant)

@@ -16,6 +16,8 @@ def test_an_installed_wheel_brings_its_recipes_and_launch_configs(tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     assert not (site / "recipes").exists(), "nothing but packages at the top"
+    scripts = [one for one in zipfile.ZipFile(wheel).infolist() if one.filename.endswith(".sh")]
+    assert len(scripts) == 3 and all(one.external_attr >> 16 & 0o111 for one in scripts)
 
     def run(*arguments):
         return subprocess.run(

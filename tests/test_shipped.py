@@ -1,0 +1,66 @@
+"""Launch configs: those that come with bashrac, and those that would do something else."""
+
+import pytest
+import yaml
+
+from pipeline import shipped
+from pipeline.errors import InputError
+from pipeline.shipped import FSDP2, WHOLE, read_launch
+
+CONFIGS = {
+    "cpu": (1, 1, True, WHOLE),
+    "cpu_ddp": (2, 1, True, WHOLE),
+    "single_gpu": (1, 1, False, WHOLE),
+    "ddp": (8, 1, False, WHOLE),
+    "fsdp2": (8, 1, False, FSDP2),
+    "zero2": (8, 1, False, "ZeRO-2"),
+    "zero3": (8, 1, False, "ZeRO-3"),
+    "two_nodes": (16, 2, False, FSDP2),
+}
+
+
+def test_every_launch_config_is_listed_here():
+    assert {file.stem for file in shipped.folder("accelerate_configs").iterdir()} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_launch_config_is_read_alike_by_accelerate_and_by_us(name):
+    """Accelerate raises for keys that it does not know."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    launch = read_launch(name)
+    assert (launch.processes, launch.machines, launch.use_cpu, launch.kind) == CONFIGS[name]
+    theirs = load_config_from_file(str(launch.path))
+    assert (theirs.num_processes, theirs.num_machines, theirs.use_cpu) == CONFIGS[name][:3]
+    options = vars(launch_command_parser().parse_args(["script.py"]))
+    for key in (*theirs.fsdp_config, *theirs.deepspeed_config):
+        assert key in options, f"accelerate would not read {key}"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_processes": 2, "use_cpu": True}, "accelerate starts one process, not 2"),
+        ({"distributed_type": "MULTI_CPU", "num_processes": 2, "use_cpu": True}, "MULTI_GPU"),
+        ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}, "use_cpu": True},
+         "on a CPU accelerate turns FSDP into plain data parallelism"),
+        ({"distributed_type": "DEEPSPEED", "use_cpu": True}, "on a CPU accelerate turns DEEPSPEED"),
+        ({"distributed_type": "FSDP"}, "fsdp_version: 2"),
+        ({"distributed_type": "XLA"}, "XLA is not known here"),
+        ({"distributed_type": "MULTI_GPU", "num_processes": 3, "num_machines": 2}, "of the 2 machines"),
+        ({"distributed_type": "DEEPSPEED", "num_processes": 2, "num_machines": 2}, "standard"),
+        ({"distributed_type": "DEEPSPEED", "deepspeed_config": {"deepspeed_config_file": "a.json"}},
+         "deepspeed_config_file changes results"),
+        ({"distributed_type": "DEEPSPEED", "deepspeed_config": {"gradient_clipping": 0.5}},
+         "gradient_clipping changes results"),
+        ({"mixed_precision": "bf16"}, "trainer: {bf16: true}"),
+        ({"fp16": True}, "trainer: {bf16: true}"),
+        ({"parallelism_config": {"parallelism_config_tp_size": 2}}, "shares a row"),
+    ],
+)  # fmt: skip
+def test_a_config_that_would_do_something_else_is_a_sentence(tmp_path, change, said):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"distributed_type": "NO", "num_processes": 1} | change))
+    with pytest.raises(InputError, match=said):
+        read_launch(str(file))
