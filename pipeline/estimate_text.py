@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pipeline.estimate import Estimate
 
 GB = 1e9
+# What a process with torch, transformers and TRL holds beside any model, on a CPU.
+LIBRARIES = 0.6e9
 _TOKENS = ("train", "answers", "contexts", "corrections")  # kinds of steps that have any
 _PARTS = ("weights", "gradients", "optimizer", "reference", "cache", "passes")
 
@@ -71,7 +73,7 @@ def estimate_text(
         parts = [[*words, ", ".join(map(str, numbers))] for words, numbers in alike.items()]
         lines += ["", "What that memory is made of, in GB:"]
         lines += _table([*_PARTS, "in steps"], parts, right=range(6))
-    return "\n".join([*lines, "", *_notes(estimates, shown), *_verdict(shown, limit)])
+    return "\n".join([*lines, "", *_notes(estimates, shown, launch), *_verdict(shown, limit)])
 
 
 def misfits(estimates: Sequence[Estimate], limit: float) -> list[Estimate]:
@@ -139,12 +141,17 @@ def _part_words(memory: Memory) -> tuple[str, ...]:
     return tuple(_gb(size) if size else "" for size in sizes)
 
 
-def _notes(estimates: Sequence[Estimate], shown: Sequence[Estimate]) -> list[str]:
+def _notes(estimates: Sequence[Estimate], shown: Sequence[Estimate], launch: Launch) -> list[str]:
     """What the tables do not say."""
     notes = []
     hidden = sum(one.times for one in estimates) - sum(one.times for one in shown)
     if hidden:
         notes.append(f"{hidden} more steps compare, pair or grade rows and take little.")
+    if launch.use_cpu:
+        notes.append(
+            f"On a CPU, Python and its libraries take about {LIBRARIES / GB:g} GB more; what "
+            "finished steps measured holds them."
+        )
     if any(one.work.assumes for one in shown):
         notes.append("~ rows that a stage writes itself are taken to be as long as the references.")
     if any(one.work.sampled for one in shown):
@@ -164,7 +171,8 @@ def _notes(estimates: Sequence[Estimate], shown: Sequence[Estimate]) -> list[str
     unknown = [one for one in shown if not one.seconds and not one.done and _has_tokens(one)]
     if known:
         total = sum((one.seconds or 0) * one.times for one in known)
-        which = "" if not unknown else f", without the {len(unknown)} steps that have no time"
+        rest = sum(one.times for one in unknown)
+        which = f", and {rest} more step{'s' if rest > 1 else ''} without a time" if rest else ""
         notes.append(f"time still to run: about {duration(total)}{which}.")
     if unknown:
         notes.append(
