@@ -62,7 +62,7 @@ def main() -> None:
     """Print a table: estimate, measured, ratio."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", default="llama,qwen3,gpt_neox,gemma,smollm2-135m-instruct")
-    parser.add_argument("--methods", default="full,lora,dpo")
+    parser.add_argument("--methods", default="full,lora,dpo,answers")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--one", nargs=2, metavar=("RECIPE", "TINY"), help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -105,18 +105,13 @@ def _plan(given: Any) -> int:
     print(explain(plan, given.runs, launch, given.through))
     if not (given.estimate or given.gpu_memory or given.tokens_per_second):
         return 0
-    import logging
+    from pipeline.estimate_text import estimate_plan
 
-    # Without a GPU it warns of a slow kernel as it is imported, and nothing here runs any.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    from pipeline.estimate import estimate
-    from pipeline.estimate_text import GB, estimate_text, misfits
-
-    limit = given.gpu_memory and given.gpu_memory * GB
-    most = {} if limit is None else {"limit": limit}
-    found = estimate(plan, given.runs, launch, tokens_per_second=given.tokens_per_second, **most)
-    print(f"\n{estimate_text(found, plan, launch, limit=limit)}")
-    return EXIT_FAILED if limit is not None and misfits(found, limit) else 0
+    text, fits = estimate_plan(
+        plan, given.runs, launch, gpu_memory=given.gpu_memory, speed=given.tokens_per_second
+    )
+    print(f"\n{text}")
+    return 0 if fits else EXIT_FAILED
 
 
 def _run(given: Any) -> int:

@@ -87,21 +87,21 @@ def estimate(
     )
     workload = Workload(plan)
     reckoner = Reckoner(config, launch, terms["trust"])
-    found: dict[tuple[str, str], Estimate] = {}
+    found: dict[tuple[str, ...], Estimate] = {}
     for step in plan.steps:
-        name = (step.stage, step.title)
-        if name in found and step.seed != plan.recipe.seeds[0]:
-            found[name] = replace(found[name], times=found[name].times + 1)
-            continue
         directory = step.directory(runs)
-        if artifact.is_finished(directory):
+        done = artifact.is_finished(directory)
+        name = (step.stage, step.title, "done" if done else "to run")
+        if name in found and step.seed != found[name].step.seed:
+            found[name] = replace(found[name], times=found[name].times + 1)
+        elif done:
             found[name] = _finished(step, artifact.read_record(directory))
-            continue
-        work = workload.of(step)
-        reckoned = reckoner.of(step, work, limit)
-        rate = tokens_per_second or launch.processes * measured.get(rates.step_key(step), 0.0)
-        tokens = work.trained or work.written
-        found[name] = replace(reckoned, seconds=tokens / rate if rate and tokens else None)
+        else:
+            work = workload.of(step)
+            rate = tokens_per_second or launch.processes * measured.get(rates.step_key(step), 0.0)
+            tokens = work.trained or work.written
+            seconds = tokens / rate if rate and tokens else None
+            found[name] = replace(reckoner.of(step, work, limit), seconds=seconds)
     return list(found.values())
 
 

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.estimate import WRITES, Estimate
 from pipeline.memory import Memory, known_optimizer
 from pipeline.plan import Plan
 from pipeline.shipped import Launch
 from pipeline.show import duration
 
+if TYPE_CHECKING:
+    from pipeline.estimate import Estimate
+
 GB = 1e9
+# What a process with torch, transformers and TRL holds beside any model, on a CPU.
+LIBRARIES = 0.6e9
+_TOKENS = ("train", "answers", "contexts", "corrections")  # kinds of steps that have any
 _PARTS = ("weights", "gradients", "optimizer", "reference", "cache", "passes")
+
+
+def estimate_plan(
+    plan: Plan, runs: Path, launch: Launch, *, gpu_memory: float | None, speed: float | None
+) -> tuple[str, bool]:
+    """Return what the steps of a plan will take, as text, and whether all fit.
+
+    Args:
+        plan: the plan.
+        runs: the folder of all results.
+        launch: on what it shall run.
+        gpu_memory: what a process may hold, in GB; None where nobody asked.
+        speed: tokens a second of all processes; None for what finished steps measured.
+    """
+    # Without a GPU it warns of a slow kernel as it is imported, and nothing here runs any.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from pipeline.estimate import estimate
+
+    limit = math.inf if gpu_memory is None else gpu_memory * GB
+    found = estimate(plan, runs, launch, tokens_per_second=speed, limit=limit)
+    text = estimate_text(found, plan, launch, limit=None if gpu_memory is None else limit)
+    return text, not misfits(found, limit)
 
 
 def estimate_text(
@@ -26,7 +57,7 @@ def estimate_text(
         launch: on what it shall run.
         limit: bytes that a process may hold, or None where nobody asked.
     """
-    shown = [one for one in estimates if one.step.kind in ("train", "merge", *WRITES)]
+    shown = [one for one in estimates if one.step.kind in (*_TOKENS, "merge")]
     places = {step.fingerprint: number for number, step in enumerate(plan.steps, start=1)}
     rows = [_row(places[one.step.fingerprint], one, limit) for one in shown]
     fits = [] if limit is None else ["fits"]
@@ -42,7 +73,7 @@ def estimate_text(
         parts = [[*words, ", ".join(map(str, numbers))] for words, numbers in alike.items()]
         lines += ["", "What that memory is made of, in GB:"]
         lines += _table([*_PARTS, "in steps"], parts, right=range(6))
-    return "\n".join([*lines, "", *_notes(estimates, shown), *_verdict(shown, limit)])
+    return "\n".join([*lines, "", *_notes(estimates, shown, launch), *_verdict(shown, limit)])
 
 
 def misfits(estimates: Sequence[Estimate], limit: float) -> list[Estimate]:
@@ -110,12 +141,17 @@ def _part_words(memory: Memory) -> tuple[str, ...]:
     return tuple(_gb(size) if size else "" for size in sizes)
 
 
-def _notes(estimates: Sequence[Estimate], shown: Sequence[Estimate]) -> list[str]:
+def _notes(estimates: Sequence[Estimate], shown: Sequence[Estimate], launch: Launch) -> list[str]:
     """What the tables do not say."""
     notes = []
     hidden = sum(one.times for one in estimates) - sum(one.times for one in shown)
     if hidden:
         notes.append(f"{hidden} more steps compare, pair or grade rows and take little.")
+    if launch.use_cpu:
+        notes.append(
+            f"On a CPU, Python and its libraries take about {LIBRARIES / GB:g} GB more; what "
+            "finished steps measured holds them."
+        )
     if any(one.work.assumes for one in shown):
         notes.append("~ rows that a stage writes itself are taken to be as long as the references.")
     if any(one.work.sampled for one in shown):
@@ -135,7 +171,8 @@ def _notes(estimates: Sequence[Estimate], shown: Sequence[Estimate]) -> list[str
     unknown = [one for one in shown if not one.seconds and not one.done and _has_tokens(one)]
     if known:
         total = sum((one.seconds or 0) * one.times for one in known)
-        which = "" if not unknown else f", without the {len(unknown)} steps that have no time"
+        rest = sum(one.times for one in unknown)
+        which = f", and {rest} more step{'s' if rest > 1 else ''} without a time" if rest else ""
         notes.append(f"time still to run: about {duration(total)}{which}.")
     if unknown:
         notes.append(

@@ -200,6 +200,21 @@ def test_tokens_are_those_that_finished_steps_count(recipe_dict, write_recipe, r
         assert one.done and one.measured and one.memory is None
 
 
+def test_seeds_share_a_line_as_long_as_they_are_equally_far(
+    recipe_dict, write_recipe, run_steps_here
+):
+    recipe_dict |= {"stages": {"sft": {"method": "sft"}}, "evaluate": [], "seeds": [0, 1]}
+    path = write_recipe(recipe_dict)
+    (both,) = estimates_of(path, Path("none")).values()
+    assert (both.times, both.done) == (2, False)
+    plan, runs = run_steps_here(path, until=lambda step: step.kind == "train")
+    from pipeline.estimate import estimate
+    from pipeline.shipped import read_launch
+
+    found = estimate(plan, runs, read_launch("cpu"))
+    assert [(one.step.seed, one.times, one.done) for one in found] == [(0, 1, True), (1, 1, False)]
+
+
 def test_hours_come_from_finished_steps_of_the_same_model_on_the_same_kind_of_device(
     recipe_dict, write_recipe, run_steps_here, tmp_path
 ):
@@ -221,13 +236,18 @@ def test_hours_come_from_finished_steps_of_the_same_model_on_the_same_kind_of_de
         assert estimates_of(path, runs, *other, change)["sft: train"].seconds is None, change
 
 
-def test_the_command_says_what_does_not_fit_and_what_to_do(recipe_dict, write_recipe, bashrac):
+def test_the_command_says_what_does_not_fit_and_what_to_do(
+    recipe_dict, write_recipe, bashrac, capsys
+):
+    from pipeline.cli import main
+
     recipe_dict["stages"] = {"sft": {"method": "sft"}, "dpo": {"method": "dpo", "from": "sft"}}
     path = write_recipe(recipe_dict)
-    ample = bashrac("plan", path, "--gpu-memory", "24", "--tokens-per-second", "100")
-    assert ample.returncode == 0, ample.stderr
-    assert ample.stdout.endswith("fits 24 GB: all steps\n")
-    assert "parameters" in ample.stdout and "time still to run: about" in ample.stdout
+    runs = ["--runs", str(path.parent / "none")]
+    assert main(["plan", str(path), *runs, "--gpu-memory=24", "--tokens-per-second=100"]) == 0
+    ample = capsys.readouterr().out
+    assert ample.endswith("fits 24 GB: all steps\n")
+    assert "parameters" in ample and "time still to run: about" in ample
     tight = bashrac("plan", path, "--gpu-memory", "0.0001")
     assert tight.returncode == 1, tight.stderr
     assert "does not fit 0.0001 GB: 4 of 4 steps" in tight.stdout
