@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,14 +43,19 @@ def test_a_light_command_imports_nothing_heavy(command, tmp_path):
     "command", [["--help"], ["plan", "demo"], ["report", "demo"]], ids=" ".join
 )
 def test_a_light_command_takes_under_half_a_second(command, tmp_path):
-    """The best of ten, so that a busy machine does not decide."""
+    """Of a core: what else the machine does must not decide, and so the best of ten."""
     seconds = []
     for _ in range(10):
-        begin = time.perf_counter()
+        begin = os.times()
         subprocess.run(
             [sys.executable, "-m", "pipeline", *command],
             check=True, capture_output=True, cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        seconds.append(time.perf_counter() - begin)
+        end = os.times()
+        user, system = (
+            end.children_user - begin.children_user,
+            end.children_system - begin.children_system,
+        )
+        seconds.append(user + system)
     assert min(seconds) < 0.5, seconds
