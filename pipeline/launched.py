@@ -15,12 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline import shipped
 from pipeline.errors import InputError
+from pipeline.extras import missing
 from pipeline.lock import held_by
 from pipeline.step import LIFELINE
 
@@ -43,11 +43,8 @@ def check_launch(launch: shipped.Launch, through: Sequence[str]) -> None:
             "--through 'srun --nodes 2 --ntasks-per-node 1 recipes/launch/on_node.sh', or run "
             "recipes/launch/two_nodes.sh on each (docs/launch.md)"
         )
-    if launch.kind.startswith("ZeRO") and find_spec("deepspeed") is None:
-        raise InputError(
-            f"{launch.path} asks for {launch.kind}, which needs a package that is not installed: "
-            "pip install -c constraints.txt deepspeed, or use --launch fsdp2"
-        )
+    if launch.kind.startswith("ZeRO") and (reason := missing("deepspeed")):
+        raise InputError(f"{launch.path} asks for {launch.kind}: {reason}, or use --launch fsdp2")
 
 
 def command(

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.errors import InputError
 from pipeline.extras import EXTRAS, missing
+from pipeline.launched import check_launch
+from pipeline.shipped import read_launch
 
 ROOT = Path(__file__).parents[1]
 WITHOUT = """
@@ -76,6 +79,13 @@ def test_a_judge_that_cannot_be_asked_is_found_out_before_anything_runs(
     recipe = yaml.safe_load(path.read_text()) | {"judge": "reference"}
     local = write_recipe(recipe, "local.yaml")
     assert bashrac_without("openai", "check", local).returncode == 0, "not every judge needs it"
+
+
+@pytest.mark.parametrize("launch", ["zero2", "zero3"])
+def test_a_launch_of_deepspeed_says_that_it_is_not_there(monkeypatch, launch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(InputError, match=r"pip install 'bashrac\[deepspeed\]', or use --launch"):
+        check_launch(read_launch(launch), [])
 
 
 def test_every_extra_that_is_named_installs_the_package_it_is_named_for():
