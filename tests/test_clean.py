@@ -14,6 +14,7 @@ from conftest import digests
 from filelock import FileLock
 
 from pipeline import artifact, changes
+from pipeline.artifact import HOLDER, LOCK
 from pipeline.clean import size_words
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
@@ -169,9 +170,8 @@ def test_killed_midway_it_leaves_whole_results_or_none(leave, runs, bashrac, inj
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         left = names(runs) & folders(plan)
-        assert {name: set(os.listdir(runs / "steps" / name)) for name in left} == {
-            name: before[name] for name in left
-        }
+        for name in left:  # a folder that was about to be removed may hold a lock
+            assert set(os.listdir(runs / "steps" / name)) - {LOCK, HOLDER} == before[name]
         assert all(name.startswith(".") for name in names(runs) - left)
         assert bashrac("clean", "--yes").returncode == 0
         assert names(runs) == set(), "the next one goes on"

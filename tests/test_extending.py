@@ -1,6 +1,7 @@
 """docs/extending.md, done as it says to a copy of the code, and run."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -45,8 +46,10 @@ def extended(tmp_path):
         "        options=Options,\n        hub=None,\n        judged=False,\n    ),\n",
         _block_after("`eval/benchmarks.py`, at the end"),
     )
-    (tmp_path / "extended.yaml").write_text(_block_after("## A recipe that uses both"))
-    return tmp_path
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "extended.yaml").write_text(_block_after("## A recipe that uses both"))
+    return folder
 
 
 def test_the_page_adds_a_method_and_a_benchmark(extended, tiny_model):
@@ -60,8 +63,9 @@ def test_the_page_adds_a_method_and_a_benchmark(extended, tiny_model):
     def bashrac(command, *more):
         words = [word for one in (*sets, *more) for word in ("--set", one)]
         return subprocess.run(
-            [sys.executable, "-m", "pipeline", command, "extended.yaml", *words],
-            cwd=extended, capture_output=True, text=True, timeout=300,
+            [sys.executable, "-P", "-m", "pipeline", command, "extended.yaml", *words],
+            cwd=extended, env={**os.environ, "PYTHONPATH": str(extended.parent)},
+            capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
     ran = bashrac("run")
