@@ -68,6 +68,11 @@ tokenizer = AutoTokenizer.from_pretrained({repository!r})
 model = {model}.from_pretrained({repository!r})"""
 
 
+def below_runs(text: str, runs: Path) -> str:
+    """A sentence whose paths below the runs folder begin with `runs/`, wherever that lies."""
+    return text.replace(f"{runs.resolve()}/", "runs/")
+
+
 def make_card(found: FinishedStage, repository: str) -> Any:
     """Return the card of a finished stage as a `huggingface_hub.ModelCard`.
 
@@ -87,7 +92,7 @@ def make_card(found: FinishedStage, repository: str) -> Any:
     def plain(text: str) -> str:
         for written, name in names.items():
             text = text.replace(written, name)
-        return inline(text)
+        return inline(below_runs(text, found.runs))
 
     steps = chain(found)
     stages = " → ".join(map(code, steps))

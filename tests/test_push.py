@@ -15,7 +15,7 @@ from hub_server import problems_of_card, running_hub
 from huggingface_hub import ModelCard
 
 from pipeline import artifact, stages
-from pipeline.card import METHODS
+from pipeline.card import METHODS, below_runs
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_of_this_test_only"
@@ -234,3 +234,9 @@ def test_a_text_that_names_a_folder_of_this_machine_is_not_sent(
     done = bashrac("push", f"{path}:sft", "--to", "me/x", env={"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 2
     assert f"README.md would name the folder {tmp_path} of this machine" in done.stderr
+
+
+def test_a_warning_that_names_a_file_of_a_step_does_not_stop_the_push(tmp_path):
+    said = f"they are listed in {tmp_path}/kept/steps/overlap-1/overlaps.jsonl"
+    shown = below_runs(said, tmp_path / "kept")
+    assert shown == "they are listed in runs/steps/overlap-1/overlaps.jsonl"
