@@ -20,7 +20,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.report import Report, Row
 from eval.report_plots import Plot, plots_of
 from eval.report_samples import SampleView, StageAnswer
 from eval.report_text import (
@@ -31,6 +30,7 @@ from eval.report_text import (
     figure_words,
     interval_note,
 )
+from eval.report_types import Report, Row
 from pipeline.errors import visible
 
 _INSIDE_A_NUMBER = re.compile(" (?=[±%])|(?<=[±,]) ")

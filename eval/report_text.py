@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from eval.report import Cell, Cost, Difference, Report, Row
+from eval.report_types import Cell, Cost, Difference, Report, Row
 from pipeline.errors import visible
 
 COST_HEAD = ["stage", "train", "tokens trained", "padding", "tokens written"]

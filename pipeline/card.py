@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.report import Report, Row, collect
+from eval.report import collect
 from eval.report_text import (
     benchmark_notes,
     cell_words,
@@ -20,6 +20,7 @@ from eval.report_text import (
     interval_note,
     outcome_words,
 )
+from eval.report_types import Report, Row
 from pipeline import artifact
 from pipeline.card_metadata import HUB_ID, hub_base, metadata, method_name
 from pipeline.finished import FinishedStage

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from eval.report import Cell, Row
+from eval.report_types import Cell, Row
 from pipeline.finished import FinishedStage
 from pipeline.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL
 from pipeline.portable import data_of, is_local

@@ -25,10 +25,10 @@ from eval.judge_openai import OpenAIJudge, _openai_reply
 from eval.judge_template import load_template
 from eval.judgement import Failure
 from eval.length_control import length_controlled_win_rate
-from eval.report import Report, Row
 from eval.report_html import html_page
 from eval.report_samples import SampleView, StageAnswer
 from eval.report_text import csv_text, json_text, markdown
+from eval.report_types import Report, Row
 from eval.rouge import rouge
 from pipeline.data import load_examples, load_preferences, tokenise
 from pipeline.errors import InputError, RecipeError, visible
@@ -710,7 +710,7 @@ def test_any_preferences_and_lengths_give_a_win_rate_or_a_sentence(injected):
 
 REPORT = Report(
     recipe="tiny", task="gsm8k", model="m", seeds=[0], baseline="sft", judge=None,
-    asked={"gsm8k": "rows of a.jsonl"}, rows=[Row("sft", "sft", "gsm8k")], costs=[], overlaps={},
+    asked={"gsm8k": "rows of a.jsonl"}, rows=[Row("sft", "sft", "gsm8k")], costs=[], overlaps={}, charts=[],
     rounds=[], warnings={}, versions={"trl": "1"}, machines=["cpu, host here"],
 )  # fmt: skip
 

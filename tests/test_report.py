@@ -7,8 +7,9 @@ import json
 import pytest
 
 from eval.gsm8k import grade_answers
-from eval.report import Cell, Difference, collect
+from eval.report import collect
 from eval.report_text import cell_words, csv_text, json_text, markdown
+from eval.report_types import Cell, Difference
 from pipeline import artifact
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan

@@ -1,0 +1,189 @@
+"""What a report holds: numbers with intervals, rows of tables, charts. Plain data, no reading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number with its 95 % interval, in percent unless `unit` says otherwise.
+
+    Attributes:
+        n: examples it is a mean over, in each seed.
+        spread: standard deviation over seeds, None for one seed.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str = "%"
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Points over the stage it is compared with, on the same examples and seeds.
+
+    Attributes:
+        n: examples that both have a score for, in each seed.
+        p_value: McNemar's exact test, for right/wrong scores and one seed.
+        seeds: how many seeds both have finished.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    p_value: float | None = None
+    seeds: int = 1
+
+    @property
+    def words(self) -> str:
+        """'better' or 'worse' where the interval excludes 0 and p, if any, is below 0.05.
+
+        Of few examples that all differ alike the bootstrap knows no spread; p does.
+        """
+        if self.low <= 0 <= self.high or (self.p_value or 0.0) >= 0.05:
+            return "noise"
+        return "better" if self.value > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage on one benchmark.
+
+    Attributes:
+        n: examples in each seed.
+        seeds: how many seeds are finished.
+        measures: by name, the benchmark's own number first.
+        counts: outcome -> examples, over all seeds.
+        published: the number to compare with, as the recipe gives it.
+    """
+
+    stage: str
+    method: str
+    benchmark: str
+    n: int | None = None
+    seeds: int = 0
+    measures: dict[str, Cell] = field(default_factory=dict)
+    difference: Difference | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    published: str = ""
+
+    @property
+    def primary(self) -> Cell | None:
+        """The benchmark's own number, None until a seed is finished."""
+        return next(iter(self.measures.values()), None)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Training and row-writing of a stage, without its evaluation, mean over finished seeds."""
+
+    stage: str
+    seconds: float | None = None
+    tokens_trained: int | None = None
+    tokens_generated: int | None = None
+    padding: float | None = None  # its share of what training read, 0 to 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one row-writing step of a stage made.
+
+    Attributes:
+        kind: contexts, corrections or pairs.
+        figures: counts (whole numbers), shares (between 0 and 1) and losses (named so), by name.
+    """
+
+    stage: str
+    kind: str
+    title: str
+    seed: int
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place of a curve.
+
+    Attributes:
+        x: where it stands: a number, or words where what varies is no number.
+        cell: what was measured there, with its interval.
+        label: words beside it, such as a stage's name.
+    """
+
+    x: float | str
+    cell: Cell
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Numbers that belong together: one stage, or one method at several settings."""
+
+    name: str
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A number against another, for several stages, as a table and as a plot.
+
+    Attributes:
+        name: unique in a report; letters, digits and '-'.
+        benchmark: whose numbers these are.
+        x_title: what varies, with its unit.
+        y_title: what is measured, with its unit.
+        note: how to read it, in a sentence or two.
+        is_joined: whether the points of a curve are joined by lines.
+        is_log: whether x is shown on a logarithmic scale.
+    """
+
+    name: str
+    benchmark: str
+    title: str
+    x_title: str
+    y_title: str
+    curves: list[Curve]
+    note: str = ""
+    is_joined: bool = True
+    is_log: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """The table, and what it was made with.
+
+    Attributes:
+        baseline: the stage that others are compared with.
+        judge: who compared answers, in words.
+        asked: benchmark -> which rows it asked and how answers were written, in words.
+        overlaps: benchmark -> what its test rows share with the training rows.
+        rounds: what row-writing steps made.
+        charts: curves over rates, swept keys and costs.
+        warnings: sentence -> stages whose steps said it.
+    """
+
+    recipe: str
+    task: str
+    model: str
+    seeds: list[int]
+    baseline: str | None
+    judge: str | None
+    asked: dict[str, str]
+    rows: list[Row]
+    costs: list[Cost]
+    overlaps: dict[str, dict[str, int]]
+    rounds: list[Round]
+    charts: list[Chart]
+    warnings: dict[str, list[str]]
+    versions: dict[str, str]
+    machines: list[str]
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The benchmarks, in the recipe's order."""
+        return list(dict.fromkeys(row.benchmark for row in self.rows))
