@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eval.benchmarks import judged_options_of
 from eval.report_types import Cell, Cost, Difference, Report, Round, Row
 from pipeline import artifact
+from pipeline.recipe import Source
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan
@@ -243,7 +244,7 @@ def _asked(plan: Plan, benchmark: str) -> str:
     options, place = answers.options, answers.places["test"]
     rows = f"{place['source']}/{place['file']}" if place["file"] else place["source"]
     rows += f", split {place['split']}" if place["revision"] and not place["file"] else ""
-    words = [f"rows of {rows}" + (f", the first {place['limit']}" if place["limit"] else "")]
+    words = [", ".join(filter(None, [f"rows of {rows}", Source(**place).rows_words]))]
     if shots := options.get("few_shot"):
         words.append(f"{shots} solved examples before each, no chat template")
     how = "greedy" if options["temperature"] == 0 else f"temperature {options['temperature']:g}"

@@ -103,7 +103,7 @@ def row_count(source: Source) -> int | None:
     count = None
     if source.builtin is not None:
         split = source.split_for("test")
-        count = len(builtin_rows(source.builtin, split, limit=source.limit))
+        count = len(builtin_rows(source.builtin, split, limit=source.stop))
     elif source.path is not None and source.path.suffix == ".jsonl":
         with source.path.open(encoding="utf-8", errors="replace") as file:
             count = sum(bool(line.strip()) for line in file)
@@ -112,9 +112,9 @@ def row_count(source: Source) -> int | None:
         with contextlib.suppress(ValueError, OSError, RecursionError):
             rows = json.loads(source.path.read_text(encoding="utf-8"))
             count = len(rows) if isinstance(rows, list) else None
-    if source.limit is None or count is None:
-        return count if source.limit is None else source.limit
-    return min(count, source.limit)
+    if count is None:
+        return source.limit
+    return max(min(count, source.stop or count) - source.skip, 0)
 
 
 def _state(step: Step, directory: Path, memory: Memory) -> str:

@@ -33,7 +33,8 @@ class Source(Strict):
 
     `file` is one file inside a hub repository, for those that `datasets` cannot load as a whole.
     `skip_unusable` leaves out rows that cannot be read, with a warning, where otherwise one stops
-    the run: for sets that others made. `limit` counts rows before that.
+    the run: for sets that others made. `skip` leaves out the first rows, so that one file can give
+    two sets; `limit` counts rows from there, before unusable ones are left out.
     """
 
     source: str = Field(min_length=1)
@@ -41,8 +42,23 @@ class Source(Strict):
     name: str | None = None
     split: str | None = None
     revision: str | None = None
+    skip: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
     skip_unusable: bool = False
+
+    @property
+    def stop(self) -> int | None:
+        """How many rows of it are read, those left out at the start included; None for all."""
+        return None if self.limit is None else self.skip + self.limit
+
+    @property
+    def rows_words(self) -> str:
+        """Which rows of it are meant, such as 'from row 3,001 to 3,400', or '' for all."""
+        if not self.skip:
+            return "" if self.limit is None else f"the first {self.limit:,}"
+        return (
+            f"from row {self.skip + 1:,} to {'the last' if self.stop is None else f'{self.stop:,}'}"
+        )
 
     @property
     def builtin(self) -> str | None:
