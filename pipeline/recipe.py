@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from pipeline import options
 from pipeline.stages import METHODS
@@ -224,7 +225,10 @@ _PROMPT_LIMITS = {"tldr": 512}
 
 
 class Recipe(Strict):
-    """One recipe is one table: stages in order, each followed by its evaluation."""
+    """One recipe is one table: stages in order, each followed by its evaluation.
+
+    With `sweep` it is several: it holds `points`, and is itself the first of them.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     task: Literal["gsm8k", "tldr", "chat"]
@@ -251,6 +255,19 @@ class Recipe(Strict):
     benchmarks: dict[str, Any] = {}
     judge: Annotated[Judge, BeforeValidator(partial(written_out, "judge"))] | None = None
     published: dict[str, dict[str, float | str]] = {}
+    sweep: dict[str, list[Any]] = {}
+    _points: tuple[SweepPoint, ...] = PrivateAttr(default=())
+
+    @property
+    def points(self) -> tuple[SweepPoint, ...]:
+        """Every combination of the values in `sweep`; none where there is no sweep."""
+        return self._points
+
+    def swept(self, sweep: dict[str, list[Any]], points: Sequence[SweepPoint]) -> Recipe:
+        """The recipe as the first point of a sweep."""
+        recipe = self.model_copy(update={"sweep": sweep})
+        recipe._points = tuple(points)
+        return recipe
 
     def prompt_limit(self, task: str) -> int | None:
         """The longest prompt in tokens: `max_prompt_length` is that of the recipe's own task."""
@@ -276,6 +293,13 @@ class Recipe(Strict):
     def lora_for(self, stage: StageOptions) -> dict[str, Any] | None:
         """LoRA options of a stage: its own when given (null: all weights), else the recipe's."""
         return stage.lora if "lora" in stage.model_fields_set else self.lora
+
+
+class SweepPoint(NamedTuple):
+    """One combination of swept values, by key, and the recipe it makes."""
+
+    values: dict[str, Any]
+    recipe: Recipe
 
 
 def method_module(method: str) -> Any:
