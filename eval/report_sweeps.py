@@ -36,6 +36,8 @@ def sweep_charts(plan: Plan, rows: list[Row], figures: Figures) -> list[Chart]:
         rows: what is finished of its table.
         figures: what its finished row-writing steps made.
     """
+    if not plan.recipe.sweep:
+        return []
     found = {label: _share(plan, label, figures) for label in plan.stages}
     shares = {label: cell for label, cell in found.items() if cell is not None}
     charts = []
@@ -104,7 +106,7 @@ def _share(plan: Plan, label: str, figures: Figures) -> Cell | None:
         for step in plan.stage_steps[label, seed]:
             share, of = _SHARES.get(step.kind, ("", ""))
             made = figures.get(step.fingerprint, {})
-            if share in made:
+            if share in made and of in made:
                 changed, total = changed + made[share] * made[of], total + made[of]
         if total:
             shares.append(100 * changed / total)

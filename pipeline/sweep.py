@@ -88,7 +88,7 @@ def _values_words(swept: dict[str, list[Any]], having: list[Values]) -> str:
     """Such as 'stages.bash.beta is 0.4': the keys of which only some values are among points."""
     words = []
     for key, values in swept.items():
-        here = [value for value in values if any(_alike(value, one[key]) for one in having)]
+        here = [value for value in values if any(one[key] is value for one in having)]
         if len(here) < len(values):
             words.append(f"{key} is {' or '.join(map(str, here))}")
     return " and ".join(words or [f"{key} is {value}" for key, value in having[0].items()])
@@ -105,7 +105,7 @@ def _key_problem(rest: dict[str, Any], parts: list[str]) -> str | None:
         return f"{top} cannot be swept: {_REFUSED[top]}"
     known = [name for name in Recipe.model_fields if name not in _REFUSED]
     if top not in known:
-        hint = suggest(top, known) or f"; keys: {', '.join(known)}"
+        hint = suggest(top, list(Recipe.model_fields)) or f"; keys: {', '.join(known)}"
         return f"{top!r} is not a key of a recipe{hint}"
     if not all(parts) or len(parts) > MOST_PARTS:
         return "write the key as --set does, such as stages.bash.beta"
