@@ -98,7 +98,9 @@ def estimate(
             found[name] = _finished(step, artifact.read_record(directory))
         else:
             work = workload.of(step)
-            rate = tokens_per_second or launch.processes * measured.get(rates.step_key(step), 0.0)
+            rate = tokens_per_second or launch.processes * measured.get(
+                rates.key_of(step.identity), 0.0
+            )
             tokens = work.trained or work.written
             seconds = tokens / rate if rate and tokens else None
             found[name] = replace(reckoner.of(step, work, limit), seconds=seconds)

@@ -52,7 +52,7 @@ class Skeleton:
     Attributes:
         model: of transformers, or of peft.
         total: numbers of the model itself, tied ones once, an adapter left out.
-        blocks: numbers of its largest layer.
+        largest_block: numbers of its largest layer.
         outside: numbers in no layer.
     """
 

@@ -62,7 +62,6 @@ class _Lengths:
     answers: int
     longest: int
     longest_prompt: int
-    longest_answer: int
     sampled: bool
 
     @property
@@ -257,7 +256,6 @@ def _lengths(sizes: list[tuple[int, int]], scale: float, rows: int) -> _Lengths:
         answers=round(share * sum(answer for _, answer in counted)),
         longest=max((prompt + answer for prompt, answer in sizes), default=0),
         longest_prompt=max((prompt for prompt, _ in sizes), default=0),
-        longest_answer=max((answer for _, answer in sizes), default=0),
         sampled=scale != 1,
     )
 
