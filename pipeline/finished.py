@@ -55,8 +55,7 @@ class FinishedStage:
     @property
     def trust(self) -> Trust:
         """What the files of the recipe's model may do."""
-        recipe = self.plan.recipe
-        return Trust(code=recipe.trust_remote_code, pickles=recipe.pickled_weights)
+        return Trust.of(self.plan.recipe)
 
     @property
     def revision(self) -> str | None:

@@ -72,8 +72,7 @@ class _Lengths:
 
 def terms_of(recipe: Recipe) -> dict[str, Any]:
     """On what terms the recipe's model is read: revision and trust."""
-    trust = Trust(code=recipe.trust_remote_code, pickles=recipe.pickled_weights)
-    return {"revision": recipe.revision, "trust": trust}
+    return {"revision": recipe.revision, "trust": Trust.of(recipe)}
 
 
 class Workload:
