@@ -107,7 +107,7 @@ def load_trainable(step: StepRun) -> tuple[Any, Any]:
     """
     lora = step.options["lora"]
     if step.options.get("quantize"):
-        check_whole()
+        check_whole(step.launch_kind)
     dtype = resolve_dtype(step.options["dtype"], trains_all_weights=lora is None)
     model = load_for(step, dtype=dtype, trainable_adapter=lora is not None)
     if lora is None or "adapter" in step.inputs:
