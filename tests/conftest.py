@@ -187,13 +187,12 @@ def plain_model(tmp_path_factory) -> str:
     return save_tiny_model(folder, architecture="gpt_neox", template=False)
 
 
-@pytest.fixture
-def recipe_dict(tiny_model) -> dict:
-    """A recipe of all methods that runs in seconds; tests change what they need."""
+def tiny_recipe(model: str) -> dict:
+    """A recipe that runs in seconds; tests change what they need."""
     return {
         "name": "tiny",
         "task": "gsm8k",
-        "model": tiny_model,
+        "model": model,
         "data": {
             "train": {"source": "builtin:maths", "limit": 6},
             "test": {"source": "builtin:maths", "limit": 4},
@@ -212,6 +211,12 @@ def recipe_dict(tiny_model) -> dict:
         },
         "evaluate": ["gsm8k"],
     }
+
+
+@pytest.fixture
+def recipe_dict(tiny_model) -> dict:
+    """The tiny recipe on the tiny Llama."""
+    return tiny_recipe(tiny_model)
 
 
 @pytest.fixture
