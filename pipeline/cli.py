@@ -119,6 +119,7 @@ def _run(given: Any) -> int:
 
 
 def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
+    from eval.report import collect
     from eval.report_files import write_report
     from pipeline import changes, explain, launched, shipped
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
@@ -126,7 +127,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
     explain.check_judge_key(plan, given.runs, stage)
     explain.check_engine(plan, given.runs, stage)
-    retry = _command_again(given)
+    retry = _retry_command(given)
     settings = RunSettings(
         given.runs, launch, retry, stage, given.max_judge_calls, given.verify, given.through
     )
@@ -136,7 +137,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
             changes.remember(plan, given.runs)
         code = run_in_these_processes(plan, settings)
         if is_main and code == 0:
-            print(write_report(plan, given.runs))
+            print(write_report(collect(plan, given.runs), plan, given.runs))
         return code
     # The launched processes must end with us.
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -146,7 +147,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     if calls := explain.judge_calls_words(plan, given.runs, stage):
         print(calls, flush=True)
     run_plan(plan, settings)
-    print(write_report(plan, given.runs))
+    print(write_report(collect(plan, given.runs), plan, given.runs))
     return 0
 
 
@@ -155,10 +156,14 @@ def _interrupt(signal_number: int, frame: Any) -> None:
     raise Stopped(signal_number)
 
 
-def _command_again(given: Any, *more: str) -> str:
+def _retry_command(given: Any, *more: str) -> str:
     """The command as it was given, with the options that it has, and more words."""
-    names = {"run": "recipe", "evaluate": "model", "push": "named"}
-    words = ["bashrac", given.command, getattr(given, names[given.command])]
+    if "to" in given:
+        words = ["bashrac", "push", given.named]
+    elif "benchmarks" in given:
+        words = ["bashrac", "evaluate", given.model]
+    else:
+        words = ["bashrac", "run", given.recipe]
     options = (
         ("to", "--to"), ("benchmarks", "--benchmark"), ("data", "--data"), ("limit", "--limit"),
         ("task", "--task"), ("judge", "--judge"), ("judge_url", "--judge-url"),
@@ -202,9 +207,11 @@ def _score(given: Any) -> int:
 
 
 def _report(given: Any) -> int:
+    from eval.report import collect
     from eval.report_files import report_text
 
-    print(report_text(_load_plan(given), given.runs, given.format))
+    plan = _load_plan(given)
+    print(report_text(collect(plan, given.runs), given.format, plan, given.runs))
     return 0
 
 
@@ -263,7 +270,7 @@ def _push(given: Any) -> int:
     from pipeline.push import push
 
     found = _find(given)
-    command = _command_again(given, *(["--private"] if given.private else []), "--yes")
+    command = _retry_command(given, *(["--private"] if given.private else []), "--yes")
     print(push(found, given.to, private=given.private, yes=given.yes, command=command))
     return 0
 
