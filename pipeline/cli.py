@@ -105,7 +105,7 @@ def _plan(given: Any) -> int:
     print(explain(plan, given.runs, launch, given.through))
     if not (given.estimate or given.gpu_memory or given.tokens_per_second):
         return 0
-    from pipeline.estimate_text import estimate_plan
+    from pipeline.estimates.estimate_text import estimate_plan
 
     text, fits = estimate_plan(
         plan, given.runs, launch, gpu_memory=given.gpu_memory, speed=given.tokens_per_second
@@ -252,7 +252,7 @@ def _find(given: Any) -> Any:
 
 
 def _merge(given: Any) -> int:
-    from pipeline.export import write_model
+    from pipeline.hand_over.export import write_model
 
     found = _find(given)
     print(write_model(found, given.out, dtype=given.dtype))
@@ -267,7 +267,7 @@ def _clean(given: Any) -> int:
 
 
 def _push(given: Any) -> int:
-    from pipeline.push import push
+    from pipeline.hand_over.push import push
 
     found = _find(given)
     command = _retry_command(given, *(["--private"] if given.private else []), "--yes")

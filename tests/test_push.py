@@ -16,7 +16,7 @@ from hub_server import clients_of, problems_of_card, running_hub, sums
 from huggingface_hub import ModelCard
 
 from pipeline import artifact, stages
-from pipeline.card import METHODS, below_runs
+from pipeline.hand_over.card import METHODS, below_runs
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_of_this_test_only"

@@ -11,18 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact, rates
+from pipeline import artifact
 from pipeline.batches import micro_batches
+from pipeline.estimates import rates
+from pipeline.estimates.memory import Memory
+from pipeline.estimates.reckon import Training, padded, training_memory, writing_pass
+from pipeline.estimates.simulate import TrainingPass, writing_peak
+from pipeline.estimates.skeleton import build
+from pipeline.estimates.workload import Work, Workload, terms_of
 from pipeline.identity import model_identity
-from pipeline.memory import Memory
 from pipeline.model import load_config, resolve_dtype
 from pipeline.plan import Plan, Step
-from pipeline.reckon import Training, padded, training_memory, writing_pass
 from pipeline.shipped import Launch
-from pipeline.simulate import TrainingPass, writing_peak
-from pipeline.skeleton import build
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
-from pipeline.workload import Work, Workload, terms_of
 
 WRITES = ("answers", "contexts", "corrections")
 

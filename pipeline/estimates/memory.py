@@ -1,7 +1,7 @@
 """How much memory training and row-writing take: the arithmetic, in bytes.
 
-What a pass takes (activations, logits, cache) comes from pipeline/simulate.py; here stand what
-weights, gradients and optimizer states take, and what is shared out among processes.
+What a pass takes (activations, logits, cache) comes from pipeline/estimates/simulate.py; here stand
+what weights, gradients and optimizer states take, and what is shared out among processes.
 
 Sources: Rajbhandari et al. 2020, "ZeRO" (arXiv 1910.02054), figure 1, for what each stage shares
 out; Dettmers et al. 2022 (arXiv 2110.02861) for 8-bit states, and Dettmers et al. 2023, "QLoRA"

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifact
-from pipeline.card import make_card
-from pipeline.card_metadata import hub_base
 from pipeline.errors import BashracError, InputError, visible
 from pipeline.finished import FinishedStage
+from pipeline.hand_over.card import make_card
+from pipeline.hand_over.card_metadata import hub_base
+from pipeline.hand_over.portable import portable_recipe
 from pipeline.identity import EMBEDDED_MODEL, cache_folder
-from pipeline.portable import portable_recipe
 
 CARD, RECIPE = "README.md", "recipe.yaml"
 _ADAPTER = "adapter_config.json"

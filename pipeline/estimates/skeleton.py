@@ -10,7 +10,7 @@ import torch
 
 from pipeline.contexts import without_adapter
 from pipeline.errors import InputError
-from pipeline.memory import Shape, Weight, four_bit_bytes
+from pipeline.estimates.memory import Shape, Weight, four_bit_bytes
 from pipeline.weights import Trust
 
 
