@@ -148,6 +148,18 @@ def result_digests(runs: Path) -> dict[str, str]:
     return found
 
 
+def imported_by(*modules: str) -> set[str]:
+    """The packages that a fresh Python holds once it has imported these modules."""
+    code = (
+        f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
 def processes_naming(text: str) -> list[int]:
     """Processes of this machine whose command line holds a text."""
     found = []
