@@ -245,6 +245,6 @@ def _files(options: Options, test: Source) -> dict[str, Source]:
     if not isinstance(options, AlpacaOptions):
         return {}
     files = {"difficulty": options.difficulty, "gamed": options.gamed}
-    baseline = test.model_copy(update={"limit": None})
+    baseline = test.model_copy(update={"limit": None, "skip": 0})
     given = {role: source for role, source in files.items() if source is not None}
     return {"baseline": baseline, **given}

@@ -188,7 +188,8 @@ def check_overlap(step: StepRun) -> None:
     items = [benchmark_item(example) for example in examples]
     sources = _training_rows(step)
     found = overlaps(_streamed(step, sources), items, n=step.options["n"])
-    write_rows(step.directory / OVERLAPS, _as_rows(found, sources))
+    skipped = {role: step.source(role).skip for role in sources}
+    write_rows(step.directory / OVERLAPS, _as_rows(found, sources, skipped))
     write_json(
         step.directory / RESULT,
         {
@@ -239,7 +240,9 @@ def _streamed(
             step.progress(done, total, "rows")
 
 
-def _as_rows(found: Overlaps, sources: dict[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+def _as_rows(
+    found: Overlaps, sources: dict[str, Sequence[Any]], skipped: dict[str, int]
+) -> Iterator[dict[str, Any]]:
     for overlap in found.found:
         source, row = _place(overlap.first_row, sources)
         yield {
@@ -247,7 +250,7 @@ def _as_rows(found: Overlaps, sources: dict[str, Sequence[Any]]) -> Iterator[dic
             "where": overlap.where,
             "training_rows": overlap.training_rows,
             "first_source": source,
-            "first_row": row,
+            "first_row": skipped[source] + row,
             "words": overlap.words,
         }
 

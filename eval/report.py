@@ -7,15 +7,19 @@ is the matter of `eval.report_text` and `eval.report_html`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import judged_options_of
+from eval.report_sweeps import sweep_charts
 from eval.report_types import Cell, Cost, Difference, Report, Round, Row
 from pipeline import artifact
+from pipeline.recipe import Source
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.plan import Plan, Step
+    from pipeline.recipe import Recipe
 
 Result = dict[str, Any]
 _READ = (artifact.RESULT, artifact.SAMPLES)  # what reports are made of
@@ -41,36 +45,35 @@ def collect(plan: Plan, runs: Path, *, baseline: str | None = None) -> Report:
     for step, record in zip(finished, records, strict=True):
         read = {name: record["files"][name] for name in _READ if name in record["files"]}
         artifact.verify_files(step.directory(runs), read)
+    rows = [
+        _row(plan, runs, stage, benchmark, baseline)
+        for benchmark in recipe.evaluate
+        for stage in plan.stages
+    ]
     rounds: list[Round] = []
+    figures: dict[str, dict[str, float]] = {}
     warnings: dict[str, list[str]] = {}
     for step, record in zip(finished, records, strict=True):
         metrics = record["metrics"]
-        if figures := metrics.get("figures"):
-            rounds.append(Round(step.stage, step.kind, step.title, step.seed, figures))
+        if found := metrics.get("figures"):
+            figures[step.fingerprint] = found
+            rounds.append(Round(step.stage, step.kind, step.title, step.seed, found))
         for warning in metrics.get("warnings", []):
             where = warnings.setdefault(warning, [])
             where += [step.stage] if step.stage not in where else []
     return Report(
         recipe=recipe.name,
         task=recipe.task,
-        model=recipe.model,
+        model=_joined(one.recipe.model for one in plan.stages.values()),
         seeds=list(recipe.seeds),
         baseline=baseline,
-        judge=_judge(plan),
+        judge=_joined(_judges(plan)) or None,
         asked={name: _asked(plan, name) for name in recipe.evaluate},
-        rows=[
-            _row(plan, runs, stage, benchmark, baseline)
-            for benchmark in recipe.evaluate
-            for stage in recipe.stages
-        ],
-        costs=[_cost(plan, runs, stage) for stage in recipe.stages],
-        overlaps={
-            name: artifact.read_json(step.directory(runs) / artifact.RESULT)
-            for name, step in plan.overlaps.items()
-            if artifact.is_finished(step.directory(runs))
-        },
+        rows=rows,
+        costs=[_cost(plan, runs, stage) for stage in plan.stages],
+        overlaps=_overlaps(plan, runs),
         rounds=rounds,
-        charts=[],
+        charts=sweep_charts(plan, rows, figures),
         warnings=warnings,
         versions=_union([record["versions"] for record in records]),
         machines=sorted({f"{record['device']}, host {record['host']}" for record in records}),
@@ -88,11 +91,11 @@ def results_of(plan: Plan, runs: Path, stage: str, benchmark: str) -> dict[int, 
 
 
 def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | None) -> Row:
-    ours = results_of(plan, runs, stage, benchmark)
-    published = plan.recipe.published.get(stage, {}).get(benchmark)
+    ours, planned = results_of(plan, runs, stage, benchmark), plan.stages[stage]
+    published = plan.recipe.published.get(planned.name, {}).get(benchmark)
     fields: dict[str, Any] = {
         "stage": stage,
-        "method": plan.recipe.stages[stage].method,
+        "method": planned.options.method,
         "benchmark": benchmark,
         "published": "" if published is None else str(published),
     }
@@ -103,8 +106,9 @@ def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | Non
     for result in results:
         counts.update(result["counts"])
     difference = None
-    if baseline is not None and stage != baseline:
-        difference = _difference(ours, results_of(plan, runs, baseline, benchmark))
+    # Where the baseline is swept, a stage is compared with what it is at the stage's own points.
+    if planned.name != baseline and (other := planned.beside.get(baseline or "")) is not None:
+        difference = _difference(ours, results_of(plan, runs, other, benchmark))
     names = dict.fromkeys(name for result in results for name in result["measures"])
     return Row(
         **fields,
@@ -228,22 +232,48 @@ def _padding(records: list[dict[str, Any]]) -> float | None:
     return 1 - tokens / read if read else None
 
 
-def _judge(plan: Plan) -> str | None:
+def _overlaps(plan: Plan, runs: Path) -> dict[str, dict[str, int]]:
+    """What test rows share with training rows; of a sweep over data, where it is most."""
+    found = {}
+    for benchmark, steps in plan.overlaps.items():
+        finished = [step.directory(runs) / artifact.RESULT for step in steps]
+        finished = [file for file in finished if artifact.is_finished(file.parent)]
+        if finished:
+            results = [artifact.read_json(file) for file in finished]
+            found[benchmark] = max(results, key=lambda result: result["items"])
+    return found
+
+
+def _judges(plan: Plan) -> Iterator[str]:
     if plan.recipe.judge is None:
-        return None
+        return
     from eval.judging import judge_words
 
-    return judge_words(plan.recipe.judge)
+    for one in plan.stages.values():
+        if one.recipe.judge is not None:
+            yield judge_words(one.recipe.judge)
+
+
+def _joined(words: Iterable[str]) -> str:
+    """What stages have in common once; of a sweep, what each has."""
+    return " or ".join(dict.fromkeys(words))
 
 
 def _asked(plan: Plan, benchmark: str) -> str:
-    """Which rows a benchmark asked and how, from the steps that did; the same in every stage."""
-    step = next(step for (_, name, _), step in plan.results.items() if name == benchmark)
+    """Which rows a benchmark asked and how, from the steps that did; as a rule all the same."""
+    return _joined(
+        _asked_by(plan.stages[label].recipe, step, benchmark)
+        for (label, name, _), step in plan.results.items()
+        if name == benchmark
+    )
+
+
+def _asked_by(recipe: Recipe, step: Step, benchmark: str) -> str:
     answers = step.inputs["answers"]
     options, place = answers.options, answers.places["test"]
     rows = f"{place['source']}/{place['file']}" if place["file"] else place["source"]
     rows += f", split {place['split']}" if place["revision"] and not place["file"] else ""
-    words = [f"rows of {rows}" + (f", the first {place['limit']}" if place["limit"] else "")]
+    words = [", ".join(filter(None, [f"rows of {rows}", Source(**place).rows_words]))]
     if shots := options.get("few_shot"):
         words.append(f"{shots} solved examples before each, no chat template")
     how = "greedy" if options["temperature"] == 0 else f"temperature {options['temperature']:g}"
@@ -251,7 +281,7 @@ def _asked(plan: Plan, benchmark: str) -> str:
     if limit := options["max_prompt_length"]:
         words.append(f"prompts cut to {limit} tokens")
     if step.options.get("template"):
-        words.append(f"judge's template {judged_options_of(plan.recipe, benchmark).template}")
+        words.append(f"judge's template {judged_options_of(recipe, benchmark).template}")
     return "; ".join(words)
 
 

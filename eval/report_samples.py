@@ -73,7 +73,7 @@ def collect_samples(
 def _finished(plan: Plan, runs: Path, benchmark: str) -> dict[str, Step]:
     """The grading steps of the first seed whose answers are there too, by stage."""
     first = plan.recipe.seeds[0]
-    steps = {stage: plan.results[stage, benchmark, first] for stage in plan.recipe.stages}
+    steps = {stage: plan.results[stage, benchmark, first] for stage in plan.stages}
     return {
         stage: step
         for stage, step in steps.items()

@@ -141,7 +141,8 @@ def _read_prompts(step: StepRun, renderer: Renderer) -> tuple[list[Example], lis
     """Return all examples as they are asked, and the answers to write."""
     options = step.options
     role = next(name for name in ("test", "train") if name in step.inputs)
-    whole = load_examples(step.source(role), options["task"], step.warn)
+    source = step.source(role)
+    whole = load_examples(source, options["task"], step.warn)
     if "shots" in step.inputs:
         shots = load_examples(step.source("shots"), options["task"], step.warn)
         if len(shots) < options["few_shot"]:
@@ -154,12 +155,14 @@ def _read_prompts(step: StepRun, renderer: Renderer) -> tuple[list[Example], lis
     ids = [renderer.prompt_ids(example) for example in examples]
     return examples, [
         Prompt(row_id, sample, ids[row_id])
-        for row_id in _with_room(step, ids, renderer)
+        for row_id in _with_room(step, ids, renderer, skipped=source.skip)
         for sample in range(options["samples"])
     ]
 
 
-def _with_room(step: StepRun, prompts: list[list[int]], renderer: Renderer) -> list[int]:
+def _with_room(
+    step: StepRun, prompts: list[list[int]], renderer: Renderer, *, skipped: int
+) -> list[int]:
     """Return the rows that can be answered: of training rows some, of test rows all or none."""
     limit = step.options["max_new_tokens"]
     room = sys.maxsize if renderer.window is None else renderer.window - limit
@@ -167,6 +170,7 @@ def _with_room(step: StepRun, prompts: list[list[int]], renderer: Renderer) -> l
     if len(fitting) == len(prompts):
         return fitting
     first = next(row for row, kept in enumerate([*fitting, None]) if row != kept)
+    place = skipped + first + 1
     sentence = (
         f"a prompt of {len(prompts[first])} tokens and max_new_tokens {limit} (under generation, "
         f"or the benchmark's own) exceed the model's window of {renderer.window} tokens"
@@ -176,11 +180,11 @@ def _with_room(step: StepRun, prompts: list[list[int]], renderer: Renderer) -> l
         sentence = f"a prompt of {len(prompts[first])} tokens is over max_prompt_length {longest}"
     if "test" in step.inputs or not fitting:
         raise InputError(
-            f"row {first + 1}: {sentence}; set max_prompt_length or max_new_tokens to fit, or "
+            f"row {place}: {sentence}; set max_prompt_length or max_new_tokens to fit, or "
             "shorten or remove the row"
         )
     left_out = len(prompts) - len(fitting)
-    step.warn(f"{left_out} of {len(prompts)} rows get no answer, first row {first + 1}: {sentence}")
+    step.warn(f"{left_out} of {len(prompts)} rows get no answer, first row {place}: {sentence}")
     return fitting
 
 

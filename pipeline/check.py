@@ -6,12 +6,13 @@ Nothing here imports torch, trl or datasets.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from eval import benchmarks
 from eval.benchmarks import BENCHMARKS
 from pipeline import options, shipped
-from pipeline.builtin import SPLITS
+from pipeline.builtin import SIZES, SPLITS
 from pipeline.errors import InputError, Problem, suggest
 from pipeline.identity import adapter_base
 from pipeline.quantize import quantize_problems
@@ -153,6 +154,8 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
     place = f"{key}.source"
     if source.file is not None and (source.builtin or source.path):
         return [Problem(f"{key}.file", "names a file inside a hub repository; source is none")]
+    if task is None and source.skip:
+        return [Problem(f"{key}.skip", "AlpacaEval's own table is read as a whole; take it out")]
     if source.builtin is not None and task in ("alpaca", None):
         return [Problem(place, "must be AlpacaEval's own file, here or on the hub")]
     if source.builtin is not None:
@@ -160,8 +163,11 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
             known = ", ".join(f"builtin:{name}" for name in SPLITS)
             return [Problem(place, f"no built-in set {source.source!r}; there are {known}")]
         splits, split = SPLITS[source.builtin], source.split_for(role)
-        message = f"{source.source} has no split {split!r}: {', '.join(splits)}"
-        return [] if split in splits else [Problem(f"{key}.split", message)]
+        if split not in splits:
+            message = f"{source.source} has no split {split!r}: {', '.join(splits)}"
+            return [Problem(f"{key}.split", message)]
+        message = f"leaves none of the {SIZES[split]} rows of {source.source}, {split}; lower it"
+        return [Problem(f"{key}.skip", message)] if source.skip >= SIZES[split] else []
     if source.path is None:
         return []
     kind = {"alpaca": ".json", None: ".csv"}.get(task, source.path.suffix)
@@ -173,24 +179,26 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
         return []
     if source.skip_unusable:
         return []
-    message = _wrong_first_row(source.path, task, role)
+    message = _wrong_first_row(source, source.path, task, role)
     return [Problem(place, message)] if message else []
 
 
-def _wrong_first_row(path: Path, task: str, role: str) -> str | None:
+def _wrong_first_row(source: Source, path: Path, task: str, role: str) -> str | None:
     """What is wrong with a file's first row: most often the file is another one than was meant.
 
     All rows are checked by the step that reads them.
     """
+    where = ""
     try:
-        for _, row in rows_of_file(path):
+        for place, row in islice(rows_of_file(path), source.skip, None):
+            where = place if source.skip else f"{path}, first row"
             (preference_of if role == "preferences" else example_of)(task, row)
             return None
     except InputError as error:
         return str(error)
     except RowError as error:
-        return f"{path}, first row: field {error.field!r} {error}"
-    return f"{path}: there are no rows in it"
+        return f"{where}: field {error.field!r} {error}"
+    return f"{path}: there are no rows in it" + (f" after skip {source.skip}" * bool(source.skip))
 
 
 def _check_judge(recipe: Recipe) -> list[Problem]:

@@ -91,8 +91,9 @@ def _check_one(source: str, overrides: list[str], variant: str | None) -> str | 
     except InputError as error:
         return str(error)
     which = "" if variant is None else f" (variant {variant})"
-    stages, steps = len(plan.recipe.stages), len(plan.steps)
-    print(f"{source}{which}: no problems, {stages} stages, {steps} steps")
+    points = f"{len(plan.recipe.points)} points, " if plan.recipe.points else ""
+    counts = f"{points}{len(plan.stages)} stages, {len(plan.steps)} steps"
+    print(f"{source}{which}: no problems, {counts}")
     return None
 
 

@@ -145,7 +145,7 @@ def _read_each(
     source: Source, read: Callable[[Mapping[str, Any]], Read], warn: Callable[[str], None]
 ) -> list[Read]:
     items, unusable = [], []
-    for place, row in islice(_placed_rows(source), source.limit):
+    for place, row in islice(_placed_rows(source), source.skip, source.stop):
         try:
             items.append(read(row))
         except RowError as error:
@@ -153,6 +153,11 @@ def _read_each(
             if not source.skip_unusable:
                 raise InputError(unusable[0]) from None
     if not items:
+        if source.skip and not unusable:
+            total = sum(1 for _ in _placed_rows(source))
+            raise InputError(
+                f"{source.source}: skip {source.skip} leaves none of its {total} rows; lower it"
+            )
         first = f"; the first of {len(unusable)}: {unusable[0]}" if unusable else ""
         raise InputError(
             f"{source.source}: there are no {'usable ' * bool(first)}rows in it{first}"
@@ -166,7 +171,7 @@ def _read_each(
 def _placed_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """A source's rows, each with the place where it stands."""
     if source.builtin is not None:
-        rows = builtin.builtin_rows(source.builtin, source.split or "train", limit=source.limit)
+        rows = builtin.builtin_rows(source.builtin, source.split or "train", limit=source.stop)
         return _numbered(source, rows)
     path = source.path if source.file is None else local_file(source)
     if path is not None and not path.is_dir():

@@ -17,7 +17,7 @@ from pipeline.builtin import builtin_rows
 from pipeline.changes import MEMORY, Memory, read_identities
 from pipeline.launched import command
 from pipeline.plan import Plan, Step
-from pipeline.recipe import Source
+from pipeline.recipe import Recipe, Source
 from pipeline.run import select_steps
 from pipeline.vllm_engine import check_vllm
 
@@ -28,6 +28,9 @@ def explain(plan: Plan, runs: Path, launch: shipped.Launch, through: Sequence[st
     known = read_identities(memory_file) if memory_file.exists() else {}
     memory = Memory(known, plan.steps, runs)
     lines = []
+    if points := plan.recipe.points:
+        swept = ", ".join(f"{key} {values}" for key, values in plan.recipe.sweep.items())
+        lines.append(f"sweep of {swept}: {len(points)} points")
     done = 0
     for number, step in enumerate(plan.steps, start=1):
         directory = step.directory(runs)
@@ -51,8 +54,9 @@ def check_judge_key(plan: Plan, runs: Path, stage: str | None) -> None:
     Raises:
         InputError: when a judge that is going to be asked needs one.
     """
-    if plan.recipe.judge is not None and _to_judge(plan, runs, stage):
-        engine = engine_for(plan.recipe.judge)
+    judges = [recipe.judge for recipe, _ in _to_judge(plan, runs, stage)]
+    for judge in {judge_words(judge): judge for judge in judges if judge is not None}.values():
+        engine = engine_for(judge)
         if isinstance(engine, OpenAIJudge):
             engine.key()
 
@@ -68,13 +72,14 @@ def check_engine(plan: Plan, runs: Path, stage: str | None) -> None:
         check_vllm()
 
 
-def _to_judge(plan: Plan, runs: Path, stage: str | None) -> list[str]:
-    """The benchmarks of evaluations, of all stages or one, that a judge has still to see."""
+def _to_judge(plan: Plan, runs: Path, stage: str | None) -> list[tuple[Recipe, str]]:
+    """Evaluations, of all stages or one, that a judge has still to see: recipe and benchmark."""
+    labels = plan.stages if stage is None else plan.labels(stage)
     pending = {
-        step.fingerprint: name
-        for (owner, name, _), step in plan.results.items()
+        step.fingerprint: (plan.stages[label].recipe, name)
+        for (label, name, _), step in plan.results.items()
         if BENCHMARKS[name].judged
-        and stage in (None, owner)
+        and label in labels
         and not artifact.is_finished(step.directory(runs))
     }
     return list(pending.values())
@@ -82,19 +87,26 @@ def _to_judge(plan: Plan, runs: Path, stage: str | None) -> list[str]:
 
 def judge_calls_words(plan: Plan, runs: Path, stage: str | None = None) -> str:
     """What the steps that are still to run may ask of a judge that is paid or slow, or ''."""
-    recipe = plan.recipe
-    pending = _to_judge(plan, runs, stage)
-    if recipe.judge is None or recipe.judge.engine == "reference" or not pending:
-        return ""
-    orders = 2 if recipe.judge.orders == "both" else 1
-    sources = [test_source(recipe, name) for name in pending]
-    rows = [None if source is None else row_count(source) for source in sources]
-    known = sum(count for count in rows if count is not None) * orders
-    more = "" if None not in rows else ", and more for test sets whose size is not known yet"
+    by_judge: dict[str, list[tuple[Recipe, str]]] = {}
+    for recipe, name in _to_judge(plan, runs, stage):
+        if recipe.judge is not None and recipe.judge.engine != "reference":
+            by_judge.setdefault(judge_words(recipe.judge), []).append((recipe, name))
+    return "\n".join(_calls_words(judge, pending) for judge, pending in by_judge.items())
+
+
+def _calls_words(judge: str, pending: list[tuple[Recipe, str]]) -> str:
+    """What one judge may be asked."""
+    known, complete = 0, True
+    for recipe, name in pending:
+        source = test_source(recipe, name)
+        rows = None if source is None else row_count(source)
+        orders = 2 if recipe.judge is not None and recipe.judge.orders == "both" else 1
+        known, complete = known + (rows or 0) * orders, complete and rows is not None
+    more = "" if complete else ", and more for test sets whose size is not known yet"
     several = "s" if len(pending) > 1 else ""
     return (
-        f"{len(pending)} evaluation{several} to judge by {judge_words(recipe.judge)}: at most "
-        f"{known:,} judge calls{more}; none for answers it has judged before"
+        f"{len(pending)} evaluation{several} to judge by {judge}: at most {known:,} judge "
+        f"calls{more}; none for answers it has judged before"
     )
 
 
@@ -103,7 +115,7 @@ def row_count(source: Source) -> int | None:
     count = None
     if source.builtin is not None:
         split = source.split_for("test")
-        count = len(builtin_rows(source.builtin, split, limit=source.limit))
+        count = len(builtin_rows(source.builtin, split, limit=source.stop))
     elif source.path is not None and source.path.suffix == ".jsonl":
         with source.path.open(encoding="utf-8", errors="replace") as file:
             count = sum(bool(line.strip()) for line in file)
@@ -112,9 +124,9 @@ def row_count(source: Source) -> int | None:
         with contextlib.suppress(ValueError, OSError, RecursionError):
             rows = json.loads(source.path.read_text(encoding="utf-8"))
             count = len(rows) if isinstance(rows, list) else None
-    if source.limit is None or count is None:
-        return count if source.limit is None else source.limit
-    return min(count, source.limit)
+    if count is None:
+        return source.limit
+    return max(min(count, source.stop or count) - source.skip, 0)
 
 
 def _state(step: Step, directory: Path, memory: Memory) -> str:

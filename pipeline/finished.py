@@ -89,18 +89,19 @@ def find_stage(
     if not colon or not source:
         raise InputError(f"{named}: write it as RECIPE:STAGE, such as mine.yaml:rac")
     recipe = load_recipe(source, overrides, variant)
-    if name not in recipe.stages:
-        known = ", ".join(recipe.stages)
-        raise InputError(
-            f"{source} has no stage {name!r}{suggest(name, list(recipe.stages))}; stages: {known}"
-        )
+    plan = make_plan(recipe)
+    if name not in plan.stages:
+        hint, known = suggest(name, list(plan.stages)), ", ".join(plan.stages)
+        raise InputError(f"{source} has no stage {name!r}{hint}; stages: {known}")
     chosen = recipe.seeds[0] if seed is None else seed
     if chosen not in recipe.seeds:
         raise InputError(
             f"{source} has no seed {chosen}; seeds: {', '.join(map(str, recipe.seeds))}"
         )
+    if recipe.points:  # a stage is handed on with the recipe of its point, which sweeps nothing
+        planned = plan.stages[name]
+        plan, name = make_plan(planned.recipe), planned.name
     chosen_variant = "" if variant is None else f" --variant {variant}"
-    plan = make_plan(recipe)
     model = plan.models[name, chosen]
     made = [step for step in (model.base, model.adapter) if step is not None]
     if not made:

@@ -37,6 +37,8 @@ def data_identity(source: Source, *, role: str) -> dict[str, Any]:
         InputError: when a local source is missing or a hub one cannot be looked up.
     """
     limits: dict[str, Any] = {"limit": source.limit}
+    if source.skip:
+        limits["skip"] = source.skip
     if source.skip_unusable:
         limits["skip_unusable"] = True
     chosen = {"split": source.split_for(role), **limits}

@@ -15,19 +15,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from eval.benchmarks import BENCHMARKS, Options
-from pipeline import options, shipped
+from pipeline import options, shipped, sweep
 from pipeline.chat_template import read_chat_template
 from pipeline.check import cross_check
 from pipeline.errors import InputError, Problem, RecipeError, suggest
 from pipeline.keys import key_problems
 from pipeline.plain_yaml import read_yaml, read_yaml_file
-from pipeline.recipe import Recipe, StageOptions, method_module, written_out
+from pipeline.recipe import Recipe, StageOptions, SweepPoint, method_module
 from pipeline.stages import METHODS
 from pipeline.variants import KEY as VARIANTS
-from pipeline.variants import take_variant, variant_names
+from pipeline.variants import set_key, take_variant, variant_names
 
 _LARGEST = 2**63 - 1
-_MOST_PARTS = 20  # of the key of an override
 # Control characters but tab and line ends, and half characters, which UTF-8 cannot hold.
 _UNREADABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -76,8 +75,24 @@ def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) ->
     Raises:
         InputError: for an override that is none; RecipeError with all problems at once.
     """
-    for override in overrides:
-        _apply_override(raw, override)
+    keys = [_apply_override(raw, override) for override in overrides]
+    rest, swept, wrong = sweep.take_sweep(raw)
+    for key in keys:
+        if over := next((other for other in swept if f"{key}.".startswith(f"{other}.")), None):
+            raise InputError(
+                f"--set {key}: the recipe's sweep goes over it; "
+                f"--set {sweep.KEY}.{over}=null takes it out of the sweep"
+            )
+    checked = [(values, *_check_point(one)) for values, one in sweep.points_of(rest, swept)]
+    wrong += sweep.join_problems(swept, [(values, found) for values, _, found in checked])
+    points = [SweepPoint(values, recipe) for values, recipe, _ in checked if recipe is not None]
+    if wrong:
+        raise RecipeError(name, sorted(dict.fromkeys(wrong), key=lambda problem: problem.key))
+    return points[0].recipe.swept(swept, points) if swept else points[0].recipe
+
+
+def _check_point(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """A recipe without a sweep, and its problems; None where it has no shape."""
     problems: list[Problem] = [*_not_plain(raw, ""), *key_problems(raw)]
     recipe = _validate(Recipe, raw, "", problems)
     if recipe is None:  # what is wrong with the keys that it has is to be said as well
@@ -94,15 +109,14 @@ def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) ->
         if len(benchmarks) < len(raw.get("benchmarks") or {}):  # what these say is not known
             found = [problem for problem in found if problem.key != "data.test"]
         problems += found
-    if problems or recipe is None:
-        raise RecipeError(name, sorted(dict.fromkeys(problems), key=lambda problem: problem.key))
-    return recipe
+    return recipe, problems
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: dict[str, Any], override: str) -> str:
+    """Set a key; returns it."""
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
-    if not separator or not all(parts) or len(parts) > _MOST_PARTS:
+    if not separator or not all(parts) or len(parts) > sweep.MOST_PARTS:
         raise InputError(f"--set {override}: write it as key=value, e.g. --set data.train.limit=64")
     if parts[0] == VARIANTS:
         raise InputError(f"--set {key}: goes over the variant, so set the recipe's own key")
@@ -111,16 +125,10 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--set {key}: the value is not valid YAML: {reason}") from None
-    node: Any = raw
-    for part in parts[:-1]:
-        child = node.get(part)
-        if isinstance(child, str):
-            child = written_out(parts[0], child)
-        if not isinstance(child, dict):
-            child = {}
-        node[part] = child
-        node = child
-    node[parts[-1]] = value
+    if parts[0] == sweep.KEY and len(parts) > 1:  # a swept key is one key, dots and all
+        parts = [sweep.KEY, ".".join(parts[1:])]
+    set_key(raw, parts, value)
+    return ".".join(parts)
 
 
 def _not_plain(node: Any, key: str) -> Iterator[Problem]:

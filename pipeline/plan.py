@@ -7,16 +7,17 @@ Two stages, or two recipes, that need the same step share its directory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from eval import benchmarks
 from pipeline import artifact
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggest
 from pipeline.identity import data_identity, model_identity
 from pipeline.option_names import NEUTRAL
+from pipeline.planned import PlannedStage, planned_stages
 from pipeline.recipe import (
     Recipe,
     RoundOptions,
@@ -100,26 +101,41 @@ class Plan:
     """Every step of a recipe in the order they can run, each once."""
 
     recipe: Recipe
+    # label -> stage; where there is no sweep, a stage's label is its name
+    stages: dict[str, PlannedStage]
     steps: list[Step]
-    # (stage, benchmark, seed) -> the step that holds the result
+    # (label, benchmark, seed) -> the step that holds the result
     results: dict[tuple[str, str, int], Step]
-    # benchmark -> the step that looks for its test rows among the training rows
-    overlaps: dict[str, Step]
-    # (stage, seed) -> the stage's own steps, for cost
+    # benchmark -> the step that looks for its test rows among the training rows; of a sweep over
+    # data several
+    overlaps: dict[str, list[Step]]
+    # (label, seed) -> the stage's own steps, for cost
     stage_steps: dict[tuple[str, int], list[Step]]
-    # (stage, seed) -> those and the steps of its evaluation
+    # (label, seed) -> those and the steps of its evaluation
     all_steps: dict[tuple[str, int], list[Step]]
-    # (stage, seed) -> the weights the stage ends with
+    # (label, seed) -> the weights the stage ends with
     models: dict[tuple[str, int], Model]
+
+    def labels(self, stage: str) -> list[str]:
+        """The labels that a name stands for: itself, or those of the recipe's stage.
+
+        Raises:
+            InputError: for an unknown name.
+        """
+        found = [label for label, one in self.stages.items() if stage in (label, one.name)]
+        if not found:
+            hint = suggest(stage, list(self.stages))
+            raise InputError(f"no stage {stage!r}{hint}; stages: {', '.join(self.stages)}")
+        return found
 
 
 class Builder:
     """What a stage's `plan` function uses to add steps. One per stage and seed."""
 
-    def __init__(self, recipe: Recipe, stage_name: str, seed: int, start: Model):
-        self.recipe = recipe
-        self.stage_name = stage_name
-        self.stage: StageOptions = recipe.stages[stage_name]
+    def __init__(self, planned: PlannedStage, label: str, seed: int, start: Model):
+        self.recipe = planned.recipe
+        self.label = label
+        self.stage: StageOptions = planned.options
         self.seed = seed
         self.start = start
         self.steps: list[Step] = []
@@ -202,7 +218,7 @@ class Builder:
         added = Step(
             kind=kind,
             run=run,
-            stage=self.stage_name,
+            stage=self.label,
             seed=self.seed,
             title=title,
             options=merged,
@@ -336,28 +352,42 @@ def make_plan(recipe: Recipe) -> Plan:
     """Expand a checked recipe into steps.
 
     Raises:
-        InputError: when a model or data source cannot be identified (hub not reachable and so on).
+        InputError: when a model or data source cannot be identified (hub not reachable and so on),
+            or values of a sweep come to the same steps.
     """
-    plan = Plan(recipe, steps=[], results={}, overlaps={}, stage_steps={}, all_steps={}, models={})
+    stages = planned_stages(recipe, make_plan)
+    plan = Plan(
+        recipe, stages, steps=[], results={}, overlaps={}, stage_steps={}, all_steps={}, models={}
+    )
     known: dict[str, Step] = {}
-    before = Builder(recipe, next(iter(recipe.stages)), recipe.seeds[0], Model(base=None))
-    if recipe.data.train is not None:
-        for benchmark in recipe.evaluate:
-            plan.overlaps[benchmark] = benchmarks.add_overlap(benchmark, before)
+    before = _add_overlaps(plan)
     for seed in recipe.seeds:
-        for name, stage in recipe.stages.items():
-            start = plan.models[stage.start, seed] if stage.start else Model(base=None)
-            builder = Builder(recipe, name, seed, start)
-            model = method_module(stage.method).plan(stage, builder)
-            plan.models[name, seed] = model
-            plan.stage_steps[name, seed] = list(builder.steps)
+        for label, planned in stages.items():
+            start = plan.models[planned.start, seed] if planned.start else Model(base=None)
+            builder = Builder(planned, label, seed, start)
+            model = method_module(planned.options.method).plan(planned.options, builder)
+            plan.models[label, seed] = model
+            plan.stage_steps[label, seed] = list(builder.steps)
             for benchmark in recipe.evaluate:
                 result = benchmarks.add_steps(benchmark, builder, model)
-                plan.results[name, benchmark, seed] = result
-            is_first = not plan.all_steps
-            plan.all_steps[name, seed] = [*(before.steps if is_first else []), *builder.steps]
-            for step in plan.all_steps[name, seed]:
+                plan.results[label, benchmark, seed] = result
+            plan.all_steps[label, seed] = [*before, *builder.steps]
+            before = []
+            for step in plan.all_steps[label, seed]:
                 if step.fingerprint not in known:
                     known[step.fingerprint] = step
                     plan.steps.append(step)
     return plan
+
+
+def _add_overlaps(plan: Plan) -> list[Step]:
+    """Add the steps that look for test rows among training rows; returns them."""
+    label, first = next(iter(plan.stages.items()))
+    for recipe in [point.recipe for point in plan.recipe.points] or [plan.recipe]:
+        builder = Builder(replace(first, recipe=recipe), label, recipe.seeds[0], Model(base=None))
+        for benchmark in recipe.evaluate if recipe.data.train is not None else ():
+            step = benchmarks.add_overlap(benchmark, builder)
+            found = plan.overlaps.setdefault(benchmark, [])
+            if step.fingerprint not in {one.fingerprint for one in found}:
+                found.append(step)
+    return [step for steps in plan.overlaps.values() for step in steps]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from pipeline import options
 from pipeline.stages import METHODS
@@ -33,7 +34,8 @@ class Source(Strict):
 
     `file` is one file inside a hub repository, for those that `datasets` cannot load as a whole.
     `skip_unusable` leaves out rows that cannot be read, with a warning, where otherwise one stops
-    the run: for sets that others made. `limit` counts rows before that.
+    the run: for sets that others made. `skip` leaves out the first rows, so that one file can give
+    two sets; `limit` counts rows from there, before unusable ones are left out.
     """
 
     source: str = Field(min_length=1)
@@ -41,8 +43,23 @@ class Source(Strict):
     name: str | None = None
     split: str | None = None
     revision: str | None = None
+    skip: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
     skip_unusable: bool = False
+
+    @property
+    def stop(self) -> int | None:
+        """How many rows of it are read, those left out at the start included; None for all."""
+        return None if self.limit is None else self.skip + self.limit
+
+    @property
+    def rows_words(self) -> str:
+        """Which rows of it are meant, such as 'from row 3,001 to 3,400', or '' for all."""
+        if not self.skip:
+            return "" if self.limit is None else f"the first {self.limit:,}"
+        return (
+            f"from row {self.skip + 1:,} to {'the last' if self.stop is None else f'{self.stop:,}'}"
+        )
 
     @property
     def builtin(self) -> str | None:
@@ -208,7 +225,10 @@ _PROMPT_LIMITS = {"tldr": 512}
 
 
 class Recipe(Strict):
-    """One recipe is one table: stages in order, each followed by its evaluation."""
+    """One recipe is one table: stages in order, each followed by its evaluation.
+
+    With `sweep` it is several: it holds `points`, and is itself the first of them.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     task: Literal["gsm8k", "tldr", "chat"]
@@ -235,6 +255,19 @@ class Recipe(Strict):
     benchmarks: dict[str, Any] = {}
     judge: Annotated[Judge, BeforeValidator(partial(written_out, "judge"))] | None = None
     published: dict[str, dict[str, float | str]] = {}
+    sweep: dict[str, list[Any]] = {}
+    _points: tuple[SweepPoint, ...] = PrivateAttr(default=())
+
+    @property
+    def points(self) -> tuple[SweepPoint, ...]:
+        """Every combination of the values in `sweep`; none where there is no sweep."""
+        return self._points
+
+    def swept(self, sweep: dict[str, list[Any]], points: Sequence[SweepPoint]) -> Recipe:
+        """The recipe as the first point of a sweep."""
+        recipe = self.model_copy(update={"sweep": sweep})
+        recipe._points = tuple(points)
+        return recipe
 
     def prompt_limit(self, task: str) -> int | None:
         """The longest prompt in tokens: `max_prompt_length` is that of the recipe's own task."""
@@ -260,6 +293,13 @@ class Recipe(Strict):
     def lora_for(self, stage: StageOptions) -> dict[str, Any] | None:
         """LoRA options of a stage: its own when given (null: all weights), else the recipe's."""
         return stage.lora if "lora" in stage.model_fields_set else self.lora
+
+
+class SweepPoint(NamedTuple):
+    """One combination of swept values, by key, and the recipe it makes."""
+
+    values: dict[str, Any]
+    recipe: Recipe
 
 
 def method_module(method: str) -> Any:

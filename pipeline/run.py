@@ -54,21 +54,19 @@ def launched_by_accelerate() -> bool:
 
 
 def select_steps(plan: Plan, stage: str | None) -> list[Step]:
-    """The plan's steps, or those of one stage.
+    """The plan's steps, or those of one stage, of a swept one at all points or at those named.
 
     Raises:
         InputError: for an unknown stage.
     """
     if stage is None:
         return plan.steps
-    if stage not in plan.recipe.stages:
-        known = ", ".join(plan.recipe.stages)
-        raise InputError(f"--stage {stage}: no such stage; stages: {known}")
+    labels = plan.labels(stage)
     # By fingerprint, since another stage may need the same step and be named in it.
     wanted = {
         step.fingerprint
-        for (name, _), steps in plan.all_steps.items()
-        if name == stage
+        for (label, _), steps in plan.all_steps.items()
+        if label in labels
         for step in steps
     }
     return [step for step in plan.steps if step.fingerprint in wanted]
@@ -223,7 +221,7 @@ def _run_group(
     ]
     for spec in specs:
         (spec.parent / ERROR).unlink(missing_ok=True)
-    log = settings.runs / recipe / "logs" / f"{group[0].stage}-seed{group[0].seed}.log"
+    log = settings.runs / recipe / "logs" / f"{group[0].stage[:200]}-seed{group[0].seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as output:
         output.write(f"\n$ {shlex.join(launched.command(launch, specs, settings.through))}\n")

@@ -8,7 +8,7 @@ named `<name>-<variant>`. Without a choice the first variant is taken.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import InputError, Problem, RecipeError, suggest
@@ -73,6 +73,20 @@ def merged(below: dict[str, Any], above: dict[str, Any], top: str | None = None)
         else:
             result[key] = _copy(value)
     return result
+
+
+def set_key(raw: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+    """Set a key of a recipe by its parts; mappings that are missing on the way are made."""
+    node: Any = raw
+    for part in parts[:-1]:
+        child = node.get(part)
+        if isinstance(child, str):
+            child = written_out(parts[0], child)
+        if not isinstance(child, dict):
+            child = {}
+        node[part] = child
+        node = child
+    node[parts[-1]] = value
 
 
 def _copy(value: Any) -> Any:

@@ -6,6 +6,7 @@ from conftest import SHARED
 from pipeline import identity
 from pipeline.data import describe_losses, load_examples, load_preferences, tokenise
 from pipeline.errors import InputError
+from pipeline.explain import row_count
 from pipeline.identity import data_identity
 from pipeline.recipe import Source
 from pipeline.render import Renderer
@@ -171,6 +172,46 @@ def test_leaving_rows_out_is_another_source(tmp_path):
     skipping = source.model_copy(update={"skip_unusable": True})
     plain, other = (data_identity(one, role="train") for one in (source, skipping))
     assert set(plain) == {"file", "limit"} and other == {**plain, "skip_unusable": True}
+
+
+def test_skip_leaves_out_the_first_rows_of_every_kind_of_source(tmp_path):
+    rows = [{**GOOD, "question": f"q{i}"} for i in range(5)]
+    file = write(tmp_path, rows)["source"]
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder", rows[:2], "train-1.jsonl")
+    write(tmp_path / "folder", rows[2:], "train-2.jsonl")
+    for source in (file, str(tmp_path / "folder")):
+        found = load_examples({"source": source, "skip": 1, "limit": 3}, "gsm8k")
+        assert [example.messages[0]["content"] for example in found] == ["q1", "q2", "q3"]
+    whole = load_examples({"source": "builtin:maths", "limit": 6}, "gsm8k")
+    rest = load_examples({"source": "builtin:maths", "skip": 4, "limit": 2}, "gsm8k")
+    assert rest == whole[4:], "two sources of one file share no row"
+
+
+def test_skip_counts_rows_as_a_file_has_them(tmp_path):
+    source = write(tmp_path, [GOOD, "", {"question": "q"}, GOOD])["source"]
+    with pytest.raises(InputError, match=r"rows.jsonl:3: field 'answer'"):
+        load_examples({"source": source, "skip": 1}, "gsm8k")
+    assert len(load_examples({"source": source, "skip": 2}, "gsm8k")) == 1
+    with pytest.raises(InputError, match="skip 3 leaves none of its 3 rows; lower it"):
+        load_examples({"source": source, "skip": 3}, "gsm8k")
+
+
+def test_skip_is_part_of_a_sources_identity_only_where_it_is_set(tmp_path):
+    plain = Source(source=write(tmp_path, [GOOD])["source"], limit=1)
+    skipping = plain.model_copy(update={"skip": 2})
+    identities = [data_identity(one, role="test") for one in (plain, skipping)]
+    assert set(identities[0]) == {"file", "limit"}
+    assert identities[1] == {**identities[0], "skip": 2}
+    assert (plain.rows_words, skipping.rows_words) == ("the first 1", "from row 3 to 3")
+
+
+@pytest.mark.parametrize(
+    ("skip", "limit", "count"), [(0, None, 3), (1, None, 2), (1, 1, 1), (2, 5, 1), (4, None, 0)]
+)
+def test_the_rows_of_a_source_are_counted_without_loading_it(tmp_path, skip, limit, count):
+    source = Source(source=write(tmp_path, [GOOD] * 3)["source"], skip=skip, limit=limit)
+    assert row_count(source) == count
 
 
 def test_rows_that_are_too_long_are_dropped_or_cut_and_counted(tiny_model):

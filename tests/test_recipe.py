@@ -2,7 +2,7 @@ import pytest
 import yaml
 from conftest import problems_of
 
-from pipeline.errors import InputError, RecipeError
+from pipeline.errors import InputError
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
 
@@ -45,14 +45,6 @@ def test_a_file_of_other_rows_is_named_before_anything_runs(recipe_dict, write_r
     )
     assert "field 'prompt' is missing" in found["data.preferences.source"]
     assert set(found) == {f"data.{role}.source" for role in ("train", "test", "preferences")}
-
-
-def test_the_same_problem_of_several_stages_is_said_once(recipe_dict, write_recipe):
-    recipe_dict |= {"task": "tldr", "evaluate": []}
-    recipe_dict["data"] = {"train": "builtin:posts", "preferences": "self"}
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(write_recipe(recipe_dict))
-    assert [problem.key for problem in caught.value.problems] == ["data.preferences"]
 
 
 @pytest.mark.parametrize(
@@ -241,3 +233,27 @@ def test_a_misspelt_key_hides_no_other_problem(recipe_dict, write_recipe):
     recipe_dict["stages"]["bash"]["trainer"] = {"learning_rte": 1.0e-4}
     found = problems_of(write_recipe(recipe_dict))
     assert found.keys() == {"sedes", "data.train.source", "stages.bash.trainer.learning_rte"}
+
+
+def test_a_skip_that_leaves_nothing_is_found_before_anything_runs(recipe_dict, write_recipe):
+    recipe_dict["data"] |= {
+        "train": {"source": "builtin:maths", "skip": 4000},
+        "test": {"source": "builtin:maths", "split": "train", "skip": 3000, "limit": 400},
+    }
+    assert problems_of(write_recipe(recipe_dict)) == {
+        "data.train.skip": "leaves none of the 4000 rows of builtin:maths, train; lower it"
+    }
+
+
+def test_the_first_row_that_is_read_is_the_one_that_is_looked_at(
+    recipe_dict, write_recipe, tmp_path
+):
+    good = '{"question": "q", "answer": "#### 1"}\n'
+    (tmp_path / "rows.jsonl").write_text('{"question": "q"}\n' + good + '{"answer": "a"}\n')
+    recipe_dict["data"]["train"] = {"source": str(tmp_path / "rows.jsonl"), "skip": 1}
+    path = write_recipe(recipe_dict)
+    load_recipe(path)
+    assert ":3: field 'question'" in problems_of(path, "data.train.skip=2")["data.train.source"]
+    assert (
+        "no rows in it after skip 3" in problems_of(path, "data.train.skip=3")["data.train.source"]
+    )

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import artifact
 from pipeline.batches import micro_batches
+from pipeline.errors import InputError
 from pipeline.estimates import rates
 from pipeline.estimates.memory import Memory
 from pipeline.estimates.reckon import Training, padded, training_memory, writing_pass
@@ -81,6 +82,12 @@ def estimate(
     Raises:
         InputError: when model or data cannot be read.
     """
+    recipes = [one.recipe for one in plan.stages.values()]
+    if len({(one.model, one.revision, one.chat_template) for one in recipes}) > 1:
+        raise InputError(
+            "the sweep is over the model, and an estimate is of one: --set sweep=null "
+            "--set model=NAME, once for each"
+        )
     terms = terms_of(plan.recipe)
     config = load_config(plan.recipe.model, **terms)
     measured = rates.measured_rates(

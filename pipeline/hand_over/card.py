@@ -35,7 +35,7 @@ from pipeline.hand_over.portable import (
 )
 from pipeline.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL, EMBEDDED_PACKAGE
 from pipeline.plan import Step, make_plan
-from pipeline.recipe import method_module
+from pipeline.recipe import Source, method_module
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _PAPER = (
@@ -210,7 +210,7 @@ def _source_words(step: Step, role: str) -> list[str]:
     more = [f"{key} {code(str(place[key]))}" for key in ("name", "file") if place[key]]
     if "file" not in identity or identity.get("hub"):
         more += [f"split {code(place['split'])}"]
-    more += [f"the first {place['limit']:,}"] if place["limit"] else []
+    more += [words] if (words := Source.model_validate(place).rows_words) else []
     words = code(source)
     if "hub" in identity:
         known = f"commit {code(identity['revision'])}"

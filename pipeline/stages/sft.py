@@ -79,7 +79,8 @@ def read_training_rows(step: StepRun, renderer: Renderer) -> tuple[list[Row], li
 
     options = step.options
     max_length = options["trainer"]["max_length"]
-    examples = load_examples(step.source("train"), options["task"], step.warn)
+    source = step.source("train")
+    examples = load_examples(source, options["task"], step.warn)
     token_rows, counts = tokenise(examples, renderer, max_length=max_length)
     step.metrics["data"] = counts
     losses = describe_losses(
@@ -89,7 +90,13 @@ def read_training_rows(step: StepRun, renderer: Renderer) -> tuple[list[Row], li
         step.warn(losses)
     rows = [training_row(row.prompt, row.answer, row.answer) for row in token_rows]
     checked = [
-        Row(f"row {one.row_id + 1}", one.prompt, row["input_ids"], row["labels"], one.whole)
+        Row(
+            f"row {source.skip + one.row_id + 1}",
+            one.prompt,
+            row["input_ids"],
+            row["labels"],
+            one.whole,
+        )
         for one, row in zip(token_rows, rows, strict=True)
     ]
     if "rows" in step.inputs:
