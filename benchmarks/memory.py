@@ -91,7 +91,7 @@ def main() -> None:
 
 def _compare(folder: Path, model: str, method: str, *, on_gpu: bool) -> dict[str, Any]:
     """Estimate and measure one step."""
-    from pipeline.estimate import estimate
+    from pipeline.estimates.estimate import estimate
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
     from pipeline.shipped import read_launch

@@ -98,16 +98,12 @@ def make_parser() -> argparse.ArgumentParser:
     score.set_defaults(command="score")
 
     merge = commands.add_parser("merge", help="write a finished stage as a plain model")
-    merge.add_argument("named", metavar="RECIPE:STAGE", help="such as my.yaml:rac")
+    _add_stage(merge)
     merge.add_argument("out", metavar="OUT", type=_place, help="a folder that does not exist")
-    merge.add_argument("--seed", type=int, metavar="N", help="of the recipe's seeds (the first)")
     merge.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"),
         help="of the weights (default: that of the model an adapter lies on)",
     )  # fmt: skip
-    _add_variant(merge, "one of the recipe's variants (default: its first)")
-    _add_set(merge)
-    _add_runs(merge)
     merge.set_defaults(command="merge")
 
     recipes = commands.add_parser("recipes", help="list the shipped recipes")
@@ -124,14 +120,10 @@ def make_parser() -> argparse.ArgumentParser:
     clean.set_defaults(command="clean")
 
     push = commands.add_parser("push", help="show what a stage's page on the hub would be; send it")
-    push.add_argument("named", metavar="RECIPE:STAGE", help="a finished stage")
+    _add_stage(push)
     push.add_argument("--to", required=True, metavar="USER/NAME", help="repository on the hub")
-    push.add_argument("--seed", type=int, metavar="N", help="which seed (default: the first)")
     push.add_argument("--private", action="store_true", help="for a repository that is not there")
     push.add_argument("--yes", action="store_true", help="send it (default: only show it)")
-    _add_variant(push, "one of the recipe's variants (default: its first)")
-    _add_set(push)
-    _add_runs(push)
     push.set_defaults(command="push")
 
     step = commands.add_parser("step", help="run prepared steps (what `run` launches)")
@@ -178,12 +170,27 @@ def _place(text: str) -> Path:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="file or shipped name")
-    _add_variant(parser, "one of the recipe's variants (default: its first)")
+    _add_variant(parser)
     _add_set(parser)
     _add_runs(parser)
 
 
-def _add_variant(parser: argparse.ArgumentParser, words: str) -> None:
+def _add_stage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "named", metavar="RECIPE:STAGE", help="a finished stage, such as my.yaml:rac"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="which of the recipe's seeds (default: its first)"
+    )
+    _add_variant(parser)
+    _add_set(parser)
+    _add_runs(parser)
+
+
+def _add_variant(
+    parser: argparse.ArgumentParser,
+    words: str = "one of the recipe's variants (default: its first)",
+) -> None:
     parser.add_argument("--variant", metavar="NAME", help=words)
 
 

@@ -106,7 +106,7 @@ def _plan(given: Any) -> int:
     print(explain(plan, given.runs, launch, given.through))
     if not (given.estimate or given.gpu_memory or given.tokens_per_second):
         return 0
-    from pipeline.estimate_text import estimate_plan
+    from pipeline.estimates.estimate_text import estimate_plan
 
     text, fits = estimate_plan(
         plan, given.runs, launch, gpu_memory=given.gpu_memory, speed=given.tokens_per_second
@@ -120,6 +120,8 @@ def _run(given: Any) -> int:
 
 
 def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
+    from eval.report import collect
+    from eval.report_files import write_report
     from pipeline import changes, explain, launched, shipped
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
 
@@ -136,7 +138,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
             changes.remember(plan, given.runs)
         code = run_in_these_processes(plan, settings)
         if is_main and code == 0:
-            _print_report(plan, given.runs)
+            print(write_report(collect(plan, given.runs), plan, given.runs))
         return code
     # The launched processes must end with us.
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -146,7 +148,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     if calls := explain.judge_calls_words(plan, given.runs, stage):
         print(calls, flush=True)
     run_plan(plan, settings)
-    _print_report(plan, given.runs)
+    print(write_report(collect(plan, given.runs), plan, given.runs))
     return 0
 
 
@@ -155,15 +157,19 @@ def _interrupt(signal_number: int, frame: Any) -> None:
     raise Stopped(signal_number)
 
 
-def _retry_command(given: Any) -> str:
-    """The command as it was given, with the options that it has."""
-    words = ["bashrac"]
-    words += ["evaluate", given.model] if hasattr(given, "benchmarks") else ["run", given.recipe]
+def _retry_command(given: Any, *more: str) -> str:
+    """The command as it was given, with the options that it has, and more words."""
+    if "to" in given:
+        words = ["bashrac", "push", given.named]
+    elif "benchmarks" in given:
+        words = ["bashrac", "evaluate", given.model]
+    else:
+        words = ["bashrac", "run", given.recipe]
     options = (
-        ("benchmarks", "--benchmark"), ("data", "--data"), ("limit", "--limit"), ("task", "--task"),
-        ("judge", "--judge"), ("judge_url", "--judge-url"), ("variant", "--variant"),
-        ("overrides", "--set"), ("stage", "--stage"), ("launch", "--launch"),
-        ("through", "--through"), ("runs", "--runs"),
+        ("to", "--to"), ("benchmarks", "--benchmark"), ("data", "--data"), ("limit", "--limit"),
+        ("task", "--task"), ("judge", "--judge"), ("judge_url", "--judge-url"),
+        ("variant", "--variant"), ("overrides", "--set"), ("seed", "--seed"), ("stage", "--stage"),
+        ("launch", "--launch"), ("through", "--through"), ("runs", "--runs"),
         ("max_judge_calls", "--max-judge-calls"),
     )  # fmt: skip
     for name, flag in options:
@@ -172,7 +178,7 @@ def _retry_command(given: Any) -> str:
         for one in value if isinstance(value, list) else [value]:
             if one is not None and one != Path("runs"):
                 words += [flag, str(one)]
-    return shlex.join(words)
+    return shlex.join([*words, *more])
 
 
 def _evaluate(given: Any) -> int:
@@ -201,37 +207,12 @@ def _score(given: Any) -> int:
     return 0
 
 
-def _print_report(plan: Any, runs: Path) -> None:
-    from eval.report import collect
-    from eval.report_html import html_page
-    from eval.report_samples import collect_samples
-    from eval.report_text import csv_text, json_text, markdown
-    from pipeline import artifact
-
-    report = collect(plan, runs)
-    texts = {"md": markdown(report), "csv": csv_text(report), "json": json_text(report)}
-    texts["html"] = html_page(report, collect_samples(plan, runs))
-    folder = runs / plan.recipe.name
-    for suffix, text in texts.items():
-        with artifact.whole_file(folder / f"report.{suffix}") as file:
-            file.write(text + "\n")
-    print(texts["md"])
-    print(f"\nwritten to {folder}/report.md, .csv, .json, .html")
-
-
 def _report(given: Any) -> int:
     from eval.report import collect
-    from eval.report_text import csv_text, json_text, markdown
+    from eval.report_files import report_text
 
     plan = _load_plan(given)
-    report = collect(plan, given.runs)
-    if given.format == "html":
-        from eval.report_html import html_page
-        from eval.report_samples import collect_samples
-
-        print(html_page(report, collect_samples(plan, given.runs)))
-        return 0
-    print({"md": markdown, "csv": csv_text, "json": json_text}[given.format](report))
+    print(report_text(collect(plan, given.runs), given.format, plan, given.runs))
     return 0
 
 
@@ -272,7 +253,7 @@ def _find(given: Any) -> Any:
 
 
 def _merge(given: Any) -> int:
-    from pipeline.export import write_model
+    from pipeline.hand_over.export import write_model
 
     found = _find(given)
     print(write_model(found, given.out, dtype=given.dtype))
@@ -287,17 +268,10 @@ def _clean(given: Any) -> int:
 
 
 def _push(given: Any) -> int:
-    from pipeline.push import push
+    from pipeline.hand_over.push import push
 
     found = _find(given)
-    words = ["bashrac", "push", given.named, "--to", given.to]
-    words += [] if given.variant is None else ["--variant", given.variant]
-    for override in given.overrides:
-        words += ["--set", override]
-    words += [] if given.seed is None else ["--seed", str(given.seed)]
-    words += [] if given.runs == Path("runs") else ["--runs", str(given.runs)]
-    words += ["--private"] if given.private else []
-    command = shlex.join([*words, "--yes"])
+    command = _retry_command(given, *(["--private"] if given.private else []), "--yes")
     print(push(found, given.to, private=given.private, yes=given.yes, command=command))
     return 0
 

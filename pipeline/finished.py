@@ -55,14 +55,14 @@ class FinishedStage:
     @property
     def trust(self) -> Trust:
         """What the files of the recipe's model may do."""
-        recipe = self.plan.recipe
-        return Trust(code=recipe.trust_remote_code, pickles=recipe.pickled_weights)
+        return Trust.of(self.plan.recipe)
 
     @property
     def revision(self) -> str | None:
-        """The hub commit of that base, where it is one of the hub."""
-        base = self.step.identity["inputs"]["base"] if self.model.base is None else None
-        return base.get("revision") if isinstance(base, dict) else None
+        """The hub commit of the recipe's `model:`, None where it is not on the hub."""
+        bases = (step.inputs.get("base") for step in self.plan.steps)
+        places = (base for base in bases if isinstance(base, dict) and "hub" in base)
+        return next((place["revision"] for place in places), None)
 
 
 def find_stage(

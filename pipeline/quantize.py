@@ -12,11 +12,11 @@ in the middle of a recipe: quantised again, the sum would lose much of what the 
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, Problem
 from pipeline.recipe import Recipe, trainer_of
+from pipeline.shipped import WHOLE
 
 if TYPE_CHECKING:
     from pipeline.step import StepRun
@@ -81,18 +81,20 @@ def finish_loading(model: Any, dtype: str) -> Any:
     return model
 
 
-def check_whole() -> None:
+def check_whole(kind: str) -> None:
     """Refuse launches that would split weights over processes.
+
+    Args:
+        kind: of the launch (`pipeline.shipped.Launch.kind`).
 
     Raises:
         InputError: under FSDP and DeepSpeed.
     """
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise InputError(
-                f"quantize: 4-bit weights are whole on every process, and {name} would split "
-                "them; use --launch single_gpu or ddp"
-            )
+    if kind != WHOLE:
+        raise InputError(
+            f"quantize: 4-bit weights are whole on every process, and {kind} would split them; "
+            "use --launch single_gpu or ddp"
+        )
 
 
 def restore_adapter(step: StepRun, trainer: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import unset_hf_deepspeed_config
 
-from pipeline import artifact
+from pipeline import artifact, trackers
 from pipeline.batches import micro_batches
 from pipeline.errors import StepFailedError
 from pipeline.mismatch import check_trainer
@@ -28,9 +27,6 @@ HISTORY = "history.json"
 _LAST_FILE = "checkpoint-*/trainer_state.json"
 # At most so long is lost to a kill, and at most a twentieth of the time is spent on not losing it.
 _CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 600.0, 1 / 20
-TRACKERS = "trackers"  # a folder of the runs folder: what `report_to` names writes here
-_TRACKER_FOLDERS = ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_CACHE_DIR")
-_TRACKERS_STAY_HERE = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
 
 
 def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
@@ -40,7 +36,7 @@ def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
     )
     trainer = {**step.options["trainer"], **step.neutral["trainer"]}
     if trainer.get("report_to"):
-        _keep_trackers_here(step)
+        trackers.keep_here(step)
     if "gradient_checkpointing" not in trainer:  # its newer name, so that transformers is quiet
         trainer.setdefault("activation_checkpointing", step.device.type != "cpu")
     arguments = {
@@ -78,26 +74,6 @@ def _rounded_passes_only() -> Any:
     return MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
 
 
-def _keep_trackers_here(step: StepRun) -> None:
-    """Have trackers write below the runs folder and send nothing; the environment goes first."""
-    for variable, value in _TRACKERS_STAY_HERE.items():
-        os.environ.setdefault(variable, value)
-    shared = step.directory.parent.parent / TRACKERS
-    folder = shared / step.directory.name
-    folder.mkdir(parents=True, exist_ok=True)
-    for variable in _TRACKER_FOLDERS:
-        if Path(os.environ.get(variable, shared)).is_relative_to(shared):
-            os.environ[variable] = str(folder)
-    # It reads the variable once in a process, which several steps may share.
-    os.environ.setdefault("TRACKIO_DIR", str(shared / "trackio"))
-
-
-def _end_trackers() -> None:
-    """End what wandb has open: the next training of this process would go on in it."""
-    if (wandb := sys.modules.get("wandb")) is not None:
-        wandb.finish()
-
-
 def load_trainable(step: StepRun) -> tuple[Any, Any]:
     """Load the weights a training step starts from.
 
@@ -107,7 +83,7 @@ def load_trainable(step: StepRun) -> tuple[Any, Any]:
     """
     lora = step.options["lora"]
     if step.options.get("quantize"):
-        check_whole()
+        check_whole(step.launch_kind)
     dtype = resolve_dtype(step.options["dtype"], trains_all_weights=lora is None)
     model = load_for(step, dtype=dtype, trainable_adapter=lora is not None)
     if lora is None or "adapter" in step.inputs:
@@ -141,7 +117,7 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
     step.stops_itself = True
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step.stops_itself = False
-    _end_trackers()
+    trackers.end()
     if step.stop_asked:
         raise KeyboardInterrupt
     whole = whole_weights(trainer)

@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline import artifact
 from pipeline.errors import InputError
 from pipeline.identity import EMBEDDED_MODEL
+from pipeline.recipe import Recipe
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _INDEX = "model.safetensors.index.json"
@@ -30,6 +31,11 @@ class Trust:
 
     code: bool = False
     pickles: bool = False
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Trust:
+        """What a recipe lets the files of its `model:` do."""
+        return cls(code=recipe.trust_remote_code, pickles=recipe.pickled_weights)
 
 
 def pickled_problem(folder: Path) -> str | None:

@@ -148,6 +148,18 @@ def result_digests(runs: Path) -> dict[str, str]:
     return found
 
 
+def imported_by(*modules: str) -> set[str]:
+    """The packages that a fresh Python holds once it has imported these modules."""
+    code = (
+        f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
 def processes_naming(text: str) -> list[int]:
     """Processes of this machine whose command line holds a text."""
     found = []
@@ -187,13 +199,12 @@ def plain_model(tmp_path_factory) -> str:
     return save_tiny_model(folder, architecture="gpt_neox", template=False)
 
 
-@pytest.fixture
-def recipe_dict(tiny_model) -> dict:
-    """A recipe of all methods that runs in seconds; tests change what they need."""
+def tiny_recipe(model: str) -> dict:
+    """A recipe that runs in seconds; tests change what they need."""
     return {
         "name": "tiny",
         "task": "gsm8k",
-        "model": tiny_model,
+        "model": model,
         "data": {
             "train": {"source": "builtin:maths", "limit": 6},
             "test": {"source": "builtin:maths", "limit": 4},
@@ -212,6 +223,12 @@ def recipe_dict(tiny_model) -> dict:
         },
         "evaluate": ["gsm8k"],
     }
+
+
+@pytest.fixture
+def recipe_dict(tiny_model) -> dict:
+    """The tiny recipe on the tiny Llama."""
+    return tiny_recipe(tiny_model)
 
 
 @pytest.fixture

@@ -67,6 +67,24 @@ def running_hub():
         thread.join()
 
 
+def clients_of(hub, folder):
+    """The environment of clients that know this hub only, and keep what they fetch in a folder."""
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "BASHRAC_CACHE": str(folder / "cache"),
+    }
+
+
+def sums(offset):
+    """A file of six word problems that differ from those of another offset."""
+    made = [{"question": f"What is {i} + {offset}?", "answer": f"{i} + {offset}\n#### {i + offset}"}
+            for i in range(6)]  # fmt: skip
+    return "".join(json.dumps(row) + "\n" for row in made).encode()
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 

@@ -24,31 +24,14 @@ ENVIRONMENT = {
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
     """A folder with a recipe of SFT, BASH and DPO."""
-    from conftest import save_tiny_model
+    from conftest import save_tiny_model, tiny_recipe
 
     place = tmp_path_factory.mktemp("several")
-    recipe = {
-        "name": "several",
-        "task": "gsm8k",
-        "model": save_tiny_model(place / "tiny"),
-        "data": {
-            "train": {"source": "builtin:maths", "limit": 8},
-            "test": {"source": "builtin:maths", "limit": 6},
-            "preferences": {"source": "builtin:maths", "limit": 8},
-        },
-        "launch": "cpu",
-        "batch_size": 4,
-        "micro_batch_size": 2,
-        "trainer": {"max_steps": 4, "logging_steps": 1, "max_length": 256, "bf16": False},
-        "generation": {"max_new_tokens": 8, "batch_tokens": 256, "dtype": "float32"},
-        "stages": {
-            "sft": {"method": "sft"},
-            "bash": {"method": "bash", "from": "sft"},
-            "bash-dpo": {"method": "dpo", "from": "bash"},
-        },
-        "evaluate": ["gsm8k"],
-    }
-    recipe["trainer"]["learning_rate"] = 0.001
+    recipe = tiny_recipe(save_tiny_model(place / "tiny")) | {"name": "several"}
+    recipe["trainer"] |= {"max_steps": 4, "logging_steps": 1}
+    for role, limit in (("train", 8), ("test", 6), ("preferences", 8)):
+        recipe["data"][role]["limit"] = limit
+    del recipe["stages"]["sft-dpo"]
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return place
 

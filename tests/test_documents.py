@@ -30,8 +30,8 @@ def test_every_file_that_a_page_names_exists(page):
 def test_the_map_names_every_module():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"[\w*]+\.(?:py|jinja)", text[text.index("## File map") :]))
-    modules = [*ROOT.glob("pipeline/*.py"), *ROOT.glob("eval/*.py"), *ROOT.glob("benchmarks/*.py")]
-    modules += ROOT.glob("pipeline/stages/*.py")
+    packages = ("pipeline", "eval", "benchmarks")
+    modules = [path for package in packages for path in (ROOT / package).rglob("*.py")]
     unnamed = {
         path.name
         for path in modules

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import save_tiny_model
 
-from pipeline import memory
-from pipeline.memory import Memory, Shape, Weight, optimizer_bytes, shared_out
+from pipeline.estimates import memory
+from pipeline.estimates.memory import Memory, Shape, Weight, optimizer_bytes, shared_out
 from pipeline.shipped import FSDP2, WHOLE, zero
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ def planned(path, *overrides):
 
 def estimates_of(path, runs, *overrides, **options):
     """The estimates of a recipe's steps by stage and title."""
-    from pipeline.estimate import estimate
+    from pipeline.estimates.estimate import estimate
     from pipeline.shipped import read_launch
 
     plan = planned(path, *overrides)
@@ -42,7 +42,7 @@ def test_parameters_are_those_of_the_loaded_model(tmp_path, architecture, tied):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from pipeline.skeleton import build
+    from pipeline.estimates.skeleton import build
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"vocab_size": 100, "intermediate_size": 48, "tie_word_embeddings": tied}
@@ -65,9 +65,9 @@ def test_parameters_are_those_of_the_loaded_model(tmp_path, architecture, tied):
 
 
 def test_four_bit_linear_layers_take_half_a_byte_and_leave_embeddings_as_they_are(tiny_model):
+    from pipeline.estimates.simulate import TrainingPass, training_peak
+    from pipeline.estimates.skeleton import build
     from pipeline.model import load_config
-    from pipeline.simulate import TrainingPass, training_peak
-    from pipeline.skeleton import build
 
     plain = build(load_config(tiny_model), dtype="bfloat16", trains=False)
     linear = sum(one.numel() for name, one in plain.model.named_parameters() if "proj" in name)
@@ -117,7 +117,7 @@ def test_8_bit_states_spare_embeddings_and_small_weights():
 def test_defaults_are_those_of_the_libraries():
     from transformers import TrainingArguments
 
-    from pipeline.workload import _DEFAULT_EPOCHS
+    from pipeline.estimates.workload import _DEFAULT_EPOCHS
 
     assert TrainingArguments.default_optim == memory.DEFAULT_OPTIMIZER
     assert TrainingArguments.num_train_epochs == _DEFAULT_EPOCHS
@@ -150,24 +150,24 @@ def test_fsdp_shares_everything_and_gathers_some_layers():
 
 
 def test_cache_is_that_of_the_reader(tiny_model):
+    from pipeline.estimates.simulate import WritingPass, writing_peak
+    from pipeline.estimates.skeleton import build
     from pipeline.model import load_config
-    from pipeline.simulate import WritingPass, writing_peak
-    from pipeline.skeleton import build
 
     config = load_config(tiny_model)
     skeleton = build(config, dtype="bfloat16", trains=False)
     weights = skeleton.weight_bytes
     most, cache = writing_peak(skeleton, WritingPass(slots=6, columns=40, prompt=30))
-    sizes = {"layers": config.num_hidden_layers, "heads": config.num_key_value_heads}
-    # One column more takes what is read beyond a row's end.
-    assert cache == memory.cache_bytes(rows=6, columns=41, **sizes, size=8, dtype="bfloat16")
+    heads = config.num_hidden_layers * config.num_key_value_heads
+    # Keys and values of 8 numbers, 2 bytes each; one column more takes what is read beyond a row's end.
+    assert cache == 2 * 6 * 41 * heads * 8 * 2
     assert most > weights + cache
 
 
 def test_more_rows_or_longer_ones_need_more_and_checkpoints_less(tiny_model):
+    from pipeline.estimates.simulate import TrainingPass, training_peak
+    from pipeline.estimates.skeleton import build
     from pipeline.model import load_config
-    from pipeline.simulate import TrainingPass, training_peak
-    from pipeline.skeleton import build
 
     def peak(**given):
         return training_peak(build(load_config(tiny_model), dtype="float32"), TrainingPass(**given))
@@ -208,7 +208,7 @@ def test_seeds_share_a_line_as_long_as_they_are_equally_far(
     (both,) = estimates_of(path, Path("none")).values()
     assert (both.times, both.done) == (2, False)
     plan, runs = run_steps_here(path, until=lambda step: step.kind == "train")
-    from pipeline.estimate import estimate
+    from pipeline.estimates.estimate import estimate
     from pipeline.shipped import read_launch
 
     found = estimate(plan, runs, read_launch("cpu"))

@@ -5,12 +5,11 @@ import gzip
 import json
 import math
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import imported_by
 
 from eval.alpaca import (
     length_controlled_win_rate,
@@ -42,15 +41,7 @@ def sigmoid(z):
 
 
 def test_importing_the_module_imports_nothing_heavy():
-    code = "import sys, eval.alpaca; print(*{name.split('.')[0] for name in sys.modules})"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    assert not {"numpy", "scipy", "sklearn", "datasets", "evaluate"} & set(done.stdout.split())
+    assert not {"numpy", "scipy", "sklearn", "datasets", "evaluate"} & imported_by("eval.alpaca")
 
 
 # --- win rates by hand ------------------------------------------------------------------------

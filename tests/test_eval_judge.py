@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import imported_by
 from judge_servers import Served, completion, needs_serve, opinion, wait_for
 
 from eval.judge import (
@@ -1033,11 +1034,7 @@ def test_killing_a_real_server_mid_run_loses_nothing(served, tmp_path):
 
 
 def test_importing_the_judge_imports_no_client_and_no_model_library():
-    code = "import sys, eval.judge; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    loaded = imported_by("eval.judge")
     heavy = {
         "openai",
         "torch",
@@ -1048,4 +1045,4 @@ def test_importing_the_judge_imports_no_client_and_no_model_library():
         "httpx2",
         "datasets",
     }
-    assert "eval" in done.stdout.split() and not heavy & set(done.stdout.split())
+    assert "eval" in loaded and not heavy & loaded

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import evaluate
 import pytest
+from conftest import imported_by
 
 from eval.alpaca import (
     length_controlled_win_rate,
@@ -368,12 +369,5 @@ def test_the_library_loads_the_file_of_the_metrics_offline(tmp_path):
 
 
 def test_grading_and_scoring_import_neither_the_library_nor_datasets():
-    code = (
-        "import sys, eval.gsm8k, eval.alpaca, eval.rouge\n"
-        "print(*{name.split('.')[0] for name in sys.modules})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert not {"evaluate", "datasets", "numpy"} & set(done.stdout.split())
+    loaded = imported_by("eval.gsm8k", "eval.alpaca", "eval.rouge")
+    assert not {"evaluate", "datasets", "numpy"} & loaded

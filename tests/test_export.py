@@ -11,8 +11,8 @@ from conftest import digests, save_tiny_model
 
 from pipeline import artifact
 from pipeline.errors import InputError
-from pipeline.export import write_model
 from pipeline.finished import find_stage
+from pipeline.hand_over.export import write_model
 from pipeline.load import load_recipe
 from pipeline.model import load_merged, load_model
 from pipeline.plan import make_plan

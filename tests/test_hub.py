@@ -1,13 +1,12 @@
 """A recipe whose model and rows lie on a hub: a real one of our own, the real command line."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hub_server import running_hub
+from hub_server import clients_of, running_hub, sums
 
 from pipeline import changes, identity
 from pipeline.explain import explain
@@ -27,29 +26,15 @@ def hub():
 
 @pytest.fixture
 def environment(hub, tmp_path):
-    """Clients that know this hub only, and keep what they fetch in this test's folder."""
-    return {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "BASHRAC_CACHE": str(tmp_path / "cache"),
-    }
-
-
-def rows(offset, count=6):
-    """A repository's files: word problems that differ from those of another offset."""
-    made = [{"question": f"What is {i} + {offset}?", "answer": f"{i} + {offset}\n#### {i + offset}"}
-            for i in range(count)]  # fmt: skip
-    return "".join(json.dumps(row) + "\n" for row in made).encode()
+    return clients_of(hub, tmp_path)
 
 
 @pytest.fixture
 def on_the_hub(hub, tiny_model, recipe_dict, write_recipe):
     """A recipe of repositories: rows that follow main, test rows of a tag, the tiny model."""
-    hub.push("datasets", "me/rows", {"train.jsonl": rows(1), "README.md": b"Sums.\n"})
-    hub.push("datasets", "me/questions", {"test.jsonl": rows(50)}, ref="v1")
-    hub.push("datasets", "me/questions", {"test.jsonl": rows(60)})
+    hub.push("datasets", "me/rows", {"train.jsonl": sums(1), "README.md": b"Sums.\n"})
+    hub.push("datasets", "me/questions", {"test.jsonl": sums(50)}, ref="v1")
+    hub.push("datasets", "me/questions", {"test.jsonl": sums(60)})
     hub.push_folder("models", "me/tiny", Path(tiny_model))
     recipe_dict |= {
         "model": "me/tiny",
@@ -93,8 +78,8 @@ def test_when_a_data_set_moves_its_steps_run_again_and_no_others(hub, ask, injec
     assert states(ask("plan")) == DONE
     old = ask("report")
 
-    hub.push("datasets", "me/questions", {"test.jsonl": rows(70)})
-    second = hub.push("datasets", "me/rows", {"train.jsonl": rows(2)})
+    hub.push("datasets", "me/questions", {"test.jsonl": sums(70)})
+    second = hub.push("datasets", "me/rows", {"train.jsonl": sums(2)})
     changed = "to run: changed since the last run: "
     moved = f"{changed}its input train is different: hub commit {first[:8]} -> {second[:8]}"
     assert states(ask("plan")) == DONE | {
@@ -167,7 +152,7 @@ def test_a_cache_that_cannot_be_written_to_is_no_silence_of_the_hub(
 
 def test_another_repository_is_named_and_not_its_commit(hub, plan_here, tmp_path):
     changes.remember(plan_here(), tmp_path)
-    hub.push("datasets", "you/rows", {"train.jsonl": rows(9)})
+    hub.push("datasets", "you/rows", {"train.jsonl": sums(9)})
     plan = plan_here("data.train=you/rows")
     now = states(explain(plan, tmp_path, read_launch("cpu")))
     assert now["sft: train"].endswith("its input train is different: hub me/rows -> you/rows")
@@ -201,7 +186,7 @@ def test_without_the_hub_the_rows_are_those_of_the_very_commit_or_an_error(
 ):
     """datasets alone takes the newest rows in its cache, whichever commit was asked for."""
     first, second, third = (
-        hub.push("datasets", "me/rows", {"train.jsonl": rows(n)}) for n in (1, 2, 3)
+        hub.push("datasets", "me/rows", {"train.jsonl": sums(n)}) for n in (1, 2, 3)
     )
 
     def read(*commits, **env):

@@ -11,43 +11,30 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from hub_server import problems_of_card, running_hub
+from conftest import tiny_recipe
+from hub_server import clients_of, problems_of_card, running_hub, sums
 from huggingface_hub import ModelCard
 
 from pipeline import artifact, stages
-from pipeline.card import METHODS, below_runs
+from pipeline.hand_over.card import METHODS, below_runs
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_of_this_test_only"
 NASTY = "---\n```\n| <b>*Solve*</b> `it`. ---"
-RECIPE = {
+RECIPE = tiny_recipe("me/tiny") | {
     "name": "handed",
-    "task": "gsm8k",
-    "model": "me/tiny",
     "system": NASTY,
     "data": {
         "train": {"source": "me/rows"},
         "test": {"source": "private folder/questions.jsonl", "limit": 4},
     },
-    "launch": "cpu",
-    "batch_size": 4,
-    "micro_batch_size": 2,
-    "trainer": {"learning_rate": 0.001, "max_steps": 2, "max_length": 256, "bf16": False},
-    "generation": {"max_new_tokens": 8, "batch_tokens": 256, "dtype": "float32"},
     "stages": {
         "base": {"method": "base"},
         "sft": {"method": "sft"},
         "adapter": {"method": "sft", "lora": {"r": 2, "target_modules": "all-linear"}},
     },
-    "evaluate": ["gsm8k"],
     "published": {"sft": {"gsm8k": 1.0}},
 }
-
-
-def rows(count, offset=0):
-    made = [{"question": f"What is {i} + {offset}?", "answer": f"{i} + {offset}\n#### {i + offset}"}
-            for i in range(count)]  # fmt: skip
-    return "".join(json.dumps(row) + "\n" for row in made)
 
 
 @pytest.fixture(scope="module")
@@ -55,24 +42,16 @@ def handed(tmp_path_factory, tiny_model):
     """A hub, and a recipe of its model and rows, whose stages are finished."""
     folder = tmp_path_factory.mktemp("handed")
     (folder / "private folder").mkdir()
-    (folder / "private folder/questions.jsonl").write_text(rows(6, offset=50))
+    (folder / "private folder/questions.jsonl").write_bytes(sums(50))
     (folder / "mine.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
     with running_hub() as hub:
         hub.token = TOKEN
         hub.push_folder("models", "me/tiny", Path(tiny_model))
-        hub.push("datasets", "me/rows", {"train.jsonl": rows(6).encode()})
+        hub.push("datasets", "me/rows", {"train.jsonl": sums(0)})
 
         def run(*command, token=TOKEN, cwd=folder):
-            env = {
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "HF_ENDPOINT": hub.url,
-                "HF_HOME": str(folder / "hf"),
-                "HF_HUB_DISABLE_XET": "1",
-                "HF_HUB_DISABLE_TELEMETRY": "1",
-                "BASHRAC_CACHE": str(folder / "cache"),
-                **({"HF_TOKEN": token} if token else {}),
-            }
+            env = {**os.environ, "PYTHONPATH": str(ROOT), **clients_of(hub, folder)}
+            env |= {"HF_TOKEN": token} if token else {}
             return subprocess.run(
                 [sys.executable, "-P", *command], cwd=cwd, env=env, capture_output=True, text=True
             )
@@ -146,7 +125,7 @@ def test_what_was_sent_loads_as_it_was_trained_and_its_recipe_makes_it_again(han
     assert config["revision"] == handed.hub.refs["models", "me/tiny"]["main"]
 
     (tmp_path / "recipe.yaml").write_bytes(held(handed.hub, "me/plain")["recipe.yaml"])
-    (tmp_path / "questions.jsonl").write_text(rows(6, offset=50))
+    (tmp_path / "questions.jsonl").write_bytes(sums(50))
     done = handed.run("-c", LOAD, folders["sft"], folders["adapter"], "me/tiny", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(

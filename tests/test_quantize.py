@@ -7,14 +7,16 @@ import torch
 from conftest import problems_of
 from test_stage_dpo import training_step
 
-from pipeline import artifact, quantize
+from pipeline import artifact
 from pipeline.errors import InputError
 from pipeline.load import load_recipe
 from pipeline.model import load_model
 from pipeline.pairs import read_pairs
 from pipeline.plan import make_plan
 from pipeline.render import renderer_for
+from pipeline.shipped import FSDP2, zero
 from pipeline.stages import dpo, sft
+from pipeline.training import load_trainable
 
 LORA = {"r": 8, "target_modules": "all-linear"}
 
@@ -141,9 +143,9 @@ def test_8_bit_optimizers_train_on_a_cpu(qlora, write_recipe, tmp_path, optimize
     assert any(not torch.equal(after[name], before[name]) for name in after)
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_a_launch_that_would_split_4_bit_weights_is_refused(monkeypatch, name):
-    quantize.check_whole()
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(InputError, match=f"{name} would split"):
-        quantize.check_whole()
+@pytest.mark.parametrize("kind", [FSDP2, zero(1), zero(3)])
+def test_a_launch_that_would_split_4_bit_weights_is_refused(qlora, write_recipe, tmp_path, kind):
+    step = training_step(write_recipe(qlora), tmp_path / "runs")
+    step.launch_kind = kind
+    with pytest.raises(InputError, match=f"{kind} would split"):
+        load_trainable(step)

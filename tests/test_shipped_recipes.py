@@ -9,7 +9,7 @@ import re
 
 import pytest
 import yaml
-from hub_server import running_hub
+from hub_server import clients_of, running_hub
 
 from pipeline import artifact, identity, shipped
 from pipeline.builtin import builtin_rows
@@ -208,16 +208,6 @@ def hub():
         for model in ("EleutherAI/pythia-1b-deduped", "mistralai/Mistral-7B-v0.1"):
             hub.push("models", model, {"config.json": b"{}"})
         yield hub
-
-
-def clients_of(hub, tmp_path):
-    return {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "BASHRAC_CACHE": str(tmp_path / "cache"),
-    }
 
 
 def test_check_finds_nothing_wrong_with_any_variant(hub, bashrac, tmp_path):

@@ -10,10 +10,10 @@ from eval.report import collect
 from pipeline.clean import find as leftovers
 from pipeline.errors import InputError, RecipeError
 from pipeline.finished import find_stage
+from pipeline.hand_over.portable import portable_recipe
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
 from pipeline.planned import label_of, value_word
-from pipeline.portable import portable_recipe
 from pipeline.run import select_steps
 
 BETA = "stages.bash.beta"

@@ -55,7 +55,7 @@ def portable_recipe(found: FinishedStage) -> str:
     raw["seeds"] = [found.seed]
     raw["stages"] = {name: raw["stages"][name] for name in chain(found)}
     raw["model"] = plain_name(recipe.model)
-    if commit := base_commit(found):
+    if commit := found.revision:
         raw["revision"] = commit
     if (
         "launch" in raw
@@ -80,13 +80,6 @@ def portable_recipe(found: FinishedStage) -> str:
             elif key == "template":
                 options[key] = plain_name(str(value))
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=100)
-
-
-def base_commit(found: FinishedStage) -> str | None:
-    """The commit of the recipe's `model:` that was trained, None where it is not on the hub."""
-    steps = [step for _, step in made_by(found)]
-    bases = [step.inputs["base"] for step in steps if isinstance(step.inputs.get("base"), dict)]
-    return next((base["revision"] for base in bases if "hub" in base), None)
 
 
 def plain_name(text: str) -> str:

@@ -1,7 +1,7 @@
 """How much memory training and row-writing take: the arithmetic, in bytes.
 
-What a pass takes (activations, logits) comes from pipeline/simulate.py; here stand what weights,
-gradients and optimizer states take, what is shared out among processes, and what a cache takes.
+What a pass takes (activations, logits, cache) comes from pipeline/estimates/simulate.py; here stand
+what weights, gradients and optimizer states take, and what is shared out among processes.
 
 Sources: Rajbhandari et al. 2020, "ZeRO" (arXiv 1910.02054), figure 1, for what each stage shares
 out; Dettmers et al. 2022 (arXiv 2110.02861) for 8-bit states, and Dettmers et al. 2023, "QLoRA"
@@ -147,20 +147,6 @@ def four_bit_bytes(count: int, *, double: bool = True) -> int:
     scales = -(-count // _BLOCK_4BIT)
     each = scales + 4 * -(-scales // _BLOCK_DOUBLE) if double else 4 * scales
     return -(-count // 2) + each
-
-
-def cache_bytes(*, rows: int, columns: int, layers: int, heads: int, size: int, dtype: str) -> int:
-    """Bytes of the keys and values of a batch being written.
-
-    Args:
-        rows: written at once.
-        columns: tokens of the longest, prompt and answer.
-        layers: of the model.
-        heads: key-value heads of a layer.
-        size: numbers of a head.
-        dtype: of keys and values.
-    """
-    return 2 * rows * columns * layers * heads * size * BYTES[dtype]
 
 
 @dataclass(frozen=True)

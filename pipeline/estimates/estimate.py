@@ -11,19 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact, rates
+from pipeline import artifact
 from pipeline.batches import micro_batches
 from pipeline.errors import InputError
+from pipeline.estimates import rates
+from pipeline.estimates.memory import Memory
+from pipeline.estimates.reckon import Training, padded, training_memory, writing_pass
+from pipeline.estimates.simulate import TrainingPass, writing_peak
+from pipeline.estimates.skeleton import build
+from pipeline.estimates.workload import Work, Workload, terms_of
 from pipeline.identity import model_identity
-from pipeline.memory import Memory
 from pipeline.model import load_config, resolve_dtype
 from pipeline.plan import Plan, Step
-from pipeline.reckon import Training, padded, training_memory, writing_pass
 from pipeline.shipped import Launch
-from pipeline.simulate import TrainingPass, writing_peak
-from pipeline.skeleton import build
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
-from pipeline.workload import Work, Workload, terms_of
 
 WRITES = ("answers", "contexts", "corrections")
 
@@ -105,7 +106,9 @@ def estimate(
             found[name] = _finished(step, artifact.read_record(directory))
         else:
             work = workload.of(step)
-            rate = tokens_per_second or launch.processes * measured.get(rates.step_key(step), 0.0)
+            rate = tokens_per_second or launch.processes * measured.get(
+                rates.key_of(step.identity), 0.0
+            )
             tokens = work.trained or work.written
             seconds = tokens / rate if rate and tokens else None
             found[name] = replace(reckoner.of(step, work, limit), seconds=seconds)

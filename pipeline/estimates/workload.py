@@ -62,7 +62,6 @@ class _Lengths:
     answers: int
     longest: int
     longest_prompt: int
-    longest_answer: int
     sampled: bool
 
     @property
@@ -73,8 +72,7 @@ class _Lengths:
 
 def terms_of(recipe: Recipe) -> dict[str, Any]:
     """On what terms the recipe's model is read: revision and trust."""
-    trust = Trust(code=recipe.trust_remote_code, pickles=recipe.pickled_weights)
-    return {"revision": recipe.revision, "trust": trust}
+    return {"revision": recipe.revision, "trust": Trust.of(recipe)}
 
 
 class Workload:
@@ -257,7 +255,6 @@ def _lengths(sizes: list[tuple[int, int]], scale: float, rows: int) -> _Lengths:
         answers=round(share * sum(answer for _, answer in counted)),
         longest=max((prompt + answer for prompt, answer in sizes), default=0),
         longest_prompt=max((prompt for prompt, _ in sizes), default=0),
-        longest_answer=max((answer for _, answer in sizes), default=0),
         sampled=scale != 1,
     )
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifact
-from pipeline.card import make_card
-from pipeline.card_metadata import hub_base
 from pipeline.errors import BashracError, InputError, visible
 from pipeline.finished import FinishedStage
+from pipeline.hand_over.card import make_card
+from pipeline.hand_over.card_metadata import hub_base
+from pipeline.hand_over.portable import portable_recipe
 from pipeline.identity import EMBEDDED_MODEL, cache_folder
-from pipeline.portable import base_commit, portable_recipe
 
 CARD, RECIPE = "README.md", "recipe.yaml"
 _ADAPTER = "adapter_config.json"
@@ -116,7 +116,7 @@ def _adapter_config(found: FinishedStage) -> bytes:
             "(`hf upload user/name OUT`)"
         )
     config = artifact.read_json(found.folder / "model" / _ADAPTER)
-    revision = None if found.plan.recipe.model == EMBEDDED_MODEL else base_commit(found)
+    revision = None if found.plan.recipe.model == EMBEDDED_MODEL else found.revision
     config |= {"base_model_name_or_path": base, "revision": revision}
     return _json(config)
 

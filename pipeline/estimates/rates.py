@@ -8,7 +8,6 @@ from typing import Any
 
 from pipeline import artifact
 from pipeline.errors import InputError
-from pipeline.plan import Step
 
 # What decides a rate beside the model: kind, function, all weights or an adapter, engine.
 Key = tuple[str, str, bool, str]
@@ -65,8 +64,3 @@ def _root(record: dict[str, Any], records: dict[str, dict[str, Any]]) -> Any:
         before = records.get(base)
         base = before and before["identity"]["inputs"].get("base")
     return base
-
-
-def step_key(step: Step) -> Key:
-    """The key of a step that has not run."""
-    return key_of(step.identity)

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.contexts import Sampling, tokens_of_a_pass, without_adapter
-from pipeline.skeleton import Skeleton, make_fake
+from pipeline.estimates.skeleton import Skeleton, make_fake
 
 
 class Live(TorchDispatchMode):

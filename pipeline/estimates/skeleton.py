@@ -10,7 +10,7 @@ import torch
 
 from pipeline.contexts import without_adapter
 from pipeline.errors import InputError
-from pipeline.memory import Shape, Weight, four_bit_bytes
+from pipeline.estimates.memory import Shape, Weight, four_bit_bytes
 from pipeline.weights import Trust
 
 
@@ -52,7 +52,7 @@ class Skeleton:
     Attributes:
         model: of transformers, or of peft.
         total: numbers of the model itself, tied ones once, an adapter left out.
-        blocks: numbers of its largest layer.
+        largest_block: numbers of its largest layer.
         outside: numbers in no layer.
     """
 

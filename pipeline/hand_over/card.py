@@ -22,12 +22,10 @@ from eval.report_text import (
 )
 from eval.report_types import Report, Row
 from pipeline import artifact
-from pipeline.card_metadata import HUB_ID, hub_base, metadata, method_name
 from pipeline.finished import FinishedStage
-from pipeline.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL, EMBEDDED_PACKAGE
-from pipeline.markdown import block, code, inline, table
-from pipeline.plan import Step, make_plan
-from pipeline.portable import (
+from pipeline.hand_over.card_metadata import HUB_ID, hub_base, metadata, method_name
+from pipeline.hand_over.markdown import block, code, inline, table
+from pipeline.hand_over.portable import (
     chain,
     data_of,
     local_names,
@@ -35,6 +33,8 @@ from pipeline.portable import (
     plain_name,
     portable_recipe,
 )
+from pipeline.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL, EMBEDDED_PACKAGE
+from pipeline.plan import Step, make_plan
 from pipeline.recipe import Source, method_module
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.memory import Memory, known_optimizer
+from pipeline.estimates.memory import Memory, known_optimizer
 from pipeline.plan import Plan
 from pipeline.shipped import Launch
 from pipeline.show import duration
 
 if TYPE_CHECKING:
-    from pipeline.estimate import Estimate
+    from pipeline.estimates.estimate import Estimate
 
 GB = 1e9
 # What a process with torch, transformers and TRL holds beside any model, on a CPU.
@@ -38,7 +38,7 @@ def estimate_plan(
     """
     # Without a GPU it warns of a slow kernel as it is imported, and nothing here runs any.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    from pipeline.estimate import estimate
+    from pipeline.estimates.estimate import estimate
 
     limit = math.inf if gpu_memory is None else gpu_memory * GB
     found = estimate(plan, runs, launch, tokens_per_second=speed, limit=limit)

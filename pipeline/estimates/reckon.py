@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import memory
-from pipeline.memory import Memory
+from pipeline.estimates import memory
+from pipeline.estimates.memory import Memory
+from pipeline.estimates.simulate import TrainingPass, WritingPass, training_peak
+from pipeline.estimates.skeleton import build
+from pipeline.estimates.workload import Work
 from pipeline.model import resolve_dtype
 from pipeline.plan import Step
 from pipeline.shipped import WHOLE
-from pipeline.simulate import TrainingPass, WritingPass, training_peak
-from pipeline.skeleton import build
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
-from pipeline.workload import Work
 
 # How often a window of a BASH context ends early, before any is read (pipeline.parallel.decode).
 _WINDOWS_ENDED = 1 / 32
@@ -30,7 +30,7 @@ class Training:
         quantize: 'nf4' for a base in 4 bits, or None.
         autocast: the 16 bits that are computed in, or None.
         checkpointing: whether activations are made again in the backward pass.
-        reference: as in `pipeline.simulate.TrainingPass`.
+        reference: as in `pipeline.estimates.simulate.TrainingPass`.
         copies_adapter: whether the reference is a frozen copy of the adapter.
         multiple: padded lengths are multiples of it.
     """

@@ -12,8 +12,8 @@ from typing import Any
 
 from eval.report_types import Cell, Row
 from pipeline.finished import FinishedStage
+from pipeline.hand_over.portable import data_of, is_local
 from pipeline.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL
-from pipeline.portable import data_of, is_local
 
 _METRIC_TYPES = {"gsm8k": "accuracy", "rouge": "rouge", "alpaca": "win_rate", "tldr": "win_rate"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
