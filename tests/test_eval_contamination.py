@@ -318,6 +318,17 @@ def test_the_step_lists_what_is_shared_and_warns(tmp_path):
     ]
 
 
+def test_a_training_row_is_named_by_its_place_in_the_file(tmp_path):
+    rows = [problem(numbered("a", 20)), problem(numbered("b", 20)), problem(TEXT)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {"train": {"source": str(path), "skip": 1}, "test": [problem(TEXT, "#### 2")]}
+    step = make_step(tmp_path, sources)
+    execute(step)
+    (found,) = artifact.read_rows(step.directory / "overlaps.jsonl")
+    assert (found["first_row"], read_result(step)["training_rows"]) == (3, 2)
+
+
 def test_the_step_without_overlap_is_silent(tmp_path):
     rows = {"train": [problem(numbered("a", 20))], "test": [problem(TEXT, "#### 2")]}
     step = make_step(tmp_path, rows)

@@ -1,7 +1,10 @@
 """One file, several points: what they share, what they are called, and what cannot be swept."""
 
 import json
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import problems_of
@@ -201,6 +204,19 @@ def test_a_key_from_the_environment_is_not_repeated(swept, monkeypatch):
         load_recipe(path)
     assert "holds the value of $OPENAI_API_KEY" in str(caught.value)
     assert "sk-secret" not in str(caught.value)
+
+
+def test_the_page_on_sweeps_says_what_commands_print(bashrac, tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
+    (tmp_path / "sweep.yaml").write_text(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    shown = re.findall(r"```\n\$ bashrac (check .*?)\n(.*?)```", page, re.DOTALL)
+    for command, printed in shown:
+        done = bashrac(*shlex.split(command))
+        assert done.stdout + done.stderr == printed
+    assert len(shown) == 2
+    labels = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)[:3]
+    said = [label for row in labels for label in re.findall(r"`(.*?)`", row)]
+    assert said == list(make_plan(load_recipe(tmp_path / "sweep.yaml")).stages)
 
 
 def test_check_and_plan_state_the_points(swept, bashrac):
