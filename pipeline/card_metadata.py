@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from eval.report_text import number_words
 from eval.report_types import Cell, Row
 from pipeline.finished import FinishedStage
 from pipeline.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL
@@ -92,7 +93,8 @@ def _results(found: FinishedStage, rows: list[Row]) -> Iterator[Any]:
 
 
 def _interval_words(cell: Cell) -> str:
-    return f"95 % interval {cell.low:.1f} to {cell.high:.1f}"
+    low, high = (number_words(one, cell.unit) for one in (cell.low, cell.high))
+    return f"95 % interval {low} to {high}"
 
 
 def method_name(found: FinishedStage) -> str:
