@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import judged_options_of
 from eval.report_cells import cell_of, difference_of, results_of
+from eval.report_curves import gap_charts
 from eval.report_types import Cost, Report, Round, Row
 from pipeline import artifact
 
@@ -70,7 +71,7 @@ def collect(plan: Plan, runs: Path, *, baseline: str | None = None) -> Report:
             if artifact.is_finished(step.directory(runs))
         },
         rounds=rounds,
-        charts=[],
+        charts=gap_charts(plan, runs),
         warnings=warnings,
         versions=_union([record["versions"] for record in records]),
         machines=sorted({f"{record['device']}, host {record['host']}" for record in records}),
@@ -143,10 +144,17 @@ def _asked(plan: Plan, benchmark: str) -> str:
     """Which rows a benchmark asked and how, from the steps that did; the same in every stage."""
     step = next(step for (_, name, _), step in plan.results.items() if name == benchmark)
     answers = step.inputs["answers"]
-    options, place = answers.options, answers.places["test"]
+    contexts = step.inputs.get("contexts")  # of fewer rows, perhaps, than have been answered
+    options, place = answers.options, (contexts or answers).places["test"]
     rows = f"{place['source']}/{place['file']}" if place["file"] else place["source"]
     rows += f", split {place['split']}" if place["revision"] and not place["file"] else ""
     words = [f"rows of {rows}" + (f", the first {place['limit']}" if place["limit"] else "")]
+    if contexts is not None:
+        rates, temperature = contexts.options["rates"], contexts.options["temperature"]
+        listed = ", ".join(f"{rate:g}" for rate in rates)
+        words.append(
+            f"contexts at rates {listed}, temperature {temperature:g}; answers for `agrees`"
+        )
     if shots := options.get("few_shot"):
         words.append(f"{shots} solved examples before each, no chat template")
     how = "greedy" if options["temperature"] == 0 else f"temperature {options['temperature']:g}"

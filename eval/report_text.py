@@ -159,10 +159,10 @@ def interval_note(report: Report) -> str:
     if report.baseline is None:
         return note
     return (
-        f"{note} vs {report.baseline}: points, or the number's own unit where that is not %, on the "
-        "same examples, paired bootstrap (10,000 "
-        f"resamples, 1,000 of LC win rates{p_value}); better or worse = the interval excludes 0 "
-        "and p, where there is one, is below 0.05; else noise."
+        f"{note} vs {report.baseline}: points (of a number that is no percentage its own unit) on "
+        f"the same examples, paired bootstrap (10,000 resamples, 1,000 of LC win rates{p_value}); "
+        "better or worse = the interval excludes 0 and p, where there is one, is below 0.05; else "
+        "noise."
     )
 
 

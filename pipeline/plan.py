@@ -122,6 +122,8 @@ class Builder:
         self.stage: StageOptions = recipe.stages[stage_name]
         self.seed = seed
         self.start = start
+        self.end = start  # the weights the stage ends with, once its own steps are planned
+        self.stages: dict[str, Builder] = {}  # those of the seed, for what compares their models
         self.steps: list[Step] = []
 
     @property
@@ -345,19 +347,31 @@ def make_plan(recipe: Recipe) -> Plan:
         for benchmark in recipe.evaluate:
             plan.overlaps[benchmark] = benchmarks.add_overlap(benchmark, before)
     for seed in recipe.seeds:
+        builders: dict[str, Builder] = {}
         for name, stage in recipe.stages.items():
-            start = plan.models[stage.start, seed] if stage.start else Model(base=None)
-            builder = Builder(recipe, name, seed, start)
-            model = method_module(stage.method).plan(stage, builder)
-            plan.models[name, seed] = model
+            start = builders[stage.start].end if stage.start else Model(base=None)
+            builder = builders[name] = Builder(recipe, name, seed, start)
+            builder.stages = builders
+            builder.end = method_module(stage.method).plan(stage, builder)
+            plan.models[name, seed] = builder.end
             plan.stage_steps[name, seed] = list(builder.steps)
+        for name, builder in builders.items():
             for benchmark in recipe.evaluate:
-                result = benchmarks.add_steps(benchmark, builder, model)
+                result = benchmarks.add_steps(benchmark, builder, builder.end)
                 plan.results[name, benchmark, seed] = result
             is_first = not plan.all_steps
             plan.all_steps[name, seed] = [*(before.steps if is_first else []), *builder.steps]
             for step in plan.all_steps[name, seed]:
-                if step.fingerprint not in known:
-                    known[step.fingerprint] = step
-                    plan.steps.append(step)
+                _add(plan, step, known)
     return plan
+
+
+def _add(plan: Plan, step: Step, known: dict[str, Step]) -> None:
+    """Add a step after those it reads, which may be of a stage further down."""
+    if step.fingerprint in known:
+        return
+    for value in step.inputs.values():
+        if isinstance(value, Step):
+            _add(plan, value, known)
+    known[step.fingerprint] = step
+    plan.steps.append(step)
