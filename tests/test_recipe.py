@@ -2,7 +2,7 @@ import pytest
 import yaml
 from conftest import problems_of
 
-from pipeline.errors import InputError, RecipeError
+from pipeline.errors import InputError
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
 
@@ -45,14 +45,6 @@ def test_a_file_of_other_rows_is_named_before_anything_runs(recipe_dict, write_r
     )
     assert "field 'prompt' is missing" in found["data.preferences.source"]
     assert set(found) == {f"data.{role}.source" for role in ("train", "test", "preferences")}
-
-
-def test_the_same_problem_of_several_stages_is_said_once(recipe_dict, write_recipe):
-    recipe_dict |= {"task": "tldr", "evaluate": []}
-    recipe_dict["data"] = {"train": "builtin:posts", "preferences": "self"}
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(write_recipe(recipe_dict))
-    assert [problem.key for problem in caught.value.problems] == ["data.preferences"]
 
 
 @pytest.mark.parametrize(

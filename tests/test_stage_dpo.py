@@ -8,7 +8,7 @@ import torch
 from conftest import save_tiny_model
 
 from pipeline import artifact
-from pipeline.errors import StepFailedError
+from pipeline.errors import InputError, StepFailedError
 from pipeline.load import load_recipe
 from pipeline.model import load_model
 from pipeline.pairs import read_pairs
@@ -202,6 +202,29 @@ def test_self_made_pairs_reject_wrong_answers_and_count_the_rest():
     assert pair["rejected_finished"]
     pair, has_right = dpo.pair_of([answer("#### 5"), answer("#### 5")])
     assert pair is None and has_right
+
+
+def test_pairs_told_by_rouge_take_the_nearest_finished_answer_over_the_farthest():
+    def answer(text, finished=True, reference="a cat sat down"):
+        return {"id": 0, "messages": ["m"], "reference": reference, "answer": text,
+                "ids": [7, 8], "finished": finished}  # fmt: skip
+
+    pair = dpo.pair_by_rouge([answer("a dog sat"), answer("birds"), answer("a cat sat")])
+    assert pair is not None and (pair["chosen"], pair["rejected"]) == ("a cat sat", "birds")
+    pair = dpo.pair_by_rouge([answer("a cat sat down", finished=False), answer("a"), answer("x")])
+    assert pair is not None and (pair["chosen"], pair["rejected"]) == ("a", "x")
+    assert dpo.pair_by_rouge([answer("a cat sat", finished=False), answer("x", False)]) is None
+    assert dpo.pair_by_rouge([answer("a dog"), answer("a hen")]) is None, "equally near"
+    assert dpo.pair_by_rouge([answer("a", reference="?"), answer("b", reference="?")]) is None
+
+
+def test_posts_have_self_made_pairs_by_rouge(recipe_dict, write_recipe, run_steps_here):
+    """What a model without training writes has no word in common with any summary."""
+    recipe_dict["stages"] = {"dpo": {"method": "dpo", "pairs": "self", "samples": 2}}
+    recipe_dict |= {"task": "tldr", "evaluate": []}
+    recipe_dict["data"] = {"train": {"source": "builtin:posts", "limit": 2}}
+    with pytest.raises(InputError, match="no answer to any of the 2 prompts is worse than another"):
+        run_steps_here(write_recipe(recipe_dict))
 
 
 def test_self_made_pairs_run_as_a_stage(recipe_dict, write_recipe, run_steps_here):

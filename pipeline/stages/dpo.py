@@ -6,8 +6,10 @@ reference agree, so the loss must be ln 2; the run stops when it is not.
 
 Preference pairs come from a source with prompt, chosen and rejected, or are made from the model's
 own answers (`data.preferences: self`, or `pairs: self` in the stage): `samples` answers to each
-training prompt, chosen = a right one (the reference where there is none), rejected = a wrong one;
-prompts without a wrong answer are left out and counted.
+training prompt. Where answers can be checked (gsm8k), chosen = a right one (the reference where
+there is none), rejected = a wrong one; prompts without a wrong answer are left out and counted. For
+the other tasks chosen = the finished answer nearest to the reference by ROUGE-L, rejected = the one
+farthest from it; prompts whose answers are all equally near are left out and counted.
 """
 
 from __future__ import annotations
@@ -46,15 +48,9 @@ class Options(SamplingOptions):
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
-    """DPO needs preferences, and self-made ones need answers that can be checked."""
-    key = f"stages.{name}.pairs" if stage.pairs else "data.preferences"
+    """DPO needs preferences, from a source or its own answers."""
     if stage.from_own_answers(recipe):
-        if recipe.task == "gsm8k":
-            return []
-        message = (
-            f"self needs answers that can be checked; task {recipe.task} has none: give a source"
-        )
-        return [Problem(key, message)]
+        return []
     if recipe.data.preferences is None:
         message = "dpo needs data.preferences (a source of prompt/chosen/rejected) or pairs: self"
         return [Problem(f"stages.{name}", message)]
@@ -77,32 +73,37 @@ def plan(stage: Options, build: Builder) -> Model:
         sampling=stage,
     )
     write = "pipeline.stages.dpo:write_pairs"
-    pairs = build.step("pairs", write, title="pairs", steps={"answers": answers})
+    told_by = {} if build.recipe.task == "gsm8k" else {"told_by": "ROUGE-L"}
+    pairs = build.step("pairs", write, title="pairs", steps={"answers": answers}, options=told_by)
     return build.train(TRAIN, title="train", model=build.start, steps={"pairs": pairs})
 
 
 def write_pairs(step: StepRun) -> None:
-    """Step: make preference pairs from graded answers.
+    """Step: make preference pairs from several answers to each prompt.
 
     Raises:
-        InputError: when no prompt has a wrong answer.
+        InputError: when no prompt has answers that differ in worth.
     """
     from pipeline.pairs import read_answers, store_pairs
 
     grouped: dict[int, list[dict[str, Any]]] = {}
     for row in read_answers(step, "answers"):
         grouped.setdefault(row["id"], []).append(row)
-    made = [pair_of(rows) for rows in grouped.values()]
-    pairs = [pair for pair, _ in made if pair is not None]
-    step.metrics["figures"] = {
-        "prompts": len(grouped),
-        "pairs": len(pairs),
-        "prompts without a right answer": sum(not has_right for _, has_right in made),
-        "prompts without a wrong answer": len(grouped) - len(pairs),
-    }
+    if step.options.get("told_by") == "ROUGE-L":
+        pairs = [pair for rows in grouped.values() if (pair := pair_by_rouge(rows)) is not None]
+        left_out = {"prompts without a worse answer": len(grouped) - len(pairs)}
+    else:
+        made = [pair_of(rows) for rows in grouped.values()]
+        pairs = [pair for pair, _ in made if pair is not None]
+        left_out = {
+            "prompts without a right answer": sum(not has_right for _, has_right in made),
+            "prompts without a wrong answer": len(grouped) - len(pairs),
+        }
+    step.metrics["figures"] = {"prompts": len(grouped), "pairs": len(pairs), **left_out}
     if not pairs:
+        kind = "worse than another" if step.options else "wrong"
         raise InputError(
-            f"no answer to any of the {len(grouped)} prompts is wrong, so there is nothing to "
+            f"no answer to any of the {len(grouped)} prompts is {kind}, so there is nothing to "
             "reject; raise the stage's temperature or samples, or give data.preferences"
         )
     store_pairs(step, pairs)
@@ -123,6 +124,23 @@ def pair_of(rows: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, bool]:
     if not wrong:
         return None, bool(right)
     return own_pair(chosen=right[0] if right else None, rejected=wrong[0]), bool(right)
+
+
+def pair_by_rouge(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the nearest finished answer to the reference over the farthest, None where all tie.
+
+    A reference that ROUGE cannot read tells no answer from another.
+    """
+    from eval.rouge import f_measures
+    from pipeline.pairs import own_pair
+
+    scored = [(f_measures(row["answer"], row["reference"]), row) for row in rows]
+    known = [(scores["rougeL"], row) for scores, row in scored if scores is not None]
+    finished = [one for one in known if one[1]["finished"]]
+    if not finished:
+        return None
+    best, worst = max(finished, key=lambda one: one[0]), min(known, key=lambda one: one[0])
+    return None if best[0] == worst[0] else own_pair(chosen=best[1], rejected=worst[1])
 
 
 def train(step: StepRun) -> None:
