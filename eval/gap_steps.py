@@ -73,17 +73,21 @@ def write_losses(step: StepRun) -> None:
 
     written = read_rows(step.input_folders()["contexts"] / sft.ROWS)
     rates = sorted({row["rate"] for row in written})
-    model = load_to_read(step).eval()
+    model, batch_tokens = load_to_read(step).eval(), step.neutral["batch_tokens"]
 
     def make(rows: Sequence[Row]) -> Iterator[Row]:
-        for group, at_once in similar(rows, _size, step.neutral["batch_tokens"]):
-            labels = [labels_of(row) for row in group]
+        # A sure model often fills in the reference: what is alike at several rates is read once.
+        alike: dict[tuple[int, ...], list[Row]] = {}
+        for row in rows:
+            alike.setdefault((row["id"], *row["input_ids"]), []).append(row)
+        for group, at_once in similar(list(alike.values()), _size_of_first, batch_tokens):
+            labels = [labels_of(row) for row, *_ in group]
             read = [
                 Own(row["input_ids"][: -len(said)], row["input_ids"][-len(said) :], row["id"])
-                for row, said in zip(group, labels, strict=True)
+                for (row, *_), said in zip(group, labels, strict=True)
             ]
             for place, nats in losses_as_done(model, read, labels, batch_size=at_once):
-                yield _loss_row(group[place], nats)
+                yield from (_loss_row(row, nats) for row in group[place])
 
     rows = write_in_shards(
         step,
@@ -115,6 +119,10 @@ def labels_of(row: Row) -> list[int]:
 
 def _size(row: Row) -> int:
     return len(row["input_ids"])
+
+
+def _size_of_first(rows: list[Row]) -> int:
+    return _size(rows[0])
 
 
 def _written(row: Row) -> int:

@@ -35,7 +35,7 @@ _MEANINGS = {
     "own tokens before it; lower is better",
     "slope, fixed contexts": "the same on contexts that one stage wrote for all",
     "NLL at 0": "the loss of a reference token after reference tokens",
-    "changed at most": "tokens of own contexts at the highest rate that are not the reference's",
+    "tokens changed": "those of own contexts at the highest rate that are not the reference's",
     "agrees": "tokens of a greedy answer before the first that is not the reference's",
     "agrees to the end": "greedy answers that are the reference",
 }

@@ -25,7 +25,7 @@ from pipeline.stages.sft import ROWS
 from pipeline.step import StepRun, execute, write_spec
 from pipeline.workload import Workload
 
-RATES = [0.0, 0.3, 1.0]
+RATES = [0.0, 0.02, 0.3, 1.0]
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,10 @@ def test_losses_are_those_of_one_plain_forward_pass(done):
         model = weights_of(plan, runs, stage)
         contexts = step_of(plan, name, stage).inputs["contexts"].directory(runs)
         losses = rows_of(plan, runs, name, stage)
-        assert len(losses) == 3 * len(RATES)
-        for row, loss in zip(artifact.read_rows(contexts / ROWS), losses, strict=True):
+        written = artifact.read_rows(contexts / ROWS)
+        distinct = {tuple(row["input_ids"]) for row in written}
+        assert len(distinct) < len(losses) == 3 * len(RATES), "some are alike at two rates"
+        for row, loss in zip(written, losses, strict=True):
             with torch.no_grad():
                 logits = model(torch.tensor([row["input_ids"]])).logits[0]
             scores = logits.log_softmax(dim=-1)
@@ -376,7 +378,10 @@ def test_the_report_has_a_table_and_the_curves_of_all_stages(done):
     assert row.difference.unit == "nats" and row.difference.p_value is None
     assert row.measures["agrees"].unit == "tokens" and row.counts == {"read": 3}
     text = markdown(report)
-    assert "rows of builtin:maths, the first 3; contexts at rates 0, 0.3, 1, temperature 1" in text
+    assert (
+        "rows of builtin:maths, the first 3; contexts at rates 0, 0.02, 0.3, 1, temperature 1"
+        in text
+    )
     line = next(line for line in text.splitlines() if line.startswith("| base") and "nats" in line)
     value = row.measures["gap slope"].value
     assert f"{value:.3f} nats [" in line and f"{row.difference.value:+.3f} [" in line
