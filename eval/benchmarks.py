@@ -235,6 +235,13 @@ def add_steps(name: str, build: Builder, model: Model) -> Step:
     )
 
 
+def asked(result: Step) -> Step:
+    """The step that read a benchmark's test rows, given the one that holds its result."""
+    step = result.inputs.get("contexts") or result.inputs["answers"]
+    assert not isinstance(step, dict)
+    return step
+
+
 def add_overlap(name: str, build: Builder) -> Step:
     """Add the step that looks for a benchmark's test rows among the training rows."""
     recipe = build.recipe

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmarks import judged_options_of
+from eval.benchmarks import asked, judged_options_of
 from eval.report_cells import cell_of, difference_of, results_of
 from eval.report_curves import gap_charts
 from eval.report_types import Cost, Report, Round, Row
@@ -144,17 +144,15 @@ def _asked(plan: Plan, benchmark: str) -> str:
     """Which rows a benchmark asked and how, from the steps that did; the same in every stage."""
     step = next(step for (_, name, _), step in plan.results.items() if name == benchmark)
     answers = step.inputs["answers"]
-    contexts = step.inputs.get("contexts")  # of fewer rows, perhaps, than have been answered
-    options, place = answers.options, (contexts or answers).places["test"]
+    contexts = step.inputs.get("contexts")
+    options, place = answers.options, asked(step).places["test"]
     rows = f"{place['source']}/{place['file']}" if place["file"] else place["source"]
     rows += f", split {place['split']}" if place["revision"] and not place["file"] else ""
     words = [f"rows of {rows}" + (f", the first {place['limit']}" if place["limit"] else "")]
     if contexts is not None:
         rates, temperature = contexts.options["rates"], contexts.options["temperature"]
         listed = ", ".join(f"{rate:g}" for rate in rates)
-        words.append(
-            f"contexts at rates {listed}, temperature {temperature:g}; answers for `agrees`"
-        )
+        words.append(f"contexts at rates {listed}, temperature {temperature:g}; answers to compare")
     if shots := options.get("few_shot"):
         words.append(f"{shots} solved examples before each, no chat template")
     how = "greedy" if options["temperature"] == 0 else f"temperature {options['temperature']:g}"

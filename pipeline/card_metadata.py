@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from eval.benchmarks import asked
 from eval.report_text import number_words
 from eval.report_types import Cell, Row
 from pipeline.finished import FinishedStage
@@ -73,12 +74,12 @@ def _results(found: FinishedStage, rows: list[Row]) -> Iterator[Any]:
     from huggingface_hub import EvalResult
 
     for row in rows:
-        answers = found.plan.results[found.name, row.benchmark, found.seed].inputs["answers"]
-        identity = answers.inputs["test"]
+        step = asked(found.plan.results[found.name, row.benchmark, found.seed])
+        identity = step.inputs["test"]
         if row.primary is None or "hub" not in identity:
             continue
         name, cell = next(iter(row.measures.items()))
-        place = answers.places["test"]
+        place = step.places["test"]
         yield EvalResult(
             task_type="text-generation",
             dataset_type=identity["hub"],
