@@ -2,18 +2,20 @@
 
 A benchmark is two steps after a stage: the model answers the test rows, then the answers are graded
 (and, where two answers are compared, judged). Answers are an artifact of their own, so a changed
-grader or judge never samples again, and two benchmarks on the same rows share their answers.
-Nothing here imports torch or datasets.
+grader or judge never samples again, and two benchmarks on the same rows share their answers. One
+that takes other steps has a module that plans them. Nothing here imports torch or datasets.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from pipeline.recipe import AnySource, Recipe, Source, Strict
+from pipeline.errors import Problem
+from pipeline.recipe import AnySource, Recipe, Share, Source, Strict
 
 if TYPE_CHECKING:
     from pipeline.plan import Builder, Model, Step
@@ -70,6 +72,23 @@ class AlpacaOptions(JudgedOptions):
     gamed: AnySource | None = Source(source=_ALPACA_EVAL, file="df_gamed.csv")
 
 
+class GapOptions(Options):
+    """Keys of `gap`; `max_new_tokens` is for greedy answers, where it writes them itself.
+
+    Attributes:
+        limit: how many rows are read, the first ones; by default 128, or as `data` says.
+        rates: shares of tokens that the model fills, from 0 up.
+        fixed: the stage whose contexts all stages read, for a second curve; null for none, by
+            default the first SFT stage.
+        temperature: of the tokens it fills; by default 1.
+    """
+
+    limit: int | None = Field(default=None, ge=1)
+    rates: list[Share] = Field(default=[0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0], min_length=2)
+    fixed: str | None = None
+    temperature: Annotated[float, Field(gt=0)] | None = None
+
+
 class Benchmark(NamedTuple):
     """A benchmark.
 
@@ -80,6 +99,8 @@ class Benchmark(NamedTuple):
         options: the schema of its keys.
         hub: its test set on the hub, None where it asks the recipe's own.
         judged: whether a judge compares answers.
+        module: where its steps are others than answers and grades, what plans them: `check`
+            gives problems of a recipe, `plan` adds the steps of a model and gives the last.
     """
 
     run: str
@@ -88,6 +109,7 @@ class Benchmark(NamedTuple):
     options: type[Options]
     hub: Source | None
     judged: bool
+    module: str | None = None
 
 
 BENCHMARKS = {
@@ -114,6 +136,15 @@ BENCHMARKS = {
         options=TldrOptions,
         hub=Source(source="vwxyzjn/summarize_from_feedback_tldr_3_filtered", split="test"),
         judged=True,
+    ),
+    "gap": Benchmark(
+        run="eval.gap_grades:grade",
+        version=1,
+        task=None,
+        options=GapOptions,
+        hub=None,
+        judged=False,
+        module="eval.gap",
     ),
     "rouge": Benchmark(
         run="eval.rouge:grade_answers",
@@ -158,9 +189,17 @@ def test_source(recipe: Recipe, name: str) -> Source | None:
     return recipe.data.test if own_task else BENCHMARKS[name].hub
 
 
+def check(recipe: Recipe, name: str) -> list[Problem]:
+    """Problems with a benchmark's own keys that a type does not say."""
+    module = BENCHMARKS[name].module
+    return [] if module is None else import_module(module).check(recipe)
+
+
 def add_steps(name: str, build: Builder, model: Model) -> Step:
     """Add a benchmark's steps for one stage and return the one that holds its result."""
     recipe, benchmark = build.recipe, BENCHMARKS[name]
+    if benchmark.module is not None:
+        return import_module(benchmark.module).plan(build, model)
     options, task, test = options_of(recipe, name), task_of(recipe, name), test_source(recipe, name)
     assert test is not None  # the recipe's check has seen to it
     temperature = options.temperature
@@ -194,6 +233,13 @@ def add_steps(name: str, build: Builder, model: Model) -> Step:
             "gamed": f"benchmarks.{name}.gamed (a file, or null)",
         },
     )
+
+
+def asked(result: Step) -> Step:
+    """The step that read a benchmark's test rows, given the one that holds its result."""
+    step = result.inputs.get("contexts") or result.inputs["answers"]
+    assert not isinstance(step, dict)
+    return step
 
 
 def add_overlap(name: str, build: Builder) -> Step:

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmarks import judged_options_of
+from eval.benchmarks import asked, judged_options_of
+from eval.report_cells import cell_of, difference_of, results_of
+from eval.report_curves import gap_charts
 from eval.report_sweeps import sweep_charts
-from eval.report_types import Cell, Cost, Difference, Report, Round, Row
+from eval.report_types import Cost, Report, Round, Row
 from pipeline import artifact
 from pipeline.recipe import Source
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from pipeline.plan import Plan, Step
     from pipeline.recipe import Recipe
 
-Result = dict[str, Any]
 _READ = (artifact.RESULT, artifact.SAMPLES)  # what reports are made of
 
 
@@ -73,21 +74,11 @@ def collect(plan: Plan, runs: Path, *, baseline: str | None = None) -> Report:
         costs=[_cost(plan, runs, stage) for stage in plan.stages],
         overlaps=_overlaps(plan, runs),
         rounds=rounds,
-        charts=sweep_charts(plan, rows, figures),
+        charts=[*sweep_charts(plan, rows, figures), *gap_charts(plan, runs)],
         warnings=warnings,
         versions=_union([record["versions"] for record in records]),
         machines=sorted({f"{record['device']}, host {record['host']}" for record in records}),
     )
-
-
-def results_of(plan: Plan, runs: Path, stage: str, benchmark: str) -> dict[int, Result]:
-    """Finished results of a stage, by seed."""
-    found = {}
-    for seed in plan.recipe.seeds:
-        step = plan.results[stage, benchmark, seed]
-        if artifact.is_finished(step.directory(runs)):
-            found[seed] = artifact.read_json(step.directory(runs) / artifact.RESULT)
-    return found
 
 
 def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | None) -> Row:
@@ -108,103 +99,16 @@ def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | Non
     difference = None
     # Where the baseline is swept, a stage is compared with what it is at the stage's own points.
     if planned.name != baseline and (other := planned.beside.get(baseline or "")) is not None:
-        difference = _difference(ours, results_of(plan, runs, other, benchmark))
+        difference = difference_of(ours, results_of(plan, runs, other, benchmark))
     names = dict.fromkeys(name for result in results for name in result["measures"])
     return Row(
         **fields,
         n=results[0]["n"],
         seeds=len(results),
-        measures={name: cell for name in names if (cell := _cell(results, name)) is not None},
+        measures={name: cell for name in names if (cell := cell_of(results, name)) is not None},
         difference=difference,
         counts=dict(counts),
     )
-
-
-def _cell(results: list[Result], name: str) -> Cell | None:
-    """One measure over the seeds that have it; None where they share no scored example."""
-    having = [result for result in results if name in result["measures"]]
-    measures = [result["measures"][name] for result in having]
-    first = measures[0]
-    if len(measures) == 1:
-        return Cell(first["value"], first["low"], first["high"], first["n"], first["unit"])
-    from eval.stats import interval_of_replicates, mean_over_seeds, wilson_interval
-
-    if "replicates" in first:
-        values = [measure["value"] for measure in measures]
-        mean = sum(values) / len(values)
-        spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-        interval = interval_of_replicates([measure["replicates"] for measure in measures])
-        return Cell(mean, interval.low, interval.high, first["n"], "%", spread)
-    columns = _on_common_ids([_scores(result, name) for result in having])
-    if not columns[0]:
-        return None
-    summary = mean_over_seeds(columns)
-    interval = summary.interval
-    if summary.mean in (0.0, 1.0) and first["unit"] == "%":
-        # All alike: the bootstrap knows no spread. The seeds share their examples, so n is theirs.
-        interval = wilson_interval(round(summary.mean * summary.n_examples), summary.n_examples)
-    scale = 100 if first["unit"] == "%" else 1
-    numbers = (summary.mean, interval.low, interval.high)
-    value, low, high = (scale * number for number in numbers)
-    spread = scale * (summary.standard_deviation or 0.0)
-    return Cell(value, low, high, summary.n_examples, first["unit"], spread)
-
-
-def _difference(ours: dict[int, Result], baseline: dict[int, Result]) -> Difference | None:
-    """Compare two stages on the seeds and examples that both have a score for, if there are any."""
-    pairs = [(ours[seed], baseline[seed]) for seed in ours if seed in baseline]
-    name = pairs[0][0]["primary"] if pairs else ""
-    if not pairs or any(name not in result["measures"] for pair in pairs for result in pair):
-        return None
-    is_mean = "scores" in pairs[0][0]["measures"][name]
-    return (_difference_of_means if is_mean else _difference_of_replicates)(pairs, name)
-
-
-def _difference_of_means(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
-    from eval.stats import mean_over_seeds, paired_difference
-
-    scores = [(_scores(ours, name), _scores(baseline, name)) for ours, baseline in pairs]
-    common = set.intersection(*(set(one) for pair in scores for one in pair))
-    ids = [example for example in scores[0][0] if example in common]
-    if not ids:
-        return None
-    p_value = None
-    if len(scores) == 1:
-        found = paired_difference(*([one[example] for example in ids] for one in scores[0]))
-        value, interval, p_value = found.difference, found.interval, found.p_value
-    else:
-        summary = mean_over_seeds([[ours[i] - theirs[i] for i in ids] for ours, theirs in scores])
-        value, interval = summary.mean, summary.interval
-    low, high = 100 * interval.low, 100 * interval.high
-    return Difference(100 * value, low, high, len(ids), p_value, len(pairs))
-
-
-def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
-    from eval.stats import interval_of_replicates
-
-    if any(ours["ids"] != baseline["ids"] for ours, baseline in pairs):
-        return None  # resamples of other examples are not paired
-    measures = [(ours["measures"][name], theirs["measures"][name]) for ours, theirs in pairs]
-    value = sum(ours["value"] - theirs["value"] for ours, theirs in measures) / len(measures)
-    differences = [
-        [x - y for x, y in zip(ours["replicates"], theirs["replicates"], strict=True)]
-        for ours, theirs in measures
-    ]
-    interval = interval_of_replicates(differences)
-    n = min(measure["n"] for pair in measures for measure in pair)
-    return Difference(value, interval.low, interval.high, n, seeds=len(pairs))
-
-
-def _scores(result: Result, name: str) -> dict[Any, float]:
-    """Example id -> score, of the examples that have one."""
-    scores = zip(result["ids"], result["measures"][name]["scores"], strict=True)
-    return {example: float(score) for example, score in scores if score is not None}
-
-
-def _on_common_ids(columns: list[dict[Any, float]]) -> list[list[float]]:
-    """Scores of the examples that every column has, in the same order."""
-    common = [example for example in columns[0] if all(example in one for one in columns[1:])]
-    return [[column[example] for example in common] for column in columns]
 
 
 def _cost(plan: Plan, runs: Path, stage: str) -> Cost:
@@ -270,10 +174,15 @@ def _asked(plan: Plan, benchmark: str) -> str:
 
 def _asked_by(recipe: Recipe, step: Step, benchmark: str) -> str:
     answers = step.inputs["answers"]
-    options, place = answers.options, answers.places["test"]
+    contexts = step.inputs.get("contexts")
+    options, place = answers.options, asked(step).places["test"]
     rows = f"{place['source']}/{place['file']}" if place["file"] else place["source"]
     rows += f", split {place['split']}" if place["revision"] and not place["file"] else ""
     words = [", ".join(filter(None, [f"rows of {rows}", Source(**place).rows_words]))]
+    if contexts is not None:
+        rates, temperature = contexts.options["rates"], contexts.options["temperature"]
+        listed = ", ".join(f"{rate:g}" for rate in rates)
+        words.append(f"contexts at rates {listed}, temperature {temperature:g}; answers to compare")
     if shots := options.get("few_shot"):
         words.append(f"{shots} solved examples before each, no chat template")
     how = "greedy" if options["temperature"] == 0 else f"temperature {options['temperature']:g}"

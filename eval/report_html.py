@@ -29,6 +29,7 @@ from eval.report_text import (
     cost_words,
     figure_words,
     interval_note,
+    number_words,
 )
 from eval.report_types import Report, Row
 from pipeline.errors import visible
@@ -186,7 +187,7 @@ def _summary(rows: Sequence[Row], baseline: str | None) -> list[tuple[str, str]]
     lines = []
     for words, head in heads.items():
         named = [
-            f"{row.stage}\u00a0{found.value:+.1f}"
+            f"{row.stage}\u00a0{number_words(found.value, found.unit, signed=True)}"
             for row in rows
             if (found := row.difference) is not None and found.words == words
         ]

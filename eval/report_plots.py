@@ -79,7 +79,8 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
             "On the same examples. Better or worse (filled dot): the 95 % interval excludes 0. "
             "Noise (open dot): it does not."
         )
-        title = f"{name}, points over {baseline}"
+        unit = measured.measures[name].unit
+        title = f"{name}, {'points' if unit == '%' else unit} over {baseline}"
         plots.append(
             _plot(f"{benchmark}-differences", title, compared, line=(0, "0 = no difference"),
                   note=note, signed=True)

@@ -14,10 +14,12 @@ from pipeline.errors import visible
 
 COST_HEAD = ["stage", "train", "tokens trained", "padding", "tokens written"]
 _COLUMNS: tuple[str, ...] = (
-    "benchmark", "stage", "method", "measure", "unit", "value", "low", "high", "spread", "n",
-    "seeds", "difference", "difference_low", "difference_high", "difference_n", "p_value",
+    "benchmark", "stage", "method", "measure", "unit", "better", "value", "low", "high", "spread",
+    "n", "seeds", "difference", "difference_low", "difference_high", "difference_n", "p_value",
     "difference_seeds", "published", "outcomes",
 )  # fmt: skip
+# Decimals by unit; of any other unit one.
+_DECIMALS = {"nats": 3}
 # What each measure is, said below the tables it stands in.
 _MEANINGS = {
     "strict": "the number after the last ####",
@@ -29,6 +31,13 @@ _MEANINGS = {
     "LC win rate": "length-controlled",
     "win rate": "mean preference for the model's answer, a tie counting half",
     "order decides": "comparisons whose winner changes with the order of the answers",
+    "gap slope": "nats that the loss of a reference token rises from no own tokens to nothing but "
+    "own tokens before it; lower is better",
+    "slope, fixed contexts": "the same on contexts that one stage wrote for all",
+    "NLL at 0": "the loss of a reference token after reference tokens",
+    "tokens changed": "those of own contexts at the highest rate that are not the reference's",
+    "agrees": "tokens of a greedy answer before the first that is not the reference's",
+    "agrees to the end": "greedy answers that are the reference",
 }
 
 
@@ -150,9 +159,10 @@ def interval_note(report: Report) -> str:
     if report.baseline is None:
         return note
     return (
-        f"{note} vs {report.baseline}: points on the same examples, paired bootstrap (10,000 "
-        f"resamples, 1,000 of LC win rates{p_value}); better or worse = the interval excludes 0 "
-        "and p, where there is one, is below 0.05; else noise."
+        f"{note} vs {report.baseline}: points (of a number that is no percentage its own unit) on "
+        f"the same examples, paired bootstrap (10,000 resamples, 1,000 of LC win rates{p_value}); "
+        "better or worse = the interval excludes 0 and p, where there is one, is below 0.05; else "
+        "noise."
     )
 
 
@@ -163,18 +173,27 @@ def cell_words(cell: Cell | None, n: int | None) -> str:
     """
     if cell is None:
         return ""
-    spread = "" if cell.spread is None else f" ± {cell.spread:.1f}"
+    value, low, high = (number_words(one, cell.unit) for one in (cell.value, cell.low, cell.high))
+    spread = "" if cell.spread is None else f" ± {number_words(cell.spread, cell.unit)}"
     others = "" if cell.n == n else f" (n {cell.n})"
-    return f"{cell.value:.1f}{spread} {cell.unit} [{cell.low:.1f}, {cell.high:.1f}]{others}"
+    return f"{value}{spread} {cell.unit} [{low}, {high}]{others}"
+
+
+def number_words(value: float, unit: str, *, signed: bool = False) -> str:
+    """A number with as many decimals as its unit has."""
+    return f"{value:{'+' if signed else ''}.{_DECIMALS.get(unit, 1)}f}"
 
 
 def difference_words(difference: Difference | None, seeds: int = 1) -> str:
     """Such as '+11.0 [+4.0, +18.0] better'; with fewer than all seeds it says how many."""
     if difference is None:
         return ""
-    interval = f"[{difference.low:+.1f}, {difference.high:+.1f}]"
+    value, low, high = (
+        number_words(one, difference.unit, signed=True)
+        for one in (difference.value, difference.low, difference.high)
+    )
     some = f" ({difference.seeds} of {seeds} seeds)" if difference.seeds < seeds else ""
-    return f"{difference.value:+.1f} {interval} {difference.words}{some}"
+    return f"{value} [{low}, {high}] {difference.words}{some}"
 
 
 def outcome_words(row: Row) -> str:

@@ -12,6 +12,7 @@ class Cell:
     Attributes:
         n: examples it is a mean over, in each seed.
         spread: standard deviation over seeds, None for one seed.
+        better: which numbers are, 'higher' or 'lower'.
     """
 
     value: float
@@ -20,16 +21,19 @@ class Cell:
     n: int
     unit: str = "%"
     spread: float | None = None
+    better: str = "higher"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Points over the stage it is compared with, on the same examples and seeds.
+    """How much over the stage it is compared with, on the same examples and seeds.
 
     Attributes:
         n: examples that both have a score for, in each seed.
         p_value: McNemar's exact test, for right/wrong scores and one seed.
         seeds: how many seeds both have finished.
+        unit: of the number; '%' stands for points.
+        better: which numbers are, 'higher' or 'lower'.
     """
 
     value: float
@@ -38,6 +42,8 @@ class Difference:
     n: int
     p_value: float | None = None
     seeds: int = 1
+    unit: str = "%"
+    better: str = "higher"
 
     @property
     def words(self) -> str:
@@ -47,7 +53,7 @@ class Difference:
         """
         if self.low <= 0 <= self.high or (self.p_value or 0.0) >= 0.05:
             return "noise"
-        return "better" if self.value > 0 else "worse"
+        return "better" if (self.value > 0) == (self.better == "higher") else "worse"
 
 
 @dataclass(frozen=True)

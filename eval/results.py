@@ -25,7 +25,12 @@ def read_answers(step: StepRun) -> list[dict[str, Any]]:
     return read_rows(step.input_folders()["answers"] / SAMPLES)
 
 
-def measure(scores: Sequence[float | None], *, unit: str = "%") -> Measure:
+def scale_of(unit: str) -> int:
+    """What scores are multiplied by to be values: those in percent are stored as shares."""
+    return 100 if unit == "%" else 1
+
+
+def measure(scores: Sequence[float | None], *, unit: str = "%", better: str = "higher") -> Measure:
     """Return a measure: the mean score with its 95 % interval, and the scores.
 
     The interval is Wilson's where every score is 0 or 1, else a bootstrap over examples.
@@ -33,6 +38,7 @@ def measure(scores: Sequence[float | None], *, unit: str = "%") -> Measure:
     Args:
         scores: One an example, None where it could not be scored; shares where the unit is "%".
         unit: "%" or the unit of the scores.
+        better: whether "higher" or "lower" numbers are.
 
     Raises:
         ValueError: If there is no score at all.
@@ -46,7 +52,7 @@ def measure(scores: Sequence[float | None], *, unit: str = "%") -> Measure:
         interval = wilson_interval(int(sum(known)), len(known))
     else:
         interval = mean_over_seeds([known]).interval
-    scale = 100 if unit == "%" else 1
+    scale = scale_of(unit)
     value = sum(known) / len(known)
     return {
         "value": scale * value,
@@ -55,6 +61,7 @@ def measure(scores: Sequence[float | None], *, unit: str = "%") -> Measure:
         "n": len(known),
         "unit": unit,
         "scores": list(scores),
+        **({} if better == "higher" else {"better": better}),
     }
 
 
@@ -80,6 +87,7 @@ def store(
     grades: list[dict[str, Any]],
     measures: Mapping[str, Measure],
     counts: Mapping[str, int],
+    curves: Mapping[str, Any] | None = None,
 ) -> None:
     """Write grades.jsonl and result.json.
 
@@ -88,6 +96,7 @@ def store(
         grades: one row an example: `id`, `verdict` (words for people), and what it rests on.
         measures: by name; the first is the benchmark's own number, which stages are compared by.
         counts: outcome -> examples; they add up to the number of examples.
+        curves: what the benchmark's charts are drawn from, if it has any; see `curve`.
 
     Raises:
         ValueError: If the counts do not add up.
@@ -102,5 +111,14 @@ def store(
         "measures": dict(measures),
         "counts": dict(counts),
         "ids": [grade["id"] for grade in grades],
+        **({"curves": dict(curves)} if curves else {}),
     }
     write_json(step.directory / RESULT, result)
+
+
+def curve(ids: Sequence[int], measures: Mapping[str, Measure], **more: Any) -> dict[str, Any]:
+    """Return one curve of a result: a measure for each place on the x axis, and its own examples.
+
+    It is shaped as a result is, so that seeds and stages are compared point by point alike.
+    """
+    return {"ids": list(ids), "measures": dict(measures), **more}

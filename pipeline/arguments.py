@@ -67,14 +67,16 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", metavar="MODEL", help="folder, adapter, step or hub id")
     evaluate.add_argument(
         "--benchmark", action="append", required=True, metavar="NAME", dest="benchmarks",
-        help="gsm8k, alpaca, tldr or rouge (repeatable)",
+        help="gsm8k, alpaca, tldr, gap or rouge (repeatable)",
     )  # fmt: skip
     evaluate.add_argument(
         "--data", metavar="SOURCE", help="test rows instead of the benchmark's own on the hub"
     )
     evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first N test rows")
     evaluate.add_argument(
-        "--task", choices=("gsm8k", "tldr", "chat"), help="what the rows are (rouge needs it)"
+        "--task",
+        choices=("gsm8k", "tldr", "chat"),
+        help="what the rows of gap and rouge are, where they do not show it",
     )
     evaluate.add_argument(
         "--judge", metavar="JUDGE", help="openai:MODEL, local:MODEL, or reference (smoke runs)"

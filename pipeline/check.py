@@ -240,6 +240,8 @@ def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
             problems.append(Problem("evaluate", f"{name} is given twice"))
         elif benchmarks.test_source(recipe, name) is None:
             problems.append(Problem("data.test", f"{name} needs held-out rows; add data.test"))
+        else:
+            problems += benchmarks.check(recipe, name)
     for name in recipe.benchmarks:
         if name not in recipe.evaluate:
             problems.append(Problem(f"benchmarks.{name}", f"{name} is not in evaluate"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any
 from eval.benchmarks import BENCHMARKS
 from pipeline.artifact import fingerprint
 from pipeline.errors import InputError, suggest
-from pipeline.recipe import written_out
+from pipeline.recipe import Source, written_out
+from pipeline.rowfiles import rows_of_file
 from pipeline.shipped import user_path
+from pipeline.tasks import SHOWN_PROMPTS, RowError, example_of
+
+TASKS = tuple(SHOWN_PROMPTS)
 
 
 def recipe_for(
@@ -32,14 +37,14 @@ def recipe_for(
         benchmarks: names.
         data: test rows, instead of the benchmarks' own.
         limit: only the first rows of each benchmark.
-        task: what the rows of `rouge` are.
+        task: what the rows of `rouge` and `gap` are; by default what they look like.
         judge: as a recipe's `judge:` in plain text.
         judge_url: the judge's endpoint.
         overrides: what goes over the recipe; part of its name.
 
     Raises:
-        InputError: for an unknown benchmark, one source for several kinds of rows, `rouge` without
-            rows, or a URL without a judge.
+        InputError: for an unknown benchmark, one source for several kinds of rows, `rouge` or `gap`
+            without rows, or a URL without a judge.
     """
     for name in benchmarks:
         if name not in BENCHMARKS:
@@ -52,11 +57,12 @@ def recipe_for(
             "--data is for benchmarks that ask the same rows; of several kinds give each its own: "
             "--set benchmarks.NAME.data=FILE"
         )
-    if "rouge" in benchmarks and data is None:
-        raise InputError("rouge compares with the references of rows of yours: add --data")
-    own = task or next(iter(tasks), None)
-    if own is None:
-        raise InputError("rouge needs to know what the rows are: add --task")
+    of_yours = next((name for name in benchmarks if BENCHMARKS[name].hub is None), None)
+    if of_yours is not None and data is None:
+        raise InputError(f"{of_yours} compares with the references of rows of yours: add --data")
+    own = task or next(iter(tasks), None) or (data and _task_of(data))
+    if not own:
+        raise InputError(f"{of_yours} needs to know what the rows are: add --task")
     raw: dict[str, Any] = {
         "task": "chat" if own == "alpaca" else own,
         "model": _folder(model),
@@ -73,6 +79,22 @@ def recipe_for(
     # Another question is another report: none is written over.
     digest = fingerprint([raw, list(overrides)])[:8]
     return {"name": f"evaluate-{_slug(model)}-{'-'.join(benchmarks)}-{digest}", **raw}
+
+
+def _task_of(data: str) -> str | None:
+    """What the rows of a built-in set or a local file are, where the first one can be but one."""
+    source = Source(source=data)
+    if source.builtin is not None:
+        return {"maths": "gsm8k", "posts": "tldr", "chat": "chat"}.get(source.builtin)
+    if source.path is None or not source.path.is_file():
+        return None
+    _, row = next(iter(rows_of_file(source.path)), (None, None))
+    possible = []
+    for task in TASKS:
+        with contextlib.suppress(RowError):
+            example_of(task, row or {})
+            possible.append(task)
+    return possible[0] if len(possible) == 1 else None
 
 
 def _source(name: str, data: str | None, limit: int | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ tokens a second beside the step's own best. Thresholds are `warn_at` in a recipe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -105,7 +105,6 @@ def compare_losses(
         warn_over(step, "loss_ratio", here / there, sentence)
 
 
-@torch.no_grad()
 def mean_loss(
     model: Any, rows: Sequence[Own], labels: Sequence[Sequence[int]], *, batch_tokens: int
 ) -> float:
@@ -118,14 +117,24 @@ def mean_loss(
         batch_tokens: most tokens read at once; it does not change the result.
     """
     size = max(batch_tokens // max(len(row.shown) + len(row.answer) for row in rows), 1)
-    total, count = 0.0, 0
-    for batch in batches(rows, size, tokens_of_a_pass(model.device)):
+    losses = losses_as_done(model, rows, labels, batch_size=size)
+    count = sum(label != -100 for row in labels for label in row)
+    return sum(loss for _, loss in losses) / count
+
+
+@torch.no_grad()
+def losses_as_done(
+    model: Any, rows: Sequence[Own], labels: Sequence[Sequence[int]], *, batch_size: int
+) -> Iterator[tuple[int, float]]:
+    """Give (place in rows, sum over its labels of -log pi) as rows are done; see `mean_loss`."""
+    for batch in batches(rows, batch_size, tokens_of_a_pass(model.device)):
         label_BT = pad_sequence(
             [torch.tensor(labels[place]) for place in batch], batch_first=True, padding_value=-100
         ).to(model.device)
+        loss_B = torch.zeros(len(batch), dtype=torch.float64)
         for first, logits_BCV in logits_at_answers(model, [rows[place] for place in batch]):
-            label_N = label_BT[:, first : first + logits_BCV.shape[1]].flatten()
-            scores_N = log_probabilities(logits_BCV.flatten(0, 1), label_N.clamp(min=0))
-            total -= scores_N[label_N != -100].cpu().double().sum().item()
-            count += int((label_N != -100).sum())
-    return total / count
+            label_BC = label_BT[:, first : first + logits_BCV.shape[1]]
+            scores_N = log_probabilities(logits_BCV.flatten(0, 1), label_BC.flatten().clamp(min=0))
+            scores_BC = scores_N.view(label_BC.shape).masked_fill(label_BC == -100, 0.0)
+            loss_B -= scores_BC.cpu().double().sum(dim=1)
+        yield from zip(batch, loss_B.tolist(), strict=True)

@@ -133,12 +133,19 @@ class Builder:
     """What a stage's `plan` function uses to add steps. One per stage and seed."""
 
     def __init__(self, planned: PlannedStage, label: str, seed: int, start: Model):
+        self.planned = planned
         self.recipe = planned.recipe
         self.label = label
         self.stage: StageOptions = planned.options
         self.seed = seed
         self.start = start
+        self.end = start  # the weights the stage ends with, once its own steps are planned
+        self.others: dict[str, Builder] = {}  # label -> those of the seed
         self.steps: list[Step] = []
+
+    def beside(self, stage: str) -> Builder:
+        """The builder of another stage of the recipe, at this one's values of a sweep."""
+        return self.others[self.planned.beside[stage]]
 
     @property
     def train_rows(self) -> Source:
@@ -362,22 +369,34 @@ def make_plan(recipe: Recipe) -> Plan:
     known: dict[str, Step] = {}
     before = _add_overlaps(plan)
     for seed in recipe.seeds:
+        builders: dict[str, Builder] = {}
         for label, planned in stages.items():
-            start = plan.models[planned.start, seed] if planned.start else Model(base=None)
-            builder = Builder(planned, label, seed, start)
-            model = method_module(planned.options.method).plan(planned.options, builder)
-            plan.models[label, seed] = model
+            start = builders[planned.start].end if planned.start else Model(base=None)
+            builder = builders[label] = Builder(planned, label, seed, start)
+            builder.others = builders
+            builder.end = method_module(planned.options.method).plan(planned.options, builder)
+            plan.models[label, seed] = builder.end
             plan.stage_steps[label, seed] = list(builder.steps)
+        for label, builder in builders.items():
             for benchmark in recipe.evaluate:
-                result = benchmarks.add_steps(benchmark, builder, model)
+                result = benchmarks.add_steps(benchmark, builder, builder.end)
                 plan.results[label, benchmark, seed] = result
             plan.all_steps[label, seed] = [*before, *builder.steps]
             before = []
             for step in plan.all_steps[label, seed]:
-                if step.fingerprint not in known:
-                    known[step.fingerprint] = step
-                    plan.steps.append(step)
+                _add(plan, step, known)
     return plan
+
+
+def _add(plan: Plan, step: Step, known: dict[str, Step]) -> None:
+    """Add a step after those it reads, which may be of a stage further down."""
+    if step.fingerprint in known:
+        return
+    for value in step.inputs.values():
+        if isinstance(value, Step):
+            _add(plan, value, known)
+    known[step.fingerprint] = step
+    plan.steps.append(step)
 
 
 def _add_overlaps(plan: Plan) -> list[Step]:

@@ -8,6 +8,7 @@ import pytest
 
 from eval.gsm8k import grade_answers
 from eval.report import collect
+from eval.report_html import html_page
 from eval.report_text import cell_words, csv_text, json_text, markdown
 from eval.report_types import Cell, Difference
 from pipeline import artifact
@@ -127,6 +128,30 @@ def test_every_example_has_one_outcome_and_all_are_shown(finished):
 )
 def test_a_difference_is_marked_only_where_its_interval_excludes_0(low, high, words):
     assert Difference((low + high) / 2, low, high, n=9).words == words
+
+
+def test_where_lower_is_better_a_fall_is_better_and_no_loss_is_a_percentage(finished):
+    """sft loses 1.5 nats more on every row: +1.5, in nats and not times 100."""
+    from eval.results import measure
+
+    plan, runs = finished({"sft": {0: [1, 0, 1]}, "bash": {0: [1, 1, 0]}})
+    for stage, losses in (("sft", [2.25, 3.5, 4.75]), ("bash", [0.75, 2.0, 3.25])):
+        file = plan.results[stage, "gsm8k", 0].directory(runs) / artifact.RESULT
+        found = measure(losses, unit="nats", better="lower")
+        result = artifact.read_json(file) | {"primary": "loss", "measures": {"loss": found}}
+        artifact.write_json(file, result)
+    report = collect(plan, runs)
+    _, bash = report.rows
+    assert (bash.primary.value, bash.primary.unit, bash.primary.better) == (2.0, "nats", "lower")
+    difference = bash.difference
+    assert (difference.value, difference.low, difference.high) == (-1.5, -1.5, -1.5)
+    assert (difference.words, difference.unit, difference.better) == ("better", "nats", "lower")
+    worse = collect(plan, runs, baseline="bash").rows[0].difference
+    assert (worse.value, worse.words) == (1.5, "worse")
+    text = markdown(report)
+    assert "2.000 nats [" in text and "-1.500 [-1.500, -1.500] better" in text
+    assert {row["better"] for row in csv.DictReader(io.StringIO(csv_text(report)))} >= {"lower"}
+    assert "bash\u00a0-1.500" in html_page(report, {})
 
 
 def test_a_difference_whose_interval_holds_0_is_called_noise(finished):

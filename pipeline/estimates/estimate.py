@@ -26,7 +26,7 @@ from pipeline.plan import Plan, Step
 from pipeline.shipped import Launch
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
 
-WRITES = ("answers", "contexts", "corrections")
+WRITES = ("answers", "contexts", "corrections", "gap-contexts", "gap-losses")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def estimate(
             rate = tokens_per_second or launch.processes * measured.get(
                 rates.key_of(step.identity), 0.0
             )
-            tokens = work.trained or work.written
+            tokens, _ = work.timed
             seconds = tokens / rate if rate and tokens else None
             found[name] = replace(reckoner.of(step, work, limit), seconds=seconds)
     return list(found.values())
@@ -118,7 +118,10 @@ def estimate(
 def _finished(step: Step, record: dict[str, Any]) -> Estimate:
     """What a finished step measured."""
     count = rates.tokens_of(record) if step.kind in ("train", *WRITES) else 0
-    work = Work(trained=count) if step.kind == "train" else Work(written=count)
+    if step.kind == "train":
+        work = Work(trained=count)
+    else:
+        work = Work(read=count) if step.kind == "gap-losses" else Work(written=count)
     return Estimate(
         step, work, done=True, measured=record["peak_memory_bytes"], seconds=record["seconds"]
     )

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 GB = 1e9
 # What a process with torch, transformers and TRL holds beside any model, on a CPU.
 LIBRARIES = 0.6e9
-_TOKENS = ("train", "answers", "contexts", "corrections")  # kinds of steps that have any
+# Kinds of steps that have any tokens.
+_TOKENS = ("train", "answers", "contexts", "corrections", "gap-contexts", "gap-losses")
 _PARTS = ("weights", "gradients", "optimizer", "reference", "cache", "passes")
 
 
@@ -123,7 +124,8 @@ def _tokens(one: Estimate) -> str:
     """Its tokens in words; '~' where rows do not exist yet, or a sample was read."""
     work = one.work
     if one.done:
-        return f"{work.trained or work.written:,} {'trained' if work.trained else 'written'}"
+        count, word = work.timed
+        return f"{count:,} {word}"
     about = "~" if work.assumes or work.sampled else ""
     most = "at most " if work.at_most else ""
     words = [
@@ -184,7 +186,7 @@ def _notes(estimates: Sequence[Estimate], shown: Sequence[Estimate], launch: Lau
 
 
 def _has_tokens(one: Estimate) -> bool:
-    return bool(one.work.trained or one.work.written)
+    return one.work.timed[0] > 0
 
 
 def _verdict(shown: Sequence[Estimate], limit: float | None) -> list[str]:

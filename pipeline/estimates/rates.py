@@ -51,10 +51,11 @@ def measured_rates(runs: Path, model: dict[str, Any], *, use_cpu: bool) -> dict[
 
 
 def tokens_of(record: dict[str, Any]) -> int:
-    """The tokens that a finished step trained on, or wrote."""
+    """The tokens that a finished step trained on, wrote, or read."""
     metrics = record["metrics"]
-    labels = metrics.get("figures", {}).get("labels", 0)
-    return metrics.get("tokens_trained") or metrics.get("tokens_generated") or labels
+    names = ("tokens_trained", "tokens_generated", "tokens_read")
+    known = [metrics.get(name) for name in names] + [metrics.get("figures", {}).get("labels")]
+    return next(filter(None, known), 0)
 
 
 def _root(record: dict[str, Any], records: dict[str, dict[str, Any]]) -> Any:

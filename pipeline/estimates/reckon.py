@@ -114,12 +114,13 @@ def writing_pass(step: Step, work: Work, *, processes: int, use_cpu: bool) -> Wr
     slots = max(min(budget // max(work.longest, 1), mine), 1)
     answer = max(work.longest - work.longest_prompt, 1)
     window, sampled, labels = 1, slots, 0
-    if step.kind == "contexts":
+    if step.kind in ("contexts", "gap-contexts"):
         if step.neutral.get("engine") != "sequential":
             window = _width("cpu" if use_cpu else "cuda", slots, _WINDOWS_ENDED, most=answer)
-        sampled = max(round(slots * window * options["beta"]), 1)
+        rate = options["beta"] if "beta" in options else max(options["rates"])
+        sampled = max(round(slots * window * rate), 1)
         labels = slots * answer  # of the losses that are compared
-    elif step.kind == "corrections" and options["correction"] == "token":
+    elif step.kind == "gap-losses" or options.get("correction") == "token":
         slots, sampled, labels = 0, 0, slots * answer
     elif options.get("temperature", 0.0) == 0 and options.get("label") != "sample":
         sampled = 0

@@ -52,6 +52,14 @@ class Work:
     at_most: bool = False
     sampled: bool = False
 
+    @property
+    def timed(self) -> tuple[int, str]:
+        """The tokens that a step's time is reckoned by, and what it does with them."""
+        for count, word in ((self.trained, "trained"), (self.written, "written")):
+            if count:
+                return count, word
+        return self.read, "read"
+
 
 @dataclass(frozen=True)
 class _Lengths:
@@ -95,6 +103,8 @@ class Workload:
             "answers": self._answers,
             "contexts": self._contexts,
             "corrections": self._corrections,
+            "gap-contexts": self._gap_contexts,
+            "gap-losses": self._gap_losses,
         }
         return writers[step.kind](step) if step.kind in writers else Work()
 
@@ -145,6 +155,20 @@ class Workload:
     def _contexts(self, step: Step) -> Work:
         found = self._references(step, "train", max_length=step.options["max_length"])
         return replace(_work(found, rows=found.rows), read=found.tokens, written=found.answers)
+
+    def _gap_contexts(self, step: Step) -> Work:
+        """Every row once at each rate but 0, where nothing is written."""
+        found = self._references(step, "test", max_length=step.options["max_length"])
+        times = len(step.options["rates"]) - 1
+        work = _work(found, rows=found.rows * times)
+        return replace(work, read=found.tokens * times, written=found.answers * times)
+
+    def _gap_losses(self, step: Step) -> Work:
+        contexts = step.inputs["contexts"]
+        assert isinstance(contexts, Step)
+        found = self._references(contexts, "test", max_length=contexts.options["max_length"])
+        times = len(contexts.options["rates"])
+        return replace(_work(found, rows=found.rows * times), read=found.tokens * times)
 
     def _corrections(self, step: Step) -> Work:
         options = step.options

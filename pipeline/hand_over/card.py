@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks import asked
 from eval.report import collect
 from eval.report_text import (
     benchmark_notes,
@@ -196,7 +197,7 @@ def _data(found: FinishedStage) -> str:
             n = artifact.read_json(folder / artifact.RESULT)["n"]
             words = [
                 f"test, {benchmark}",
-                *_source_words(result.inputs["answers"], "test"),
+                *_source_words(asked(result), "test"),
                 f"{n:,}",
             ]
             seen[benchmark, ""] = words

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from eval.benchmarks import asked
+from eval.report_text import number_words
 from eval.report_types import Cell, Row
 from pipeline.finished import FinishedStage
 from pipeline.hand_over.portable import data_of, is_local
@@ -72,12 +74,12 @@ def _results(found: FinishedStage, rows: list[Row]) -> Iterator[Any]:
     from huggingface_hub import EvalResult
 
     for row in rows:
-        answers = found.plan.results[found.name, row.benchmark, found.seed].inputs["answers"]
-        identity = answers.inputs["test"]
+        step = asked(found.plan.results[found.name, row.benchmark, found.seed])
+        identity = step.inputs["test"]
         if row.primary is None or "hub" not in identity:
             continue
         name, cell = next(iter(row.measures.items()))
-        place = answers.places["test"]
+        place = step.places["test"]
         yield EvalResult(
             task_type="text-generation",
             dataset_type=identity["hub"],
@@ -92,7 +94,8 @@ def _results(found: FinishedStage, rows: list[Row]) -> Iterator[Any]:
 
 
 def _interval_words(cell: Cell) -> str:
-    return f"95 % interval {cell.low:.1f} to {cell.high:.1f}"
+    low, high = (number_words(one, cell.unit) for one in (cell.low, cell.high))
+    return f"95 % interval {low} to {high}"
 
 
 def method_name(found: FinishedStage) -> str:

@@ -10,8 +10,8 @@ paper leaves open), then stock SFT trains on reference rows and on rows with `in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -23,7 +23,11 @@ from pipeline.stages import sft
 if TYPE_CHECKING:
     from pipeline.data import TokenRow
     from pipeline.plan import Builder, Model
+    from pipeline.render import Renderer
     from pipeline.step import StepRun
+
+    # The rate at which tokens are replaced, and rows -> their mixed-context rows.
+    Mix = Callable[[float, Sequence[TokenRow]], Iterator[dict[str, Any]]]
 
 TRAINER = "trl.SFTConfig"
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -113,40 +117,58 @@ def plan(stage: Options, build: Builder) -> Model:
 
 def write_contexts(step: StepRun) -> None:
     """Step: write one mixed-context row per training row."""
-    from pipeline.contexts import Reference, Sampling, contexts_as_done, default_excluded_ids
     from pipeline.data import load_examples, tokenise
     from pipeline.model import load_to_read
     from pipeline.render import renderer_for
-    from pipeline.shards import similar, write_in_shards
+    from pipeline.shards import write_in_shards
 
     options = step.options
     renderer = renderer_for(step)
     examples = load_examples(step.source("train"), options["task"], step.warn)
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
     model = load_to_read(step)
+    mix = mixer(step, model, renderer, seed=step.seed_of_round())
+    rows = write_in_shards(
+        step,
+        token_rows,
+        partial(mix, options["beta"]),
+        key=lambda row: (row.row_id,),
+        size=row_size,
+        row_key=lambda row: (row["id"],),
+        tokens=sft.label_count,
+        file_name=sft.ROWS,
+    )
+    _measure(step, model, rows, token_rows)
+
+
+def mixer(step: StepRun, model: Any, renderer: Renderer, *, seed: int) -> Mix:
+    """Return what makes mixed-context rows of token rows at a rate, as a step's options say.
+
+    The rows come by falling size; `seed` decides replaced positions and noise.
+    """
+    from pipeline.contexts import Reference, Sampling, contexts_as_done, default_excluded_ids
+    from pipeline.shards import similar
+
+    options = step.options
     excluded = options["excluded_ids"]
     if excluded is None:  # a template may end turns with a token the generation config lacks
         special = {*default_excluded_ids(model), *renderer.tokenizer.all_special_ids}
         excluded = sorted({*special, renderer.end_of_turn_id})
     sampling = Sampling(
-        step.seed_of_round(), options["temperature"], options["top_k"], options["top_p"],
-        tuple(excluded),
-    )  # fmt: skip
+        seed, options["temperature"], options["top_k"], options["top_p"], tuple(excluded)
+    )
 
     @cache
     def warn(sentence: str) -> None:
         step.warn(sentence)
 
-    def size(row: TokenRow) -> int:
-        return len(row.prompt) + len(row.answer)
-
-    def make(token_rows: Sequence[TokenRow]) -> Iterator[dict[str, Any]]:
-        for group, at_once in similar(token_rows, size, step.neutral["batch_tokens"]):
+    def mix(beta: float, token_rows: Sequence[TokenRow]) -> Iterator[dict[str, Any]]:
+        for group, at_once in similar(token_rows, row_size, step.neutral["batch_tokens"]):
             done = contexts_as_done(
                 model,
                 [Reference(row.prompt, row.answer, row.row_id) for row in group],
                 sampling,
-                beta=options["beta"],
+                beta=beta,
                 engine=step.neutral["engine"],
                 context=options["context"],
                 batch_size=at_once,
@@ -156,17 +178,12 @@ def write_contexts(step: StepRun) -> None:
                 row = group[place]
                 yield sft.own_row(row.row_id, row.prompt, context, row.answer)
 
-    rows = write_in_shards(
-        step,
-        token_rows,
-        make,
-        key=lambda row: (row.row_id,),
-        size=size,
-        row_key=lambda row: (row["id"],),
-        tokens=sft.label_count,
-        file_name=sft.ROWS,
-    )
-    _measure(step, model, rows, token_rows)
+    return mix
+
+
+def row_size(row: TokenRow) -> int:
+    """Tokens of prompt and reference."""
+    return len(row.prompt) + len(row.answer)
 
 
 def _measure(

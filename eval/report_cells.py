@@ -1,0 +1,116 @@
+"""Numbers of a report: stored scores to means and differences, over seeds and examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.report_types import Cell, Difference
+from eval.results import scale_of
+from pipeline import artifact
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan
+
+Result = dict[str, Any]
+
+
+def results_of(plan: Plan, runs: Path, stage: str, benchmark: str) -> dict[int, Result]:
+    """Finished results of a stage, by seed."""
+    found = {}
+    for seed in plan.recipe.seeds:
+        step = plan.results[stage, benchmark, seed]
+        if artifact.is_finished(step.directory(runs)):
+            found[seed] = artifact.read_json(step.directory(runs) / artifact.RESULT)
+    return found
+
+
+def cell_of(results: list[Result], name: str) -> Cell | None:
+    """One measure over the seeds that have it; None where they share no scored example."""
+    having = [result for result in results if name in result["measures"]]
+    measures = [result["measures"][name] for result in having]
+    first = measures[0]
+    better = first.get("better", "higher")
+    if len(measures) == 1:
+        numbers = (first["value"], first["low"], first["high"])
+        return Cell(*numbers, first["n"], first["unit"], better=better)
+    from eval.stats import interval_of_replicates, mean_over_seeds, wilson_interval
+
+    if "replicates" in first:
+        values = [measure["value"] for measure in measures]
+        mean = sum(values) / len(values)
+        spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+        interval = interval_of_replicates([measure["replicates"] for measure in measures])
+        return Cell(mean, interval.low, interval.high, first["n"], "%", spread)
+    columns = _on_common_ids([_scores(result, name) for result in having])
+    if not columns[0]:
+        return None
+    summary = mean_over_seeds(columns)
+    interval = summary.interval
+    if summary.mean in (0.0, 1.0) and first["unit"] == "%":
+        # All alike: the bootstrap knows no spread. The seeds share their examples, so n is theirs.
+        interval = wilson_interval(round(summary.mean * summary.n_examples), summary.n_examples)
+    scale = scale_of(first["unit"])
+    value, low, high = (scale * one for one in (summary.mean, interval.low, interval.high))
+    spread = scale * (summary.standard_deviation or 0.0)
+    return Cell(value, low, high, summary.n_examples, first["unit"], spread, better)
+
+
+def difference_of(ours: dict[int, Result], baseline: dict[int, Result]) -> Difference | None:
+    """Compare two stages on the seeds and examples that both have a score for, if there are any."""
+    pairs = [(ours[seed], baseline[seed]) for seed in ours if seed in baseline]
+    name = pairs[0][0]["primary"] if pairs else ""
+    if not pairs or any(name not in result["measures"] for pair in pairs for result in pair):
+        return None
+    is_mean = "scores" in pairs[0][0]["measures"][name]
+    return (_difference_of_means if is_mean else _difference_of_replicates)(pairs, name)
+
+
+def _difference_of_means(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
+    from eval.stats import mean_over_seeds, paired_difference
+
+    scores = [(_scores(ours, name), _scores(baseline, name)) for ours, baseline in pairs]
+    common = set.intersection(*(set(one) for pair in scores for one in pair))
+    ids = [example for example in scores[0][0] if example in common]
+    if not ids:
+        return None
+    p_value = None
+    if len(scores) == 1:
+        found = paired_difference(*([one[example] for example in ids] for one in scores[0]))
+        value, interval, p_value = found.difference, found.interval, found.p_value
+    else:
+        summary = mean_over_seeds([[ours[i] - theirs[i] for i in ids] for ours, theirs in scores])
+        value, interval = summary.mean, summary.interval
+    first = pairs[0][0]["measures"][name]
+    scale = scale_of(first["unit"])
+    numbers = (scale * value, scale * interval.low, scale * interval.high)
+    better = first.get("better", "higher")
+    return Difference(*numbers, len(ids), p_value, len(pairs), first["unit"], better)
+
+
+def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
+    from eval.stats import interval_of_replicates
+
+    if any(ours["ids"] != baseline["ids"] for ours, baseline in pairs):
+        return None  # resamples of other examples are not paired
+    measures = [(ours["measures"][name], theirs["measures"][name]) for ours, theirs in pairs]
+    value = sum(ours["value"] - theirs["value"] for ours, theirs in measures) / len(measures)
+    differences = [
+        [x - y for x, y in zip(ours["replicates"], theirs["replicates"], strict=True)]
+        for ours, theirs in measures
+    ]
+    interval = interval_of_replicates(differences)
+    n = min(measure["n"] for pair in measures for measure in pair)
+    return Difference(value, interval.low, interval.high, n, seeds=len(pairs))
+
+
+def _scores(result: Result, name: str) -> dict[Any, float]:
+    """Example id -> score, of the examples that have one."""
+    scores = zip(result["ids"], result["measures"][name]["scores"], strict=True)
+    return {example: float(score) for example, score in scores if score is not None}
+
+
+def _on_common_ids(columns: list[dict[Any, float]]) -> list[list[float]]:
+    """Scores of the examples that every column has, in the same order."""
+    common = [example for example in columns[0] if all(example in one for one in columns[1:])]
+    return [[column[example] for example in common] for column in columns]

@@ -1,0 +1,88 @@
+"""The charts of `gap`: losses over rates, and another benchmark's score by answer length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.gap import NAME, fixed_stage
+from eval.report_cells import Result, cell_of, results_of
+from eval.report_types import Chart, Curve, Point
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan
+
+_RATE = "share of reference tokens that the model fills itself"
+_LOSS = "loss of a reference token, nats (lower is better)"
+
+
+def gap_charts(plan: Plan, runs: Path) -> list[Chart]:
+    """The charts of what is finished; none where the recipe does not evaluate `gap`."""
+    recipe = plan.recipe
+    if NAME not in recipe.evaluate:
+        return []
+    results = {stage: results_of(plan, runs, stage, NAME) for stage in plan.stages}
+    fixed = fixed_stage(recipe)
+    charts = [
+        Chart(
+            name=f"{NAME}-own",
+            benchmark=NAME,
+            title="Reference tokens after a model's own",
+            x_title=_RATE,
+            y_title=_LOSS,
+            curves=_curves(results, "own", is_rate=True),
+            note="Each stage reads contexts that it wrote itself, at the same places and with the "
+            "same noise. A flat line: what a model says does not disturb it.",
+        )
+    ]
+    if fixed is not None and len(plan.stages) > 1:
+        charts.append(
+            Chart(
+                name=f"{NAME}-fixed",
+                benchmark=NAME,
+                title=f"Reference tokens after those of {fixed}",
+                x_title=_RATE.replace("the model", fixed),
+                y_title=_LOSS,
+                curves=_curves(results, "fixed", is_rate=True),
+                note=f"All stages read the same contexts, written by {fixed}: what differs is how "
+                "they read, not what they wrote.",
+            )
+        )
+    charts.append(_by_length(results))
+    return [chart for chart in charts if chart.curves]
+
+
+def _by_length(results: Mapping[str, Mapping[int, Result]]) -> Chart:
+    found = [one["curves"]["length"] for seeds in results.values() for one in seeds.values()
+             if "length" in one["curves"]]  # fmt: skip
+    of = found[0]["of"] if found else ""
+    unit = next(iter(found[0]["measures"].values()))["unit"] if found else ""
+    return Chart(
+        name=f"{NAME}-length",
+        benchmark=NAME,
+        title=f"{of} by answer length",
+        x_title="tokens of the reference",
+        y_title=f"{of}, {unit}",
+        curves=_curves(results, "length", is_rate=False),
+        note="Test rows in thirds by the length of their reference: where errors add up, long "
+        "answers suffer first.",
+    )
+
+
+def _curves(
+    results: Mapping[str, Mapping[int, Result]], name: str, *, is_rate: bool
+) -> list[Curve]:
+    """One curve a stage that has one, over its finished seeds."""
+    curves = []
+    for stage, seeds in results.items():
+        having = [result["curves"][name] for result in seeds.values() if name in result["curves"]]
+        places = dict.fromkeys(place for one in having for place in one["measures"])
+        points = [
+            Point(float(place) if is_rate else place, cell)
+            for place in places
+            if (cell := cell_of(having, place)) is not None
+        ]
+        if points:
+            curves.append(Curve(stage, points))
+    return curves
