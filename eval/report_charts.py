@@ -31,7 +31,7 @@ def chart_table(chart: Chart) -> tuple[list[str], list[list[str]]]:
             for point in curve.points
         }
         body.append([curve.name, *(cells.get(place, "") for place in places)])
-    return [chart.x_title, *map(x_words, places)], body
+    return ["stage", *map(x_words, places)], body
 
 
 def places_of(chart: Chart) -> list[float | str]:

@@ -171,7 +171,8 @@ def _charts(charts: Sequence[Chart], baseline: str | None) -> list[tuple[ChartVi
         if (view := view_of(chart, baseline)) is not None:
             head, body = chart_table(chart)
             body = [list(map(_wrapping, line)) for line in body]
-            table = _words_table(f"{chart.title}: {chart.y_title}", head, body)
+            caption = f"{chart.title}: {chart.y_title}, by {chart.x_title}"
+            table = _words_table(caption, head, body)
             found.append((view, replace(table, wraps=True)))
     return sorted(found, key=lambda pair: bool(pair[0].panels))
 

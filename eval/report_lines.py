@@ -51,7 +51,7 @@ class Frame:
     narrow: float
 
 
-WHOLE = Frame(left=13, right=96, inset=2.5, top=1.9, bottom=17.0, height=20.4, narrow=24.0)
+WHOLE = Frame(left=13, right=96, inset=2.5, top=0.7, bottom=15.8, height=17.7, narrow=24.0)
 SMALL = Frame(left=21, right=93, inset=5, top=0.7, bottom=6.7, height=8.7, narrow=11.0)
 
 
@@ -85,8 +85,6 @@ class LinePlot:
     series: list[Series]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
-    x_title: str = ""
-    y_title: str = ""
     labels: list[Label] = field(default_factory=list)
 
 
@@ -168,8 +166,6 @@ class _Layout:
             series=[self._series(curve, with_bands) for curve in ordered],
             x_ticks=self._x_ticks(),
             y_ticks=self._y_ticks(),
-            x_title="" if is_small else chart.x_title,
-            y_title="" if is_small else chart.y_title,
             labels=[] if chart.is_joined else self._labels(curves),
         )
 

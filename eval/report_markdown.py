@@ -67,12 +67,8 @@ def _benchmark(report: Report, benchmark: str) -> list[str]:
 
 
 def _chart(chart: Chart) -> list[str]:
-    lines = _table(*chart_table(chart))
-    title = f"### {chart.title}"
-    # Of points that are not joined the table's own head says what is measured.
-    what = f"{chart.y_title}; in" if chart.is_joined else "In"
-    about = f"{what} brackets {chart.intervals}. {chart.note}".rstrip()
-    return [title, "", *lines, "", _in_a_line(about), ""]
+    about = f"{chart.y_title}, by {chart.x_title}; in brackets {chart.intervals}. {chart.note}"
+    return [f"### {chart.title}", "", _in_a_line(about), "", *_table(*chart_table(chart)), ""]
 
 
 def _costs(report: Report) -> list[str]:

@@ -214,9 +214,9 @@ class Chart:
         x_title: what varies, with its unit.
         y_title: what is measured, with its unit.
         note: how to read it, in a sentence or two.
-        intervals: what the low and high of its numbers are.
         is_joined: whether the points of a curve are joined by lines.
         is_log: whether x is shown on a logarithmic scale.
+        intervals: what the low and high of its numbers are.
     """
 
     name: str
@@ -226,9 +226,9 @@ class Chart:
     y_title: str
     curves: list[Curve]
     note: str = ""
-    intervals: str = "95 % intervals"
     is_joined: bool = True
     is_log: bool = False
+    intervals: str = "95 % intervals"
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,9 @@ def charts_of_every_kind():
         Point(1 + 0.1 * i, Cell(50 + 3 * (i % 4), 47, 64, 8), f"stage-{i}") for i in range(10)
     ]
     return [
-        Chart("gap", "gsm8k", "Loss on own contexts", "share of own tokens", "NLL, nats",
+        Chart("gap", "gsm8k", "Loss on own contexts",
+              "share of reference tokens that the model fills itself",
+              "loss of a reference token, nats (lower is better)",
               [curve(name, rates, 0.1 + 0.02 * i) for i, name in enumerate(stages)]),
         Chart("sweep", "gsm8k", "strict against beta", "stages.bash.beta", "strict, %",
               [curve(name, [0.05, 0.1, 0.4], 1.0, "%") for name in ("bash", "rac")], is_log=True),

@@ -34,7 +34,7 @@ def chart(*curves, **more):
 def test_a_joined_chart_is_a_row_a_curve_and_a_column_an_x():
     """A curve without a place there has an empty cell; places stand in order."""
     head, body = chart_table(chart(curve("sft", [0.4, 0.8]), curve("bash", [0.1, 0.4])))
-    assert head == ["rate", "0.1", "0.4", "0.8"]
+    assert head == ["stage", "0.1", "0.4", "0.8"]
     assert body == [
         ["sft", "", "0.500 [0.375, 0.750]", "0.750 [0.625, 1.000]"],
         ["bash", "0.500 [0.375, 0.750]", "0.750 [0.625, 1.000]", ""],
@@ -52,7 +52,8 @@ def test_markdown_and_csv_hold_a_chart_under_its_benchmark():
     report = report_of()
     report.charts.append(chart(curve("sft"), note="How to read it."))
     text = markdown(report)
-    assert text.index("## gsm8k") < text.index("### Loss") and "How to read it." in text
+    assert text.index("## gsm8k") < text.index("### Loss")
+    assert "NLL, nats, by rate; in brackets 95 % intervals. How to read it." in text.splitlines()
     lines = [one for one in csv.DictReader(io.StringIO(csv_text(report))) if one["chart"] == "gap"]
     assert [float(one["x"]) for one in lines] == RATES
     assert {one["stage"] for one in lines} == {"sft"} and float(lines[1]["value"]) == 0.75
@@ -143,10 +144,10 @@ def boxes_at(labels, width):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.floats(15, 95), st.floats(2, 16)), min_size=1, max_size=14))
+@given(st.lists(st.tuples(st.floats(15, 95), st.floats(1, 15)), min_size=1, max_size=14))
 def test_names_of_points_never_cover_each_other_on_any_screen(places):
     points = [PointAt(f"stage-{i}", x, y) for i, (x, y) in enumerate(places)]
-    labels = place_labels(points, top=1.9, bottom=17, narrow=24)
+    labels = place_labels(points, top=WHOLE.top, bottom=WHOLE.bottom, narrow=24)
     assert len(labels) >= 1
     for width in (24, 28, 36, 44, 48):
         boxes = list(boxes_at(labels, width))
