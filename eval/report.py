@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import asked, judged_options_of
 from eval.report_cells import cell_of, difference_of, results_of
+from eval.report_costs import bill_of, cost_charts, costs_of
 from eval.report_curves import gap_charts
+from eval.report_made import made_of
 from eval.report_sweeps import sweep_charts
-from eval.report_types import Cost, Report, Round, Row
+from eval.report_types import Report, Round, Row
 from pipeline import artifact
 from pipeline.recipe import Source
 
@@ -26,13 +28,24 @@ if TYPE_CHECKING:
 _READ = (artifact.RESULT, artifact.SAMPLES)  # what reports are made of
 
 
-def collect(plan: Plan, runs: Path, *, baseline: str | None = None) -> Report:
+def collect(
+    plan: Plan,
+    runs: Path,
+    *,
+    baseline: str | None = None,
+    command: str = "",
+    price_per_hour: float | None = None,
+    currency: str = "",
+) -> Report:
     """Read the finished steps of a plan into a report. Unfinished stages have empty rows.
 
     Args:
         plan: of a recipe.
         runs: the folder of all results.
         baseline: the stage to compare the others with; by default the first SFT stage.
+        command: the one that makes the results, to be shown.
+        price_per_hour: of a GPU, or of a machine without one.
+        currency: of that price.
 
     Raises:
         InputError: when a record, a result or an answer is not as it was written.
@@ -62,6 +75,10 @@ def collect(plan: Plan, runs: Path, *, baseline: str | None = None) -> Report:
         for warning in metrics.get("warnings", []):
             where = warnings.setdefault(warning, [])
             where += [step.stage] if step.stage not in where else []
+    by_fingerprint = {
+        step.fingerprint: record for step, record in zip(finished, records, strict=True)
+    }
+    costs = costs_of(plan, by_fingerprint, baseline)
     return Report(
         recipe=recipe.name,
         task=recipe.task,
@@ -71,13 +88,19 @@ def collect(plan: Plan, runs: Path, *, baseline: str | None = None) -> Report:
         judge=_joined(_judges(plan)) or None,
         asked={name: _asked(plan, name) for name in recipe.evaluate},
         rows=rows,
-        costs=[_cost(plan, runs, stage) for stage in plan.stages],
+        costs=costs,
         overlaps=_overlaps(plan, runs),
         rounds=rounds,
-        charts=[*sweep_charts(plan, rows, figures), *gap_charts(plan, runs)],
+        charts=[
+            *sweep_charts(plan, rows, figures),
+            *gap_charts(plan, runs),
+            *cost_charts(rows, costs, baseline),
+        ],
         warnings=warnings,
         versions=_union([record["versions"] for record in records]),
         machines=sorted({f"{record['device']}, host {record['host']}" for record in records}),
+        bill=bill_of(plan, by_fingerprint, price_per_hour, currency),
+        made=made_of(plan, by_fingerprint, command),
     )
 
 
@@ -109,31 +132,6 @@ def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | Non
         difference=difference,
         counts=dict(counts),
     )
-
-
-def _cost(plan: Plan, runs: Path, stage: str) -> Cost:
-    totals = []
-    for seed in plan.recipe.seeds:
-        directories = [step.directory(runs) for step in plan.stage_steps[stage, seed]]
-        if all(artifact.is_finished(directory) for directory in directories):
-            totals.append([artifact.read_record(directory) for directory in directories])
-    if not totals:
-        return Cost(stage)
-    records = [record for seed_records in totals for record in seed_records]
-    tokens = {
-        name: round(sum(record["metrics"].get(name, 0) for record in records) / len(totals))
-        for name in ("tokens_trained", "tokens_generated")
-    }
-    seconds = sum(record["seconds"] for record in records) / len(totals)
-    return Cost(stage, seconds=round(seconds, 1), **tokens, padding=_padding(records))
-
-
-def _padding(records: list[dict[str, Any]]) -> float | None:
-    """The share of padding in what all training steps read."""
-    found = [record["metrics"] for record in records if "padding_share" in record["metrics"]]
-    tokens = sum(one["tokens_trained"] for one in found)
-    read = sum(one["tokens_trained"] / (1 - one["padding_share"]) for one in found)
-    return 1 - tokens / read if read else None
 
 
 def _overlaps(plan: Plan, runs: Path) -> dict[str, dict[str, int]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.report_text import csv_text, json_text, markdown
+from eval.report_data import csv_text, json_text
+from eval.report_markdown import markdown
 from eval.report_types import Report
 from pipeline import artifact
 from pipeline.plan import Plan

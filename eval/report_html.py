@@ -10,9 +10,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.report_bill import COST_NOTE, bill_note, chain_note, chain_table, has_costs, own_table
+from eval.report_charts import chart_table
+from eval.report_examples import TONES, Example, example_of, shared_system
+from eval.report_headlines import Headline, headline_note, headline_title, headlines
+from eval.report_lines import ChartView, view_of
 from eval.report_plots import Plot, plots_of
-from eval.report_samples import SampleView, StageAnswer
-from eval.report_text import (
-    COST_HEAD,
-    benchmark_notes,
-    benchmark_table,
-    cost_words,
-    figure_words,
-    interval_note,
-    number_words,
-)
-from eval.report_types import Report, Row
+from eval.report_samples import SampleView
+from eval.report_text import benchmark_notes, benchmark_table, figure_words, interval_note
+from eval.report_types import Chart, Report, Row
 from pipeline.errors import visible
 
 _INSIDE_A_NUMBER = re.compile(" (?=[±%])|(?<=[±,]) ")
-_TONES = {
-    "better": "good", "correct": "good", "win": "good",
-    "worse": "bad", "wrong": "bad", "loss": "bad",
-}  # fmt: skip
-_ROLES = {"user": "Prompt", "system": "System message", "assistant": "Earlier answer"}
-# A longer text gets a box of its own that scrolls.
-_LONG_LINES, _LONG_CHARACTERS = 16, 600
-_TITLE_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -56,33 +44,18 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose rows begin with their header; `is_numeric` aligns the rest at the right."""
+    """A table whose rows begin with their header.
+
+    Attributes:
+        is_numeric: whether the rest is aligned at the right.
+        wraps: whether a number may stand above its interval.
+    """
 
     caption: str
     head: list[str]
     body: list[list[TableCell]]
     is_numeric: bool = False
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text of a prompt or an answer."""
-
-    label: str
-    text: str
-    is_long: bool
-    verdict: str = ""
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A test example: its line in the list, and what it opens to."""
-
-    title: str
-    tally: str
-    prompt: list[Text]
-    answers: list[Text]
+    wraps: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,8 +68,10 @@ class Section:
     """
 
     name: str
-    summary: list[tuple[str, str]]
+    title: str
+    headlines: list[Headline]
     plots: list[Plot]
+    charts: list[tuple[ChartView, Table]]
     table: Table
     notes: list[str]
     n: int
@@ -113,13 +88,21 @@ def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> st
     """
     sections = [_section(report, name, samples.get(name, ())) for name in report.benchmarks]
     kinds = dict.fromkeys(one.kind for one in report.rounds)
+    others = [chart for chart in report.charts if chart.benchmark not in report.benchmarks]
     return _environment().get_template("report.html.jinja").render(
         report=report,
         facts=_facts(report),
+        tones=TONES,
         sections=sections,
+        headline_note=headline_note(report),
         interval_note=interval_note(report) if report.rows else "",
-        costs=_cost_table(report),
+        charts=_charts(others, report.baseline),
+        costs=_cost_tables(report) if has_costs(report) else [],
+        cost_notes=[
+            COST_NOTE, chain_note(report), *([bill_note(report.bill)] if report.bill else []),
+        ],
         rounds=[_rounds_table(report, kind) for kind in kinds],
+        steps=_steps_table(report),
     )  # fmt: skip
 
 
@@ -160,40 +143,38 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("Stages", ", ".join(stages)),
         ("Seeds", ", ".join(map(str, report.seeds))),
     ]
-    return facts if report.judge is None else [*facts, ("Judge", report.judge)]
+    facts += [("Judge", report.judge)] if report.judge else []
+    return [*facts, ("Fingerprint", report.made.fingerprint[:16])] if report.made else facts
 
 
 def _section(report: Report, benchmark: str, samples: Sequence[SampleView]) -> Section:
     rows = [row for row in report.rows if row.benchmark == benchmark]
+    charts = [chart for chart in report.charts if chart.benchmark == benchmark]
     return Section(
         name=benchmark,
-        summary=_summary(rows, report.baseline),
+        title=headline_title(report, benchmark),
+        headlines=list(headlines(report, benchmark)),
         plots=plots_of(benchmark, rows, report.baseline),
+        charts=_charts(charts, report.baseline),
         table=_benchmark_table(report, benchmark, rows),
         notes=benchmark_notes(report, benchmark),
         n=max((row.n or 0 for row in rows), default=0),
-        system=(system := _shared_system(samples)),
-        examples=[_example(sample, leave_out=bool(system)) for sample in samples],
+        system=(system := shared_system(samples)),
+        examples=[example_of(sample, leave_out=bool(system)) for sample in samples],
     )
 
 
-def _summary(rows: Sequence[Row], baseline: str | None) -> list[tuple[str, str]]:
-    """The stages by how they compare, in words."""
-    heads = {
-        "better": f"Better than {baseline}",
-        "worse": f"Worse than {baseline}",
-        "noise": f"No clear difference from {baseline} (noise)",
-    }
-    lines = []
-    for words, head in heads.items():
-        named = [
-            f"{row.stage}\u00a0{number_words(found.value, found.unit, signed=True)}"
-            for row in rows
-            if (found := row.difference) is not None and found.words == words
-        ]
-        lines += [(head, ", ".join(named))] if named else []
-    unfinished = ", ".join(row.stage for row in rows if row.primary is None)
-    return [*lines, ("Not finished", unfinished)] if unfinished else lines
+def _charts(charts: Sequence[Chart], baseline: str | None) -> list[tuple[ChartView, Table]]:
+    """Charts laid out, each with its numbers as a table; those that fill the width come last."""
+    found = []
+    for chart in charts:
+        if (view := view_of(chart, baseline)) is not None:
+            head, body = chart_table(chart)
+            body = [list(map(_wrapping, line)) for line in body]
+            caption = f"{chart.title}: {chart.y_title}, by {chart.x_title}"
+            table = _words_table(caption, head, body)
+            found.append((view, replace(table, wraps=True)))
+    return sorted(found, key=lambda pair: bool(pair[0].panels))
 
 
 def _benchmark_table(report: Report, benchmark: str, rows: Sequence[Row]) -> Table:
@@ -202,7 +183,7 @@ def _benchmark_table(report: Report, benchmark: str, rows: Sequence[Row]) -> Tab
     for row, line in zip(rows, lines, strict=True):
         styles = {"outcomes": "outcomes"}
         if row.difference is not None:
-            styles[f"vs {report.baseline}"] = _TONES.get(row.difference.words, "")
+            styles[f"vs {report.baseline}"] = TONES.get(row.difference.words, "")
         words = {column: line.get(column, "") for column in head}
         words |= {column: _wrapping(words[column]) for column in head if column != "outcomes"}
         body.append([TableCell(words[column], styles.get(column, "")) for column in head])
@@ -214,14 +195,32 @@ def _wrapping(words: str) -> str:
     return _INSIDE_A_NUMBER.sub("\u00a0", words)
 
 
-def _cost_table(report: Report) -> Table:
-    body = [
-        [TableCell(cost.stage), TableCell("not finished", columns=len(COST_HEAD) - 1)]
-        if cost.seconds is None
-        else [TableCell(cost.stage), *map(TableCell, cost_words(cost))]
-        for cost in report.costs
+def _words_table(caption: str, head: list[str], body: list[list[str]]) -> Table:
+    """A table of words, with one cell for all of a stage that has no numbers."""
+    lines = [
+        [TableCell(line[0]), TableCell(line[1], columns=len(head) - 1)]
+        if line[1] == "not finished"
+        else list(map(TableCell, line))
+        for line in body
     ]
-    return Table("What each stage took", COST_HEAD, body, is_numeric=True)
+    return Table(caption, head, lines, is_numeric=True)
+
+
+def _cost_tables(report: Report) -> list[Table]:
+    return [
+        _words_table("What each stage took itself", *own_table(report)),
+        _words_table("With the stages it starts from", *chain_table(report)),
+    ]
+
+
+def _steps_table(report: Report) -> Table:
+    steps = report.made.steps if report.made else []
+    body = [
+        [one.name, one.folder, "not finished" if one.seconds is None else f"{one.seconds:.0f} s"]
+        for one in steps
+    ]
+    return Table("Steps", ["step", "folder below runs/steps", "took"],
+                 [list(map(TableCell, line)) for line in body])  # fmt: skip
 
 
 def _rounds_table(report: Report, kind: str) -> Table:
@@ -239,54 +238,3 @@ def _rounds_table(report: Report, kind: str) -> Table:
         for name in names
     ]
     return Table(kind.capitalize(), head, body, is_numeric=True)
-
-
-def _shared_system(samples: Sequence[SampleView]) -> str:
-    """The system message all examples begin with, so that it need not stand in each."""
-    found = {
-        first["content"] if (first := sample.messages[0])["role"] == "system" else ""
-        for sample in samples
-    }
-    return found.pop() if len(found) == 1 else ""
-
-
-def _example(sample: SampleView, *, leave_out: bool) -> Example:
-    """Lay out an example, without its first message where that is said elsewhere."""
-    asked = " ".join(sample.messages[-1]["content"].split())
-    is_whole = len(asked) <= _TITLE_CHARACTERS
-    prompt = [
-        _text(_ROLES.get(message["role"], message["role"].capitalize()), message["content"])
-        for message in sample.messages[leave_out:]
-    ]
-    return Example(
-        title=f"Row {sample.id + 1}: "
-        + (asked if is_whole else asked[: _TITLE_CHARACTERS - 1].rstrip() + "…"),
-        tally=_tally(sample.answers),
-        prompt=[*prompt, _text("Reference", sample.reference)],
-        answers=[_answer(stage, answer) for stage, answer in sample.answers.items()],
-    )
-
-
-def _tally(answers: Mapping[str, StageAnswer]) -> str:
-    """Such as '2 correct, 6 wrong'; nothing where verdicts are numbers, hardly two alike."""
-    counts = Counter(_outcome(answer.verdict) for answer in answers.values())
-    if len(counts) > 3:
-        return ""
-    good_first = sorted(counts, key=lambda outcome: _TONES.get(outcome) != "good")
-    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in good_first)
-
-
-def _outcome(verdict: str) -> str:
-    """The verdict without its probability or reason: 'win (0.73)' is a win."""
-    return re.split(r" \(|:", verdict, maxsplit=1)[0]
-
-
-def _answer(stage: str, answer: StageAnswer) -> Text:
-    cut = ", cut off at the token limit" if answer.cut_off else ""
-    tone = _TONES.get(_outcome(answer.verdict), "")
-    return _text(stage, answer.answer, verdict=answer.verdict + cut, tone=tone)
-
-
-def _text(label: str, text: str, *, verdict: str = "", tone: str = "") -> Text:
-    is_long = len(text) > _LONG_CHARACTERS or text.count("\n") >= _LONG_LINES
-    return Text(label, text, is_long, verdict, tone)

@@ -15,19 +15,26 @@ from eval.report_types import Row
 
 # Heights in a plot, in em: before the first stage, of a stage, and of the axis below the last.
 _TOP, _LINE, _AXIS = 2.0, 3.5, 2.4
+_TEXT = 1.25  # from one line of text to the next
 # What is left at either side of a plot for half a tick's label, in percent of the width.
 _SIDE = 6.0
 # About as much fits on a line of a plot at 360 px, in em of its text.
-_PLOT_WIDTH, _NAME_CHARACTER, _NUMBER_CHARACTER = 24.0, 0.6, 0.55
+_PLOT_WIDTH, _NAME_CHARACTER, _NUMBER_CHARACTER = 24.0, 0.66, 0.6
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A stage in a plot: a dot and its interval, in percent of the width; None is not finished."""
+    """A stage in a plot.
 
-    label: str
+    Attributes:
+        label: its name, in lines with their heights; `words` stand beside or below it at `words_y`.
+        places: low end, dot and high end of its interval in percent of the width; None is not
+            finished.
+    """
+
+    label: list[tuple[str, float]]
     words: str
-    text_y: float
+    words_y: float
     y: float
     tone: str = ""
     places: tuple[float, float, float] | None = None
@@ -106,12 +113,15 @@ def _plot(
     def place(number: float) -> float:
         return round(_SIDE + scale * (number - ticks[0]), 2)
 
-    marks = []
-    for i, (stage, words, tone, three) in enumerate(lines):
-        top = _TOP + i * _LINE
+    marks, top = [], _TOP
+    beside = all(_fits(stage, words) for stage, words, *_ in lines)
+    for stage, words, tone, three in lines:
         places = None if three is None else (place(three[0]), place(three[1]), place(three[2]))
-        label = _shortened(stage, words)
-        marks.append(Mark(label, words, round(top + 1.1, 2), round(top + 2.0, 2), tone, places))
+        names = [stage] if beside else _wrapped(stage)
+        label = [(name, round(top + 1.1 + i * _TEXT, 2)) for i, name in enumerate(names)]
+        base = label[-1][1] + (0 if beside else _TEXT)
+        marks.append(Mark(label, words, round(base, 2), round(base + 0.9, 2), tone, places))
+        top = base - 1.1 + _LINE
     decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     return Plot(
         id=name,
@@ -120,7 +130,7 @@ def _plot(
         marks=marks,
         ticks=[(place(tick), f"{tick + 0.0:{'+' if signed and tick else ''}.{decimals}f}")
                for tick in ticks],
-        height=round(_TOP + len(lines) * _LINE + _AXIS, 2),
+        height=round(top + _AXIS, 2),
         line=None if line is None else (place(line[0]), line[1]),
         note=note,
     )  # fmt: skip
@@ -136,7 +146,23 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [round(i * step, 9) for i in range(first, last + 1)]
 
 
-def _shortened(stage: str, words: str) -> str:
-    """A stage's name, cut to what stands beside its words on a narrow screen."""
-    room = max(8, int((_PLOT_WIDTH - _NUMBER_CHARACTER * len(words)) / _NAME_CHARACTER))
-    return stage if len(stage) <= room else stage[: room - 1] + "…"
+def _fits(stage: str, words: str) -> bool:
+    """Whether a stage's name stands beside its words on a narrow screen."""
+    return len(stage) * _NAME_CHARACTER + len(words) * _NUMBER_CHARACTER <= _PLOT_WIDTH
+
+
+def _wrapped(stage: str) -> list[str]:
+    """A long name in two lines, the first of which ends at a comma where there is one.
+
+    So names of a sweep stay apart, such as 'bash@beta=0.1,sft.learning_rate=0.0001'.
+    """
+    room = int(_PLOT_WIDTH / _NAME_CHARACTER)
+    if len(stage) <= room:
+        return [stage]
+    end = stage.rfind(",", 0, room) + 1 or room
+    return [stage[:end], shortened(stage[end:], room)]
+
+
+def shortened(text: str, room: int) -> str:
+    """A text cut to so many characters."""
+    return text if len(text) <= room else text[: room - 1] + "…"

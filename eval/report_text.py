@@ -1,23 +1,9 @@
-"""The report as Markdown for people, and as CSV and JSON for programs."""
+"""The words of a report: numbers, tables and notes that its Markdown and its page share."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from eval.report_types import Cell, Difference, Report, Row
 
-from eval.report_types import Cell, Cost, Difference, Report, Row
-from pipeline.errors import visible
-
-COST_HEAD = ["stage", "train", "tokens trained", "padding", "tokens written"]
-_COLUMNS: tuple[str, ...] = (
-    "benchmark", "stage", "method", "measure", "unit", "better", "value", "low", "high", "spread",
-    "n", "seeds", "difference", "difference_low", "difference_high", "difference_n", "p_value",
-    "difference_seeds", "published", "outcomes",
-)  # fmt: skip
 # Decimals by unit; of any other unit one.
 _DECIMALS = {"nats": 3}
 # What each measure is, said below the tables it stands in.
@@ -39,28 +25,6 @@ _MEANINGS = {
     "agrees": "tokens of a greedy answer before the first that is not the reference's",
     "agrees to the end": "greedy answers that are the reference",
 }
-
-
-def markdown(report: Report) -> str:
-    """The tables for people, with a note on what each number is."""
-    lines = [f"# {report.recipe}", "", *_notes(report), ""]
-    for benchmark in report.benchmarks:
-        lines += _benchmark(report, benchmark)
-    if any(cost.seconds != 0 for cost in report.costs):
-        lines += ["## Cost", "", *_costs(report), ""]
-    for kind in dict.fromkeys(one.kind for one in report.rounds):
-        lines += _figures(report, kind)
-    if report.warnings:
-        warnings = report.warnings.items()
-        lines += ["## Warnings", ""]
-        lines += [f"- {', '.join(stages)}: {_in_a_line(warning)}" for warning, stages in warnings]
-    return visible("\n".join(lines).rstrip())
-
-
-def _benchmark(report: Report, benchmark: str) -> list[str]:
-    head, lines = benchmark_table(report, benchmark)
-    table = _table(head, [[line.get(column, "") for column in head] for line in lines])
-    return [f"## {benchmark}", "", *table, "", *benchmark_notes(report, benchmark), ""]
 
 
 def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dict[str, str]]]:
@@ -113,40 +77,6 @@ def _overlap_words(overlap: dict[str, int]) -> str:
     return words + (short if overlap["short"] else "") + "."
 
 
-def _costs(report: Report) -> list[str]:
-    return _table(COST_HEAD, [[cost.stage, *cost_words(cost)] for cost in report.costs])
-
-
-def _figures(report: Report, kind: str) -> list[str]:
-    """A table of what the steps of one kind made, one row a step."""
-    rounds = [one for one in report.rounds if one.kind == kind]
-    names = list(dict.fromkeys(name for one in rounds for name in one.figures))
-    body = []
-    for one in rounds:
-        round_words = one.title.partition(", ")[2]
-        stage = f"{one.stage}, {round_words}" if round_words else one.stage
-        body.append(
-            [stage, str(one.seed), *(figure_words(name, one.figures.get(name)) for name in names)]
-        )
-    lines = _table(["stage", "seed", *names], body)
-    return [f"## Self-generated rows: {kind}", "", *lines, ""]
-
-
-def _notes(report: Report) -> list[str]:
-    seeds = ", ".join(map(str, report.seeds))
-    lines = [f"Model {_in_a_line(report.model)}, task {report.task}, seeds {seeds}."]
-    if report.rows:
-        lines.append(interval_note(report))
-    lines.append(
-        "Cost: seconds of a stage's own training and row-writing, without evaluation; a step that "
-        "stages share counts in each. Padding: its share of all positions that training read."
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    if report.machines:
-        lines.append(f"Made with {versions} on {'; '.join(report.machines)}.")
-    return lines
-
-
 def interval_note(report: Report) -> str:
     """How intervals and differences were computed, and what the words beside them mean."""
     if len(report.seeds) == 1:
@@ -159,7 +89,7 @@ def interval_note(report: Report) -> str:
     if report.baseline is None:
         return note
     return (
-        f"{note} vs {report.baseline}: points (of a number that is no percentage its own unit) on "
+        f"{note} vs {report.baseline}: points, or the number's own unit where that is not %, on "
         f"the same examples, paired bootstrap (10,000 resamples, 1,000 of LC win rates{p_value}); "
         "better or worse = the interval excludes 0 and p, where there is one, is below 0.05; else "
         "noise."
@@ -201,50 +131,6 @@ def outcome_words(row: Row) -> str:
     return ", ".join(f"{number} {name}" for name, number in row.counts.items() if number)
 
 
-def cost_words(cost: Cost) -> list[str]:
-    """Seconds, tokens trained, padding and tokens written of a stage, as in COST_HEAD."""
-    if cost.seconds is None:
-        return ["not finished", "", "", ""]
-    padding = "" if cost.padding is None else f"{100 * cost.padding:.1f} %"
-    tokens = [count(cost.tokens_trained), padding, count(cost.tokens_generated)]
-    return [f"{cost.seconds:.0f} s", *tokens]
-
-
-def csv_text(report: Report) -> str:
-    """One line a measure, all figures, no rounding."""
-    output = io.StringIO()
-    writer = csv.DictWriter(output, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_csv_lines(report))
-    return output.getvalue().rstrip("\n")
-
-
-def _csv_lines(report: Report) -> Iterator[dict[str, Any]]:
-    for row in report.rows:
-        shared = {"benchmark": row.benchmark, "stage": row.stage, "method": row.method}
-        for place, (name, cell) in enumerate(row.measures.items()):
-            line = {**shared, "measure": name, "seeds": row.seeds, **asdict(cell)}
-            if place == 0:
-                line |= {"published": row.published, "outcomes": outcome_words(row)}
-            if place == 0 and (found := row.difference) is not None:
-                line |= {"difference": found.value, "p_value": found.p_value}
-                line |= {"difference_low": found.low, "difference_high": found.high}
-                line |= {"difference_n": found.n, "difference_seeds": found.seeds}
-            yield line
-    for cost in report.costs:
-        figures = {"train": cost.seconds, "tokens trained": cost.tokens_trained}
-        figures |= {"padding": cost.padding, "tokens written": cost.tokens_generated}
-        for name, value in figures.items():
-            unit = {"train": "s", "padding": "share"}.get(name, "tokens")
-            yield {"stage": cost.stage, "measure": name, "unit": unit, "value": value}
-
-
-def json_text(report: Report) -> str:
-    """Everything, for programs."""
-    text = json.dumps(asdict(report), indent=1, ensure_ascii=False)
-    return text.encode(errors="backslashreplace").decode()  # half characters as JSON writes them
-
-
 def figure_words(name: str, value: float | None) -> str:
     """A share in percent, a count, or a loss (by its name), of what a self-generating step made."""
     if name.startswith("loss") and value is not None:
@@ -260,23 +146,3 @@ def example_words(row: Row, seeds: int) -> str:
 def count(value: int | None) -> str:
     """A whole number for people."""
     return "" if value is None else f"{value:,}"
-
-
-def _table(head: list[str], body: list[list[str]]) -> list[str]:
-    head, *body = [[_in_a_cell(cell) for cell in line] for line in [head, *body]]
-    widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *body]
-    return [
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
-    ]
-
-
-def _in_a_cell(text: str) -> str:
-    return _in_a_line(text).replace("|", "\\|")
-
-
-def _in_a_line(text: str) -> str:
-    return " ".join(text.split())

@@ -85,14 +85,84 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What steps took.
+
+    Attributes:
+        seconds: wall time.
+        device_seconds: wall time times the GPUs of the launch; without GPUs that of one machine.
+    """
+
+    seconds: float
+    device_seconds: float
+    tokens_trained: int
+    tokens_generated: int
+
+
+@dataclass(frozen=True)
 class Cost:
-    """Training and row-writing of a stage, without its evaluation, mean over finished seeds."""
+    """Training and row-writing of a stage, without its evaluation, mean over finished seeds.
+
+    Attributes:
+        seconds: wall time of the stage's own steps; None until a seed is finished.
+        padding: its share of what training read, 0 to 1.
+        peak_memory: most bytes of a step's main process, over all seeds.
+        chain: the stage and those it starts from, together.
+        times: seconds of `chain` over those of the baseline's, on seeds that both have finished.
+    """
 
     stage: str
     seconds: float | None = None
     tokens_trained: int | None = None
     tokens_generated: int | None = None
-    padding: float | None = None  # its share of what training read, 0 to 1
+    padding: float | None = None
+    peak_memory: int | None = None
+    chain: Spent | None = None
+    times: float | None = None
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What all finished steps took, each once, and what an hour costs.
+
+    Attributes:
+        training: training and row-writing of all stages and seeds.
+        evaluation: writing and grading answers to test rows.
+        device: what hours are counted of: 'GPU', 'machine', or 'device' where both took part.
+    """
+
+    training: Spent
+    evaluation: Spent
+    device: str
+    price_per_hour: float | None = None
+    currency: str = ""
+
+
+@dataclass(frozen=True)
+class MadeStep:
+    """A step of the plan: its name for people, its folder below runs/steps, its wall time."""
+
+    name: str
+    folder: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What makes a report again.
+
+    Attributes:
+        fingerprint: one digest over those of all result steps (`pipeline.plan.Plan.fingerprint`).
+        recipe: as it was run, in YAML.
+        commands: that make the results and print them.
+        commits: of bashrac's checkout, that steps ran from.
+    """
+
+    fingerprint: str
+    recipe: str
+    commands: list[str]
+    commits: list[str]
+    steps: list[MadeStep]
 
 
 @dataclass(frozen=True)
@@ -146,6 +216,7 @@ class Chart:
         note: how to read it, in a sentence or two.
         is_joined: whether the points of a curve are joined by lines.
         is_log: whether x is shown on a logarithmic scale.
+        intervals: what the low and high of its numbers are.
     """
 
     name: str
@@ -157,6 +228,7 @@ class Chart:
     note: str = ""
     is_joined: bool = True
     is_log: bool = False
+    intervals: str = "95 % intervals"
 
 
 @dataclass(frozen=True)
@@ -170,6 +242,8 @@ class Report:
         overlaps: benchmark -> what its test rows share with the training rows.
         rounds: what row-writing steps made.
         charts: curves over rates, swept keys and costs.
+        bill: what everything took; None where nothing is finished.
+        made: what makes it again.
         warnings: sentence -> stages whose steps said it.
     """
 
@@ -188,6 +262,8 @@ class Report:
     warnings: dict[str, list[str]]
     versions: dict[str, str]
     machines: list[str]
+    bill: Bill | None = None
+    made: Made | None = None
 
     @property
     def benchmarks(self) -> list[str]:

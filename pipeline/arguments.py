@@ -61,6 +61,11 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="print the table of what is finished")
     _add_recipe(report)
     report.add_argument("--format", choices=("md", "csv", "json", "html"), default="md")
+    report.add_argument(
+        "--price-per-hour", type=_positive, metavar="X",
+        help="of one GPU, or of the machine where there is none: adds what each stage has cost",
+    )  # fmt: skip
+    report.add_argument("--currency", default="", metavar="WORD", help="of that price, e.g. EUR")
     report.set_defaults(command="report")
 
     evaluate = commands.add_parser("evaluate", help="run benchmarks on a model, outside a recipe")

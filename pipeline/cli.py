@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
     explain.check_judge_key(plan, given.runs, stage)
     explain.check_engine(plan, given.runs, stage)
-    retry = _retry_command(given)
+    retry, made_by = _retry_command(given), _making_command(given)
     settings = RunSettings(
         given.runs, launch, retry, stage, given.max_judge_calls, given.verify, given.through
     )
@@ -138,7 +139,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
             changes.remember(plan, given.runs)
         code = run_in_these_processes(plan, settings)
         if is_main and code == 0:
-            print(write_report(collect(plan, given.runs), plan, given.runs))
+            print(write_report(collect(plan, given.runs, command=made_by), plan, given.runs))
         return code
     # The launched processes must end with us.
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -148,13 +149,20 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     if calls := explain.judge_calls_words(plan, given.runs, stage):
         print(calls, flush=True)
     run_plan(plan, settings)
-    print(write_report(collect(plan, given.runs), plan, given.runs))
+    print(write_report(collect(plan, given.runs, command=made_by), plan, given.runs))
     return 0
 
 
 def _interrupt(signal_number: int, frame: Any) -> None:
     del frame
     raise Stopped(signal_number)
+
+
+def _making_command(given: Any) -> str:
+    """The command that makes the results, wherever and on whatever they were made."""
+    where = ("runs", "stage", "launch", "through", "max_judge_calls")
+    kept = {name: value for name, value in vars(given).items() if name not in where}
+    return _retry_command(Namespace(**kept))
 
 
 def _retry_command(given: Any, *more: str) -> str:
@@ -212,7 +220,14 @@ def _report(given: Any) -> int:
     from eval.report_files import report_text
 
     plan = _load_plan(given)
-    print(report_text(collect(plan, given.runs), given.format, plan, given.runs))
+    report = collect(
+        plan,
+        given.runs,
+        command=_making_command(given),
+        price_per_hour=given.price_per_hour,
+        currency=given.currency,
+    )
+    print(report_text(report, given.format, plan, given.runs))
     return 0
 
 

@@ -116,6 +116,15 @@ class Plan:
     # (label, seed) -> the weights the stage ends with
     models: dict[tuple[str, int], Model]
 
+    @property
+    def fingerprint(self) -> str:
+        """One digest over all results that the recipe asks for, 64 hex digits.
+
+        It says what was run on what, as a step's does, and does not depend on names of stages.
+        """
+        steps = self.results.values() or self.steps  # of a recipe without benchmarks all
+        return artifact.fingerprint(sorted({step.fingerprint for step in steps}))
+
     def labels(self, stage: str) -> list[str]:
         """The labels that a name stands for: itself, or those of the recipe's stage.
 

@@ -190,7 +190,7 @@ def test_a_run_after_all_stages_does_nothing_more_and_prints_the_report(arms):
 
 
 def test_the_report_has_a_line_for_every_arm_with_what_it_cost(arms):
-    table, _, _ = arms.report.stdout.partition("\n## Cost\n")[2].partition("\n## ")
+    table, _, _ = arms.report.stdout.partition("\n## Cost\n\n")[2].partition("\n\n")
     lines = [line.split("|") for line in table.splitlines() if line.startswith("|")]
     head = [cell.strip() for cell in lines[0]]
     cost = {line[1].strip(): line[head.index("tokens trained")].strip() for line in lines[2:]}

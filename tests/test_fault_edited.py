@@ -8,7 +8,8 @@ import pytest
 from conftest import digests
 
 from eval.report import collect
-from eval.report_text import json_text, markdown
+from eval.report_data import json_text
+from eval.report_markdown import markdown
 from pipeline import artifact, changes, identity
 from pipeline.errors import InputError
 from pipeline.explain import explain

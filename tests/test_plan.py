@@ -7,6 +7,13 @@ from pipeline.load import load_recipe
 from pipeline.plan import make_plan
 from pipeline.run import select_steps
 
+STAGES = {
+    "sft": {"method": "sft"},
+    "bash": {"method": "bash", "from": "sft"},
+    "sft-dpo": {"method": "dpo", "from": "sft"},
+    "bash-dpo": {"method": "dpo", "from": "bash"},
+}
+
 
 @pytest.fixture
 def plan_of(recipe_dict, write_recipe):
@@ -32,6 +39,16 @@ def test_test_rows_are_looked_for_in_the_training_rows_once_and_first(plan_of):
     assert plan_of(overrides=["data.preferences.limit=3"]).steps[0].fingerprint != (
         plan.steps[0].fingerprint
     )
+
+
+def test_a_plan_has_one_fingerprint_that_names_and_order_of_stages_leave_alone(plan_of):
+    plan = plan_of()
+    stages = {"warm" if name == "sft-dpo" else name: stage for name, stage in STAGES.items()}
+    renamed = plan_of({"stages": dict(sorted(stages.items(), key=lambda one: one[0] == "warm"))})
+    assert renamed.fingerprint == plan.fingerprint and len(plan.fingerprint) == 64
+    assert plan_of(overrides=["micro_batch_size=1"]).fingerprint == plan.fingerprint
+    for changed in ("stages.bash.beta=0.3", "seeds=[0, 1]", "data.test.limit=3", "evaluate=[]"):
+        assert plan_of(overrides=[changed]).fingerprint != plan.fingerprint
 
 
 def test_stages_expand_to_steps_each_model_followed_by_its_evaluation(plan_of):

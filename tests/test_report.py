@@ -8,8 +8,10 @@ import pytest
 
 from eval.gsm8k import grade_answers
 from eval.report import collect
+from eval.report_data import csv_text, json_text
 from eval.report_html import html_page
-from eval.report_text import cell_words, csv_text, json_text, markdown
+from eval.report_markdown import markdown
+from eval.report_text import cell_words
 from eval.report_types import Cell, Difference
 from pipeline import artifact
 from pipeline.load import load_recipe
@@ -151,7 +153,7 @@ def test_where_lower_is_better_a_fall_is_better_and_no_loss_is_a_percentage(fini
     text = markdown(report)
     assert "2.000 nats [" in text and "-1.500 [-1.500, -1.500] better" in text
     assert {row["better"] for row in csv.DictReader(io.StringIO(csv_text(report)))} >= {"lower"}
-    assert "bash\u00a0-1.500" in html_page(report, {})
+    assert "-1.500 nats against sft" in html_page(report, {})
 
 
 def test_a_difference_whose_interval_holds_0_is_called_noise(finished):
@@ -209,9 +211,15 @@ def test_a_recipe_without_benchmarks_has_a_table_of_costs(finished):
     artifact.write_record(step.directory(runs), record)
     lines = markdown(collect(plan, runs)).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
-    assert cells[0] == ["stage", "train", "tokens trained", "padding", "tokens written"]
-    assert cells[2:] == [
-        ["sft", "10 s", "1,000", "20.0 %", "0"],
+    head = ["stage", "train", "tokens trained", "padding", "tokens written", "peak memory"]
+    assert cells[0] == head
+    assert cells[2:4] == [
+        ["sft", "10 s", "1,000", "20.0 %", "0", ""],
+        ["bash", "not finished", "", "", "", ""],
+    ]
+    assert cells[4] == ["stage", "time in all", "times sft", "trained in all", "written in all"]
+    assert cells[6:] == [
+        ["sft", "10 s", "1.00", "1,000", "0"],
         ["bash", "not finished", "", "", ""],
     ]
     assert not any("GSM8K" in line or "bootstrap" in line for line in lines)

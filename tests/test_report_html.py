@@ -18,6 +18,7 @@ from eval.report import collect
 from eval.report_html import html_page
 from eval.report_plots import nice_ticks
 from eval.report_samples import collect_samples
+from eval.report_types import Cell, Chart, Curve, Point
 from pipeline import artifact
 from pipeline.errors import visible
 from pipeline.load import load_recipe
@@ -106,14 +107,42 @@ def page_of(made):
 
 @pytest.fixture
 def usual(finished):
-    """Two stages, the second better, and one hostile and one long answer."""
+    """Two stages, the second better; one hostile and one long answer; charts of every kind."""
     long = "\n".join(f"line {i} " + "word " * 20 for i in range(60))
-    return finished(
+    report, samples = finished(
         {
             "sft": {0: [HOSTILE, False, False, False, False, False, False, long]},
             "bash": {0: [True, True, True, True, True, True, False, False]},
         }
     )
+    return replace(report, charts=[*report.charts, *charts_of_every_kind()]), samples
+
+
+def charts_of_every_kind():
+    """Ten curves of seven rates, two of a swept number, four of words, and points with names."""
+    stages = ["sft", *(f"stage-{i}" for i in range(9))]
+    rates, words = [0, 0.1, 0.2, 0.4, 0.6, 0.8, 1], ["1 to 40", "41 to 60", "over 60"]
+
+    def curve(name, places, slope, unit="nats"):
+        values = [0.5 + slope * i for i in range(len(places))]
+        cells = [Cell(value, value - 0.1, value + 0.2, 8, unit) for value in values]
+        return Curve(name, [Point(x, cell) for x, cell in zip(places, cells, strict=True)])
+
+    points = [
+        Point(1 + 0.1 * i, Cell(50 + 3 * (i % 4), 47, 64, 8), f"stage-{i}") for i in range(10)
+    ]
+    return [
+        Chart("gap", "gsm8k", "Loss on own contexts",
+              "share of reference tokens that the model fills itself",
+              "loss of a reference token, nats (lower is better)",
+              [curve(name, rates, 0.1 + 0.02 * i) for i, name in enumerate(stages)]),
+        Chart("sweep", "gsm8k", "strict against beta", "stages.bash.beta", "strict, %",
+              [curve(name, [0.05, 0.1, 0.4], 1.0, "%") for name in ("bash", "rac")], is_log=True),
+        Chart("length", "elsewhere", "Accuracy by length", "tokens", "strict, %",
+              [curve(name, words, 1.0, "%") for name in stages[:4]]),
+        Chart("cost", "gsm8k", "strict against cost", "times sft", "strict, %",
+              [Curve("bash", points[:5]), Curve("rac", points[5:])], is_joined=False),
+    ]  # fmt: skip
 
 
 def test_hostile_answers_are_shown_and_do_nothing(usual):
@@ -194,29 +223,42 @@ def test_the_same_results_give_the_same_page(usual):
 
 def test_what_is_better_and_what_is_noise_stands_in_words(usual):
     text = Page(page_of(usual)).text
-    assert "Better than sft: bash\u00a0+75.0" in text
+    assert re.search(
+        r"bash \+75\.0 points over sft, 95 % interval 37\.5 to \d+\.0, paired, n = 8, 1 seed: better",
+        text,
+    )
     assert "75.0 % [40.9, 92.9]" in text, "Wilson of 6 of 8"
     assert re.search(r"\+75\.0 \[\+37\.5, \+\d+\.0\] better", text)
+
+
+def test_the_page_holds_what_makes_it_again(finished):
+    report, samples = finished({"sft": {0: [True, False]}}, system="Be <b>brief</b>.")
+    made = replace(report.made, commands=["bashrac run mine.yaml --set 'x=<b>'"], commits=["abc"])
+    text = Page(html_page(replace(report, made=made), samples)).text
+    assert "system: Be <b>brief</b>." in text and "sft: {method: sft}" in text
+    assert "bashrac run mine.yaml --set 'x=<b>'" in text and "bashrac at commitabc" in text
+    assert made.fingerprint in text
+    assert all(step.folder in text for step in made.steps) and len(made.steps) == 8
 
 
 def test_an_unfinished_stage_is_said_to_be_so_and_has_no_dot(finished):
     report, samples = finished({"sft": {0: [True, False, True, False]}})
     page = Page(html_page(report, samples))
     assert page.tags.count("circle") == 1
-    assert page.text.count("not finished") >= 2 and "Not finished: bash" in page.text
+    assert page.text.count("not finished") >= 2 and "bash not finished" in page.text
     assert {stage for view in samples["gsm8k"] for stage in view.answers} == {"sft"}
 
 
 def test_a_recipe_with_nothing_finished_has_a_page_that_says_so(finished):
     made = finished({})
     page = Page(page_of(made))
-    assert made[1] == {} and "svg" not in page.tags and "details" not in page.tags
-    assert "Not finished: sft, bash" in page.text and "Nothing is finished yet." in page.text
+    assert made[1] == {} and "svg" not in page.tags and "No stage is finished." in page.text
+    assert "sft not finished" in page.text and "Nothing is finished yet." in page.text
 
 
 def test_a_recipe_without_benchmarks_has_a_table_of_costs_and_no_answers(finished):
     page = Page(page_of(finished({}, evaluate=[])))
-    assert "tokens trained" in page.text and page.tags.count("table") == 1
+    assert page.text.count("tokens trained") == 1 and page.tags.count("table") == 3
     assert "Answers to read" not in page.text and "#answers" not in page.values("href")
 
 
@@ -235,8 +277,10 @@ def test_several_benchmarks_each_have_a_section_and_their_answers(finished):
     answers = {"sft": {0: [True, False, False, False]}, "bash": {0: [True, True, True, False]}}
     made = finished(answers, evaluate=["gsm8k", "rouge"])
     page = Page(page_of(made))
-    assert list(made[1]) == ["gsm8k", "rouge"] and page.tags.count("svg") == 4
-    assert page.tags.count("details") == 8 and page.values("open") == [None, None]
+    titles = [value for value in page.values("id") if value.endswith("-title")]
+    assert list(made[1]) == ["gsm8k", "rouge"] and len(titles) == 6, "numbers, differences, cost"
+    # Four examples and a chart's numbers in each, and the steps.
+    assert page.tags.count("details") == 11 and page.values("open") == [None, None]
     assert "bash: ROUGE-L" in page.text and "sft: correct" in page.text
 
 
@@ -277,7 +321,18 @@ def test_a_long_stage_name_is_cut_in_plots_only(usual):
     rows = [replace(row, stage=name) if row.stage == "bash" else row for row in report.rows]
     source = html_page(replace(report, rows=rows), samples)
     labels = re.findall(r'<text class="stage"[^>]*>([^<]*)<', source)
-    assert max(map(len, labels)) < 25 and f"<span>{name}</span>" in source
+    assert max(map(len, labels)) < 37 and f"<span>{name}</span>" in source
+
+
+def test_names_of_a_sweep_are_told_apart_in_plots(usual):
+    report, samples = usual
+    name = "bash-dpo@bash.beta=0.05,sft.learning_rate="
+    bash = next(row for row in report.rows if row.stage == "bash")
+    rows = [*report.rows, *(replace(bash, stage=f"{name}{rate}") for rate in ("0.0001", "0.0002"))]
+    source = html_page(replace(report, rows=rows), samples)
+    labels = re.findall(r'<text class="stage"[^>]*>([^<]*)<', source)
+    assert labels.count("bash-dpo@bash.beta=0.05,") == 4
+    assert {"sft.learning_rate=0.0001", "sft.learning_rate=0.0002"} <= set(labels)
 
 
 @pytest.mark.parametrize(
@@ -375,6 +430,44 @@ def test_texts_of_a_plot_stay_inside_it_and_off_each_other(opened, width):
     assert overlapping == []
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_marks_stand_on_the_ends_of_their_lines_however_wide_the_plot(opened, width):
+    """Lines are drawn in a stretched picture, marks are not."""
+    offsets = opened(width=width).execute_script(
+        """
+        const found = [];
+        for (const plot of document.querySelectorAll("svg.lines")) {
+          const lines = [...plot.querySelectorAll("polyline")];
+          const series = [...plot.querySelectorAll("g")].filter(g => g.querySelector("path"));
+          lines.forEach((line, i) => {
+            const box = line.getBoundingClientRect();
+            const marks = [...series[i].querySelectorAll("path")].map(mark => {
+              const one = mark.getBoundingClientRect(); return (one.left + one.right) / 2;
+            });
+            found.push(marks[0] - box.left, marks.at(-1) - box.right);
+          });
+        }
+        return found
+        """
+    )
+    assert len(offsets) > 40 and max(map(abs, offsets)) < 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_curve_stands_out_from_the_page(opened, scheme):
+    inks, page = opened(scheme=scheme).execute_script(
+        """
+        const lines = [...document.querySelectorAll(".lines .line, .lines .mark")];
+        const inks = new Set(lines.map(line => getComputedStyle(line).stroke));
+        return [[...inks], getComputedStyle(document.body).backgroundColor]
+        """
+    )
+    assert len(inks) == 9, "eight colours and that of the baseline"
+    for ink in inks:
+        darker, lighter = sorted([luminance(ink), luminance(page)])
+        assert (lighter + 0.05) / (darker + 0.05) >= 3, ink
+
+
 def test_only_the_file_is_requested_and_nothing_is_logged(opened, tmp_path):
     page = opened()
     page.find_elements("css selector", "summary")[1].click()
@@ -400,10 +493,10 @@ def test_the_policy_stops_what_would_get_past_the_escaping(opened, tmp_path):
 def test_an_example_opens_from_the_keyboard(opened):
     keys = pytest.importorskip("selenium.webdriver").Keys
     page = opened()
-    first, second = page.find_elements("css selector", "details")[:2]
+    first, second = page.find_elements("css selector", "[aria-labelledby=answers] details")[:2]
     assert first.get_attribute("open") and not second.get_attribute("open")
     summary = second.find_element("css selector", "summary")
-    for _ in range(60):
+    for _ in range(90):
         page.switch_to.active_element.send_keys(keys.TAB)
         if page.switch_to.active_element == summary:
             break

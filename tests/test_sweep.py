@@ -239,7 +239,7 @@ def test_a_sweep_over_seeds_from_steps_to_charts(swept, run_steps_here, bashrac,
     assert [row.stage for row in report.rows] == ["sft", "bash@beta=0.8", "bash@beta=0.1"]
     assert {row.method for row in report.rows[1:]} == {"bash"}
     assert [row.difference is None for row in report.rows] == [True, False, False]
-    chart, changed = report.charts
+    chart, changed, _ = report.charts  # the last is quality against cost
     assert (chart.benchmark, chart.x_title, chart.is_log) == ("gsm8k", BETA, False)
     (curve,) = chart.curves
     assert curve.name == "bash" and [point.x for point in curve.points] == [0.1, 0.8]
@@ -259,7 +259,7 @@ def test_a_sweep_over_seeds_from_steps_to_charts(swept, run_steps_here, bashrac,
     made = bashrac("run", path, "--stage", LABELS[1])
     assert made.stdout.count(": started") == 1 and (lost / "record.json").is_file(), made.stderr
     assert (runs / "tiny" / "logs" / f"{LABELS[1]}-seed0.log").is_file()
-    assert len(json.loads((runs / "tiny" / "report.json").read_text())["charts"]) == 2
+    assert len(json.loads((runs / "tiny" / "report.json").read_text())["charts"]) == 3
     assert leftovers(runs) == [], "the steps of all points are kept"
 
     found = find_stage(f"{path}:{LABELS[1]}", runs, seed=1)

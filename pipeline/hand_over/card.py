@@ -13,10 +13,10 @@ from typing import Any
 
 from eval.benchmarks import asked
 from eval.report import collect
+from eval.report_bill import OWN_HEAD, own_words
 from eval.report_text import (
     benchmark_notes,
     cell_words,
-    cost_words,
     difference_words,
     interval_note,
     outcome_words,
@@ -229,10 +229,9 @@ def _source_words(step: Step, role: str) -> list[str]:
 def _training(found: FinishedStage, report: Report) -> str:
     """What each stage of the chain took; each row without those above it."""
     costs = {cost.stage: cost for cost in report.costs}
-    body = [[code(name), *cost_words(costs[name])] for name in chain(found)]
-    head = ["stage", "seconds", "tokens trained", "padding", "tokens written"]
+    body = [[code(name), *own_words(costs[name])] for name in chain(found)]
     total = sum(costs[name].tokens_trained or 0 for name in chain(found))
-    return f"{table(head, body)}\n\nSeed {found.seed}. Tokens trained in all: {total:,}."
+    return f"{table(OWN_HEAD, body)}\n\nSeed {found.seed}. Tokens trained in all: {total:,}."
 
 
 def _method(found: FinishedStage) -> str:

@@ -1,0 +1,106 @@
+"""What stages cost, in words: tables for the Markdown report and the page."""
+
+from __future__ import annotations
+
+from eval.report_text import count
+from eval.report_types import Bill, Cost, Report
+
+OWN_HEAD = ["stage", "train", "tokens trained", "padding", "tokens written", "peak memory"]
+COST_NOTE = (
+    "Training and row-writing, without evaluation, mean over finished seeds. Padding: its share of "
+    "all positions that training read. Peak memory: of a step's main process."
+)
+
+
+def has_costs(report: Report) -> bool:
+    """Whether any stage trains or writes rows."""
+    return any(cost.seconds != 0 for cost in report.costs)
+
+
+def own_words(cost: Cost, longest: float | None = None) -> list[str]:
+    """What the stage itself took, as in OWN_HEAD after its name.
+
+    Args:
+        cost: of the stage.
+        longest: seconds that decide the unit of time, to have one in a table; by default its own.
+    """
+    if cost.seconds is None:
+        return ["not finished", *[""] * (len(OWN_HEAD) - 2)]
+    padding = "" if cost.padding is None else f"{100 * cost.padding:.1f} %"
+    memory = "" if cost.peak_memory is None else f"{cost.peak_memory / 1e9:.1f} GB"
+    time = time_words(cost.seconds, cost.seconds if longest is None else longest)
+    return [time, count(cost.tokens_trained), padding, count(cost.tokens_generated), memory]
+
+
+def own_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Head and body of what each stage itself took."""
+    longest = max((cost.seconds or 0 for cost in report.costs), default=0)
+    return OWN_HEAD, [[cost.stage, *own_words(cost, longest)] for cost in report.costs]
+
+
+def chain_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Head and body of what each stage took with those it starts from."""
+    bill = report.bill
+    has_times = any(cost.times for cost in report.costs)
+    has_hours = bill is not None and (bill.device != "machine" or bill.price_per_hour is not None)
+    has_price = bill is not None and bill.price_per_hour is not None
+    head = ["stage", "time in all", *([f"times {report.baseline}"] if has_times else [])]
+    head += ["trained in all", "written in all"]
+    head += [f"{bill.device}-hours"] if bill and has_hours else []
+    head += [bill.currency or "price"] if bill and has_price else []
+    longest = max((cost.chain.seconds for cost in report.costs if cost.chain), default=0)
+    body = []
+    for cost in report.costs:
+        if (chain := cost.chain) is None:
+            body.append([cost.stage, "not finished", *[""] * (len(head) - 2)])
+            continue
+        line = [cost.stage, time_words(chain.seconds, longest)]
+        line += [f"{cost.times:.2f}" if cost.times is not None else ""] if has_times else []
+        line += [count(chain.tokens_trained), count(chain.tokens_generated)]
+        line += [f"{chain.device_seconds / 3600:.2f}"] if has_hours else []
+        line += [f"{price(bill, chain.device_seconds):,.2f}"] if bill and has_price else []
+        body.append(line)
+    return head, body
+
+
+def chain_note(report: Report) -> str:
+    """What "in all" means, and how far times can be compared."""
+    note = "In all: with the stages it starts from; a step that stages share counts in each."
+    bill = report.bill
+    if bill is not None and bill.device == "device":
+        note += " A device is a GPU, or the machine of a step that ran without."
+    if len(report.machines) > 1:
+        note += " Steps ran on different machines, so compare tokens rather than times."
+    return note
+
+
+def bill_note(bill: Bill) -> str:
+    """What everything took, evaluation beside training."""
+    parts = {"training and row-writing": bill.training, "evaluation": bill.evaluation}
+    longest = max(spent.seconds for spent in parts.values())
+    words = []
+    for name, spent in parts.items():
+        word = f"{name} {time_words(spent.seconds, longest)}"
+        more = []
+        if bill.device != "machine" or bill.price_per_hour is not None:
+            more.append(f"{spent.device_seconds / 3600:.2f} {bill.device}-hours")
+        if bill.price_per_hour is not None:
+            more.append(f"{price(bill, spent.device_seconds):,.2f} {bill.currency}".rstrip())
+        words.append(word + (f" ({', '.join(more)})" if more else ""))
+    rate = ""
+    if bill.price_per_hour is not None:
+        money = f"{bill.price_per_hour:g} {bill.currency}".rstrip()
+        rate = f" At {money} an hour of a {bill.device}."
+    return f"All finished steps of all seeds, each once: {', '.join(words)}.{rate}"
+
+
+def price(bill: Bill, device_seconds: float) -> float:
+    """What some time costs."""
+    return device_seconds / 3600 * (bill.price_per_hour or 0.0)
+
+
+def time_words(seconds: float, longest: float) -> str:
+    """A time in seconds, minutes or hours, whichever suits the longest it stands beside."""
+    if longest < 1200:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if longest < 4 * 3600 else f"{seconds / 3600:.2f} h"

@@ -1,0 +1,86 @@
+"""The report for programs: CSV and JSON, all figures, no rounding."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from eval.report_bill import price
+from eval.report_text import outcome_words
+from eval.report_types import Report
+
+_COLUMNS: tuple[str, ...] = (
+    "benchmark", "stage", "method", "measure", "unit", "better", "value", "low", "high", "spread",
+    "n", "seeds", "difference", "difference_low", "difference_high", "difference_n", "p_value",
+    "difference_seeds", "published", "outcomes", "chart", "x", "recipe_fingerprint",
+)  # fmt: skip
+Line = dict[str, Any]
+
+
+def csv_text(report: Report) -> str:
+    """One line a measure, a point of a chart, and a figure of what a stage cost."""
+    output = io.StringIO()
+    writer = csv.DictWriter(output, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    fingerprint = report.made.fingerprint if report.made else ""
+    for line in (*_measures(report), *_points(report), *_costs(report)):
+        writer.writerow({**line, "recipe_fingerprint": fingerprint})
+    return output.getvalue().rstrip("\n")
+
+
+def _measures(report: Report) -> Iterator[Line]:
+    for row in report.rows:
+        shared = {"benchmark": row.benchmark, "stage": row.stage, "method": row.method}
+        for place, (name, cell) in enumerate(row.measures.items()):
+            line = {**shared, "measure": name, "seeds": row.seeds, **asdict(cell)}
+            if place == 0:
+                line |= {"published": row.published, "outcomes": outcome_words(row)}
+            if place == 0 and (found := row.difference) is not None:
+                line |= {"difference": found.value, "p_value": found.p_value}
+                line |= {"difference_low": found.low, "difference_high": found.high}
+                line |= {"difference_n": found.n, "difference_seeds": found.seeds}
+            yield line
+
+
+def _points(report: Report) -> Iterator[Line]:
+    """A curve's name, or where its points have words of their own these, stands as the stage."""
+    for chart in report.charts:
+        for curve in chart.curves:
+            for point in curve.points:
+                stage = curve.name if chart.is_joined else point.label or curve.name
+                line = {"benchmark": chart.benchmark, "stage": stage, "measure": chart.y_title}
+                yield {**line, "chart": chart.name, "x": point.x, **asdict(point.cell)}
+
+
+def _costs(report: Report) -> Iterator[Line]:
+    bill = report.bill
+    for cost in report.costs:
+        figures: dict[str, tuple[float | None, str]] = {
+            "train": (cost.seconds, "s"),
+            "tokens trained": (cost.tokens_trained, "tokens"),
+            "padding": (cost.padding, "share"),
+            "tokens written": (cost.tokens_generated, "tokens"),
+            "peak memory": (cost.peak_memory, "bytes"),
+        }
+        if (chain := cost.chain) is not None and bill is not None:
+            figures |= {
+                "time in all": (chain.seconds, "s"),
+                f"times {report.baseline}": (cost.times, "times"),
+                "trained in all": (chain.tokens_trained, "tokens"),
+                "written in all": (chain.tokens_generated, "tokens"),
+                f"{bill.device}-hours": (chain.device_seconds / 3600, "hours"),
+            }
+            if bill.price_per_hour is not None:
+                figures["price"] = (price(bill, chain.device_seconds), bill.currency)
+        for name, (value, unit) in figures.items():
+            yield {"stage": cost.stage, "measure": name, "unit": unit, "value": value}
+
+
+def json_text(report: Report) -> str:
+    """Everything, for programs."""
+    text = json.dumps(asdict(report), indent=1, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()  # half characters as JSON writes them

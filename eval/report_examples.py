@@ -1,0 +1,91 @@
+"""The sample browser of the report page: test examples and what every stage answered, laid out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from eval.report_samples import SampleView, StageAnswer
+
+TONES = {
+    "better": "good", "correct": "good", "win": "good",
+    "worse": "bad", "wrong": "bad", "loss": "bad",
+}  # fmt: skip
+_ROLES = {"user": "Prompt", "system": "System message", "assistant": "Earlier answer"}
+# A longer text gets a box of its own that scrolls.
+_LONG_LINES, _LONG_CHARACTERS = 16, 600
+_TITLE_CHARACTERS = 100
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of a prompt or an answer."""
+
+    label: str
+    text: str
+    is_long: bool
+    verdict: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test example: its line in the list, and what it opens to."""
+
+    title: str
+    tally: str
+    prompt: list[Text]
+    answers: list[Text]
+
+
+def shared_system(samples: Sequence[SampleView]) -> str:
+    """The system message all examples begin with, so that it need not stand in each."""
+    found = {
+        first["content"] if (first := sample.messages[0])["role"] == "system" else ""
+        for sample in samples
+    }
+    return found.pop() if len(found) == 1 else ""
+
+
+def example_of(sample: SampleView, *, leave_out: bool) -> Example:
+    """Lay out an example, without its first message where that is said elsewhere."""
+    asked = " ".join(sample.messages[-1]["content"].split())
+    is_whole = len(asked) <= _TITLE_CHARACTERS
+    prompt = [
+        _text(_ROLES.get(message["role"], message["role"].capitalize()), message["content"])
+        for message in sample.messages[leave_out:]
+    ]
+    return Example(
+        title=f"Row {sample.id + 1}: "
+        + (asked if is_whole else asked[: _TITLE_CHARACTERS - 1].rstrip() + "…"),
+        tally=_tally(sample.answers),
+        prompt=[*prompt, _text("Reference", sample.reference)],
+        answers=[_answer(stage, answer) for stage, answer in sample.answers.items()],
+    )
+
+
+def _tally(answers: Mapping[str, StageAnswer]) -> str:
+    """Such as '2 correct, 6 wrong'; nothing where verdicts are numbers, hardly two alike."""
+    counts = Counter(_outcome(answer.verdict) for answer in answers.values())
+    if len(counts) > 3:
+        return ""
+    good_first = sorted(counts, key=lambda outcome: TONES.get(outcome) != "good")
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in good_first)
+
+
+def _outcome(verdict: str) -> str:
+    """The verdict without its probability or reason: 'win (0.73)' is a win."""
+    return re.split(r" \(|:", verdict, maxsplit=1)[0]
+
+
+def _answer(stage: str, answer: StageAnswer) -> Text:
+    cut = ", cut off at the token limit" if answer.cut_off else ""
+    tone = TONES.get(_outcome(answer.verdict), "")
+    return _text(stage, answer.answer, verdict=answer.verdict + cut, tone=tone)
+
+
+def _text(label: str, text: str, *, verdict: str = "", tone: str = "") -> Text:
+    is_long = len(text) > _LONG_CHARACTERS or text.count("\n") >= _LONG_LINES
+    return Text(label, text, is_long, verdict, tone)

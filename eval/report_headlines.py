@@ -1,0 +1,90 @@
+"""What came out, a sentence a stage: its difference from the baseline, and whether it is noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from eval.report_text import cell_words, number_words
+from eval.report_types import Difference, Report, Row
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A sentence on a stage.
+
+    Attributes:
+        words: better, worse or noise; '' where nothing is compared.
+        verdict: the same with a reason where it needs one.
+    """
+
+    stage: str
+    sentence: str
+    words: str = ""
+    verdict: str = ""
+
+
+def headline_title(report: Report, benchmark: str) -> str:
+    """The benchmark, its own number, and what the baseline has: what the sentences speak of."""
+    rows = {row.stage: row for row in report.rows if row.benchmark == benchmark}
+    name = next((name for row in rows.values() for name in row.measures), None)
+    title = benchmark if name is None else f"{benchmark}, {name}"
+    base = rows.get(report.baseline or "")
+    if base is None:
+        return title
+    words = cell_words(base.primary, base.n) if base.primary else _missing(base)
+    return f"{title}: {base.stage} {words}"
+
+
+def headlines(report: Report, benchmark: str) -> Iterator[Headline]:
+    """A sentence for every stage but the baseline."""
+    for row in report.rows:
+        if row.benchmark != benchmark or row.stage == report.baseline:
+            continue
+        if row.difference is not None and report.baseline is not None:
+            sentence = _compared(row.difference, report.baseline)
+            yield Headline(row.stage, sentence, row.difference.words, _verdict(row.difference))
+        else:
+            yield Headline(row.stage, _alone(row, report.baseline))
+
+
+def _compared(found: Difference, baseline: str) -> str:
+    """Such as '+3.1 points over sft, 95 % interval 0.4 to 5.8, paired, n = 400, 3 seeds'."""
+    unit = "points" if found.unit == "%" else found.unit
+    value = number_words(found.value, found.unit, signed=True)
+    low, high = (number_words(one, found.unit) for one in (found.low, found.high))
+    over = "over" if found.value >= 0 else "against"
+    seeds = "1 seed" if found.seeds == 1 else f"{found.seeds} seeds"
+    return (
+        f"{value} {unit} {over} {baseline}, 95 % interval {low} to {high}, paired, "
+        f"n = {found.n:,}, {seeds}"
+    )
+
+
+def _verdict(found: Difference) -> str:
+    if found.words == "noise":
+        holds_0 = found.low <= 0 <= found.high
+        return "noise" if holds_0 else f"noise, for McNemar's exact p is {found.p_value:.3f}"
+    return found.words + (" (less is better)" if found.better == "lower" else "")
+
+
+def _alone(row: Row, baseline: str | None) -> str:
+    if row.primary is None:
+        return _missing(row)
+    words = cell_words(row.primary, row.n)
+    return words if baseline is None else f"{words}, not compared with {baseline}"
+
+
+def _missing(row: Row) -> str:
+    return "not finished" if row.n is None else "no example scored in all seeds"
+
+
+def headline_note(report: Report) -> str:
+    """How many comparisons the sentences make; '' where they make none."""
+    count = sum(row.difference is not None for row in report.rows)
+    if count < 2:
+        return ""
+    return (
+        f"{count} comparisons, each at 95 % and none corrected for their number: of 20 stages that "
+        "differ in nothing, one is expected to come out as better or worse."
+    )

@@ -1,0 +1,62 @@
+"""Headline sentences: what came out, and noise called noise."""
+
+import pytest
+
+from eval.report_headlines import headline_note, headline_title, headlines
+from eval.report_markdown import markdown
+from eval.report_types import Cell, Difference, Report, Row
+
+
+def report_of(*differences, unit="%", **more):
+    base = Row("sft", "sft", "gsm8k", 400, 3, {"strict": Cell(51.0, 46.1, 55.9, 400, unit)})
+    rows = [
+        Row(f"arm{i}", "bash", "gsm8k", 400, 3, base.measures, difference)
+        for i, difference in enumerate(differences)
+    ]
+    return Report(
+        recipe="study", task="gsm8k", model="m", seeds=[0, 1, 2], baseline="sft", judge=None,
+        asked={"gsm8k": "rows"}, rows=[base, *rows], costs=[], overlaps={}, rounds=[], charts=[],
+        warnings={}, versions={}, machines=[], **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("difference", "sentence", "verdict"),
+    [
+        (
+            Difference(3.1, 0.4, 5.8, 400, None, 3),
+            "+3.1 points over sft, 95 % interval 0.4 to 5.8, paired, n = 400, 3 seeds",
+            "better",
+        ),
+        (
+            Difference(-0.5, -2.9, 1.8, 1319, None, 1),
+            "-0.5 points against sft, 95 % interval -2.9 to 1.8, paired, n = 1,319, 1 seed",
+            "noise",
+        ),
+        (
+            Difference(50.0, 10.0, 90.0, 8, 0.125, 1),
+            "+50.0 points over sft, 95 % interval 10.0 to 90.0, paired, n = 8, 1 seed",
+            "noise, for McNemar's exact p is 0.125",
+        ),
+        (
+            Difference(-0.25, -0.4, -0.1, 64, None, 3, unit="nats", better="lower"),
+            "-0.250 nats against sft, 95 % interval -0.400 to -0.100, paired, n = 64, 3 seeds",
+            "better (less is better)",
+        ),
+    ],
+)
+def test_a_sentence_has_the_interval_n_seeds_and_the_verdict(difference, sentence, verdict):
+    report = report_of(difference)
+    (found,) = headlines(report, "gsm8k")
+    assert (found.sentence, found.verdict) == (sentence, verdict)
+    assert f"- **arm0** {sentence}: {verdict}" in markdown(report).splitlines()
+
+
+def test_the_title_says_what_is_compared_and_the_note_how_often():
+    better = Difference(3.1, 0.4, 5.8, 400, None, 3)
+    report = report_of(better, better, None)
+    assert headline_title(report, "gsm8k") == "gsm8k, strict: sft 51.0 % [46.1, 55.9]"
+    assert headline_note(report).startswith("2 comparisons, each at 95 % and none corrected")
+    assert headline_note(report_of(better)) == ""
+    *_, alone = headlines(report, "gsm8k")
+    assert alone.sentence == "51.0 % [46.1, 55.9], not compared with sft" and not alone.words
