@@ -42,7 +42,8 @@ def collect(
     Args:
         plan: of a recipe.
         runs: the folder of all results.
-        baseline: the stage to compare the others with; by default the first SFT stage.
+        baseline: the stage to compare the others with; by default the recipe's
+            `baseline`, else its first SFT stage.
         command: the one that makes the results, to be shown.
         price_per_hour: of a GPU, or of a machine without one.
         currency: of that price.
@@ -53,7 +54,7 @@ def collect(
     recipe = plan.recipe
     methods = {name: stage.method for name, stage in recipe.stages.items()}
     first_sft = next((name for name, method in methods.items() if method == "sft"), None)
-    baseline = baseline or first_sft
+    baseline = baseline or recipe.baseline or first_sft
     finished = [step for step in plan.steps if artifact.is_finished(step.directory(runs))]
     records = [artifact.read_record(step.directory(runs)) for step in finished]
     for step, record in zip(finished, records, strict=True):

@@ -62,6 +62,10 @@ def make_parser() -> argparse.ArgumentParser:
     _add_recipe(report)
     report.add_argument("--format", choices=("md", "csv", "json", "html"), default="md")
     report.add_argument(
+        "--baseline", metavar="STAGE",
+        help="compare the other stages with it; by default the recipe's baseline, or its first SFT",
+    )  # fmt: skip
+    report.add_argument(
         "--price-per-hour", type=_positive, metavar="X",
         help="of one GPU, or of the machine where there is none: adds what each stage has cost",
     )  # fmt: skip

@@ -246,6 +246,9 @@ def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
         if name not in recipe.evaluate:
             problems.append(Problem(f"benchmarks.{name}", f"{name} is not in evaluate"))
     problems += _check_judge(recipe)
+    if recipe.baseline is not None and recipe.baseline not in written:
+        message = f"no stage {recipe.baseline!r}{suggest(recipe.baseline, written)}"
+        problems.append(Problem("baseline", f"{message}; stages: {', '.join(written)}"))
     for stage in recipe.published:
         if stage not in written:
             message = f"no stage {stage!r}{suggest(stage, written)}"

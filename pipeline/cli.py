@@ -220,9 +220,13 @@ def _report(given: Any) -> int:
     from eval.report_files import report_text
 
     plan = _load_plan(given)
+    if given.baseline is not None and given.baseline not in plan.recipe.stages:
+        known = ", ".join(plan.recipe.stages)
+        raise InputError(f"--baseline {given.baseline}: no such stage; stages: {known}")
     report = collect(
         plan,
         given.runs,
+        baseline=given.baseline,
         command=_making_command(given),
         price_per_hour=given.price_per_hour,
         currency=given.currency,

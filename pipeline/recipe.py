@@ -254,6 +254,7 @@ class Recipe(Strict):
     evaluate: list[str] = []
     benchmarks: dict[str, Any] = {}
     judge: Annotated[Judge, BeforeValidator(partial(written_out, "judge"))] | None = None
+    baseline: str | None = None  # the stage that a report compares the others with
     published: dict[str, dict[str, float | str]] = {}
     sweep: dict[str, list[Any]] = {}
     _points: tuple[SweepPoint, ...] = PrivateAttr(default=())

@@ -29,6 +29,7 @@ _REFUSED = {
     "seeds": "every point runs with every seed: write `seeds: [0, 1, 2]` beside `sweep`",
     "task": "one recipe is one task; write a recipe for each",
     "evaluate": "every point is asked every benchmark: write all of them in `evaluate`",
+    "baseline": "says what a report compares with, which decides no result; take it out",
     "published": "holds numbers to compare with, which change nothing; take it out",
     "launch": "says where steps run, which decides no result; give it with --launch",
     "warn_at": "says when a step warns, which decides no result; take it out",

@@ -76,6 +76,7 @@ def test_a_file_of_other_rows_is_named_before_anything_runs(recipe_dict, write_r
         ({"seeds": [-1]}, "seeds.0", "greater than or equal to 0"),
         ({"trainer": {"max_grad_norm": float("inf")}}, "trainer.max_grad_norm", "not a finite number"),
         ({"published": {"sft": {"gsm8": 1.0}}}, "published.sft.gsm8", "did you mean gsm8k?"),
+        ({"baseline": "sfft"}, "baseline", "did you mean sft?"),
         ({"trainer": {"loss_type": "nll"}}, "trainer.loss_type", "expected list"),
         ({"trainer": {"eval_strategy": "steps"}}, "trainer.eval_strategy", "is set by bashrac"),
         ({"stages": {"a": {"method": "dpo", "samples": 3}}}, "stages.a.samples", "pairs: self"),

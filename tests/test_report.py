@@ -63,6 +63,15 @@ def finished(recipe_dict, write_recipe, tmp_path):
     return finish
 
 
+def test_a_recipe_says_what_stages_are_compared_with_and_a_report_may_differ(finished):
+    scores = {"sft": {0: [1, 1, 0, 0]}, "bash": {0: [1, 1, 1, 1]}}
+    plan, runs = finished(scores, baseline="bash")
+    report = collect(plan, runs)
+    assert report.baseline == "bash" and report.rows[0].difference.value == -50.0
+    other = collect(plan, runs, baseline="sft")
+    assert other.rows[0].difference is None and other.rows[1].difference.value == 50.0
+
+
 def test_a_stage_is_compared_with_sft_on_the_same_examples(finished):
     """sft right on 2 of 8, bash on 6 of 8, 4 gained and none lost: +50 points.
 

@@ -19,7 +19,7 @@ from pipeline.plan import Step
 from pipeline.recipe import Judge, Source
 
 # Top-level keys that say what a number is compared with, or hold what is not of this stage.
-_LEFT_OUT = ("published", "variants")
+_LEFT_OUT = ("baseline", "published", "variants")
 
 
 def chain(found: FinishedStage) -> list[str]:
