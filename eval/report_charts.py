@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from eval.report_text import number_words
 from eval.report_types import Cell, Chart
 
 
@@ -12,7 +13,7 @@ def chart_table(chart: Chart) -> tuple[list[str], list[list[str]]]:
 
     Curves that are joined have a row each and a column for every x; other points have a row each.
     """
-    decimals, places = decimals_of(chart), places_of(chart)
+    places = places_of(chart)
     if not chart.is_joined:
         points = [(curve, point) for curve in chart.curves for point in curve.points]
         largest = max((abs(x) for x in places if not isinstance(x, str)), default=0)
@@ -20,14 +21,14 @@ def chart_table(chart: Chart) -> tuple[list[str], list[list[str]]]:
             [
                 point.label or curve.name,
                 point.x if isinstance(point.x, str) else f"{point.x:,.{three_digits(largest)}f}",
-                _cell(point.cell, decimals),
+                _cell(point.cell),
             ]
             for curve, point in points
         ]
     body = []
     for curve in chart.curves:
         cells = {
-            point.x: _cell(point.cell, decimals) + (f" ({point.label})" if point.label else "")
+            point.x: _cell(point.cell) + (f" ({point.label})" if point.label else "")
             for point in curve.points
         }
         body.append([curve.name, *(cells.get(place, "") for place in places)])
@@ -46,19 +47,12 @@ def x_words(x: float | str) -> str:
     return x if isinstance(x, str) else f"{x:.3g}" if abs(x) < 1000 else f"{x:,.0f}"
 
 
-def decimals_of(chart: Chart) -> int:
-    """Decimals that show three digits of the largest number; of percent one."""
-    cells = [point.cell for curve in chart.curves for point in curve.points]
-    if not cells or cells[0].unit == "%":
-        return 1
-    return three_digits(max(abs(cell.value) for cell in cells))
-
-
 def three_digits(largest: float) -> int:
     """Decimals that show three digits of a number, at most four."""
     return min(4, max(0, 2 - math.floor(math.log10(largest)))) if largest else 1
 
 
-def _cell(cell: Cell, decimals: int) -> str:
-    """Such as '2.13 [2.01, 2.25]'; the unit stands in the head."""
-    return f"{cell.value:.{decimals}f} [{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
+def _cell(cell: Cell) -> str:
+    """Such as '2.130 [2.010, 2.250]'; the unit stands elsewhere."""
+    value, low, high = (number_words(one, cell.unit) for one in (cell.value, cell.low, cell.high))
+    return f"{value} [{low}, {high}]"

@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from eval.report_charts import decimals_of, places_of, three_digits, x_words
+from eval.report_charts import places_of, three_digits, x_words
 from eval.report_labels import Label, PointAt, place_labels
 from eval.report_plots import nice_ticks, shortened
+from eval.report_text import number_words
 from eval.report_types import Chart, Curve, Point
 
 # So many curves keep their intervals in one plot; with more each gets a small one beside it.
@@ -281,12 +282,11 @@ def _points(places: Sequence[tuple[float, float]]) -> str:
 
 def _description(chart: Chart, curves: Sequence[Curve]) -> str:
     """The numbers in words, for who cannot see the plot; intervals stand in the table."""
-    decimals = decimals_of(chart)
     lines = []
     for curve in curves:
         points = [
             f"{point.label + ' ' if point.label and not chart.is_joined else ''}"
-            f"{point.cell.value:.{decimals}f} at {x_words(point.x)}"
+            f"{number_words(point.cell.value, point.cell.unit)} at {x_words(point.x)}"
             for point in curve.points
         ]
         lines.append(f"{curve.name}: {', '.join(points)}")

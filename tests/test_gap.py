@@ -13,7 +13,7 @@ from conftest import problems_of
 from eval.gap_grades import agreement, slope, thirds
 from eval.gap_steps import LOSSES, labels_of
 from eval.report import collect
-from eval.report_text import markdown
+from eval.report_markdown import markdown
 from pipeline import artifact, shards
 from pipeline.builtin import builtin_rows
 from pipeline.contexts import replaced_positions
@@ -356,8 +356,9 @@ def test_the_report_has_a_table_and_the_curves_of_all_stages(done):
     plan, runs = done
     plan = make_plan(plan.recipe.model_copy(update={"seeds": [0]}))
     report = collect(plan, runs)
-    own, fixed, length = report.charts
-    assert [chart.name for chart in report.charts] == ["gap-own", "gap-fixed", "gap-length"]
+    own, fixed, length, *costs = report.charts
+    assert [chart.name for chart in (own, fixed, length)] == ["gap-own", "gap-fixed", "gap-length"]
+    assert all(chart.name.endswith("-cost") for chart in costs)
     for chart in (own, fixed):
         assert [curve.name for curve in chart.curves] == ["base", "sft"]
         for curve in chart.curves:

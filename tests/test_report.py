@@ -9,7 +9,7 @@ import pytest
 from eval.gsm8k import grade_answers
 from eval.report import collect
 from eval.report_data import csv_text, json_text
-from eval.report_html import html_page
+from eval.report_headlines import headlines
 from eval.report_markdown import markdown
 from eval.report_text import cell_words
 from eval.report_types import Cell, Difference
@@ -162,7 +162,9 @@ def test_where_lower_is_better_a_fall_is_better_and_no_loss_is_a_percentage(fini
     text = markdown(report)
     assert "2.000 nats [" in text and "-1.500 [-1.500, -1.500] better" in text
     assert {row["better"] for row in csv.DictReader(io.StringIO(csv_text(report)))} >= {"lower"}
-    assert "-1.500 nats against sft" in html_page(report, {})
+    (headline,) = headlines(report, "gsm8k")
+    assert headline.sentence.startswith("-1.500 nats against sft, 95 % interval -1.500 to -1.500")
+    assert headline.verdict == "better (less is better)"
 
 
 def test_a_difference_whose_interval_holds_0_is_called_noise(finished):
