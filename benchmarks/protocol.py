@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from eval.report_cells import difference_of, results_of  # noqa: E402 - from this checkout
+from eval.report.cells import difference_of, results_of  # noqa: E402 - from this checkout
 from pipeline.load import load_recipe  # noqa: E402
 from pipeline.plan import make_plan  # noqa: E402
 

@@ -121,8 +121,8 @@ def _run(given: Any) -> int:
 
 
 def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
-    from eval.report import collect
-    from eval.report_files import write_report
+    from eval.report.collect import collect
+    from eval.report.files import write_report
     from pipeline import changes, explain, launched, shipped
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
 
@@ -216,8 +216,8 @@ def _score(given: Any) -> int:
 
 
 def _report(given: Any) -> int:
-    from eval.report import collect
-    from eval.report_files import report_text
+    from eval.report.collect import collect
+    from eval.report.files import report_text
 
     plan = _load_plan(given)
     if given.baseline is not None and given.baseline not in plan.recipe.stages:

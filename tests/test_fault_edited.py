@@ -7,9 +7,9 @@ import shutil
 import pytest
 from conftest import digests
 
-from eval.report import collect
-from eval.report_data import json_text
-from eval.report_markdown import markdown
+from eval.report.collect import collect
+from eval.report.data import json_text
+from eval.report.markdown import markdown
 from pipeline import artifact, changes, identity
 from pipeline.errors import InputError
 from pipeline.explain import explain

@@ -25,11 +25,11 @@ from eval.judge_openai import OpenAIJudge, _openai_reply
 from eval.judge_template import load_template
 from eval.judgement import Failure
 from eval.length_control import length_controlled_win_rate
-from eval.report_data import csv_text, json_text
-from eval.report_html import html_page
-from eval.report_markdown import markdown
-from eval.report_samples import SampleView, StageAnswer
-from eval.report_types import Report, Row
+from eval.report.data import csv_text, json_text
+from eval.report.markdown import markdown
+from eval.report.page import html_page
+from eval.report.samples import SampleView, StageAnswer
+from eval.report.types import Report, Row
 from eval.rouge import rouge
 from pipeline.data import load_examples, load_preferences, tokenise
 from pipeline.errors import InputError, RecipeError, visible

@@ -12,8 +12,8 @@ from conftest import problems_of
 
 from eval.gap_grades import agreement, slope, thirds
 from eval.gap_steps import LOSSES, labels_of
-from eval.report import collect
-from eval.report_markdown import markdown
+from eval.report.collect import collect
+from eval.report.markdown import markdown
 from pipeline import artifact, shards
 from pipeline.builtin import builtin_rows
 from pipeline.contexts import replaced_positions

@@ -7,12 +7,12 @@ import json
 import pytest
 
 from eval.gsm8k import grade_answers
-from eval.report import collect
-from eval.report_data import csv_text, json_text
-from eval.report_headlines import headlines
-from eval.report_markdown import markdown
-from eval.report_text import cell_words
-from eval.report_types import Cell, Difference
+from eval.report.collect import collect
+from eval.report.data import csv_text, json_text
+from eval.report.headlines import headlines
+from eval.report.markdown import markdown
+from eval.report.text import cell_words
+from eval.report.types import Cell, Difference
 from pipeline import artifact
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan

@@ -5,10 +5,10 @@ import io
 
 import pytest
 
-from eval.report import collect
-from eval.report_bill import bill_note, chain_table, own_table
-from eval.report_data import csv_text
-from eval.report_markdown import markdown
+from eval.report.bill import bill_note, chain_table, own_table
+from eval.report.collect import collect
+from eval.report.data import csv_text
+from eval.report.markdown import markdown
 from pipeline import artifact
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan

@@ -2,9 +2,9 @@
 
 import pytest
 
-from eval.report_headlines import headline_note, headline_title, headlines
-from eval.report_markdown import markdown
-from eval.report_types import Cell, Difference, Report, Row
+from eval.report.headlines import headline_note, headline_title, headlines
+from eval.report.markdown import markdown
+from eval.report.types import Cell, Difference, Report, Row
 
 
 def report_of(*differences, unit="%", **more):

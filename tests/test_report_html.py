@@ -14,11 +14,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from eval.report import collect
-from eval.report_html import html_page
-from eval.report_plots import nice_ticks
-from eval.report_samples import collect_samples
-from eval.report_types import Cell, Chart, Curve, Point
+from eval.report.collect import collect
+from eval.report.page import html_page
+from eval.report.plots import nice_ticks
+from eval.report.samples import collect_samples
+from eval.report.types import Cell, Chart, Curve, Point
 from pipeline import artifact
 from pipeline.errors import visible
 from pipeline.load import load_recipe

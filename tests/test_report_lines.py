@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report_headlines import report_of
 
-from eval.report_charts import chart_table
-from eval.report_data import csv_text
-from eval.report_labels import PointAt, place_labels
-from eval.report_lines import SMALL, WHOLE, view_of
-from eval.report_markdown import markdown
-from eval.report_types import Cell, Chart, Curve, Point
+from eval.report.charts import chart_table
+from eval.report.data import csv_text
+from eval.report.labels import PointAt, place_labels
+from eval.report.lines import SMALL, WHOLE, view_of
+from eval.report.markdown import markdown
+from eval.report.types import Cell, Chart, Curve, Point
 
 RATES = [0, 0.1, 0.2, 0.4, 0.6, 0.8, 1]
 

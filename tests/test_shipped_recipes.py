@@ -256,7 +256,7 @@ def run_arms(hub_here, plain_model, tmp_path):
     """Run arms of a recipe in this process; returns the plan and the report."""
 
     def run(name, arms, *overrides, variant=None):
-        from eval.report import collect
+        from eval.report.collect import collect
         from pipeline.step import StepRun, execute, write_spec
 
         changes = [*smaller(plain_model), *of_table(name), *overrides]

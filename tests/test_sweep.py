@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import problems_of
 
-from eval.report import collect
+from eval.report.collect import collect
 from pipeline.clean import find as leftovers
 from pipeline.errors import InputError, RecipeError
 from pipeline.finished import find_stage

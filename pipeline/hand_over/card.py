@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks import asked
-from eval.report import collect
-from eval.report_bill import OWN_HEAD, own_words
-from eval.report_text import (
+from eval.report.bill import OWN_HEAD, own_words
+from eval.report.collect import collect
+from eval.report.text import (
     benchmark_notes,
     cell_words,
     difference_words,
     interval_note,
     outcome_words,
 )
-from eval.report_types import Report, Row
+from eval.report.types import Report, Row
 from pipeline import artifact
 from pipeline.finished import FinishedStage
 from pipeline.hand_over.card_metadata import HUB_ID, hub_base, metadata, method_name

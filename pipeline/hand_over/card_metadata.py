@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from eval.benchmarks import asked
-from eval.report_text import number_words
-from eval.report_types import Cell, Row
+from eval.report.text import number_words
+from eval.report.types import Cell, Row
 from pipeline.finished import FinishedStage
 from pipeline.hand_over.portable import data_of, is_local
 from pipeline.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL

@@ -1,6 +1,6 @@
 """Charts laid out as plots: lines with bands, or labelled points, as SVG places.
 
-As in `eval.report_plots`, horizontal places are shares of the width and heights are in em, so that
+As in `eval.report.plots`, horizontal places are shares of the width and heights are in em, so that
 text keeps its size on any screen. What has no such units (lines, bands) is drawn in a nested
 picture of 100 by the height, stretched over the whole.
 """
@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from eval.report_charts import places_of, three_digits, x_words
-from eval.report_labels import Label, PointAt, place_labels
-from eval.report_plots import nice_ticks, shortened
-from eval.report_text import number_words
-from eval.report_types import Chart, Curve, Point
+from eval.report.charts import places_of, three_digits, x_words
+from eval.report.labels import Label, PointAt, place_labels
+from eval.report.plots import nice_ticks, shortened
+from eval.report.text import number_words
+from eval.report.types import Chart, Curve, Point
 
 # So many curves keep their intervals in one plot; with more each gets a small one beside it.
 MOST_BANDS = 4

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.gap import NAME, fixed_stage
-from eval.report_cells import Result, cell_of, results_of
-from eval.report_types import Chart, Curve, Point
+from eval.report.cells import Result, cell_of, results_of
+from eval.report.types import Chart, Curve, Point
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan

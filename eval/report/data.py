@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from eval.report_bill import price
-from eval.report_text import outcome_words
-from eval.report_types import Report
+from eval.report.bill import price
+from eval.report.text import outcome_words
+from eval.report.types import Report
 
 _COLUMNS: tuple[str, ...] = (
     "benchmark", "stage", "method", "measure", "unit", "better", "value", "low", "high", "spread",

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.report_text import cell_words, difference_words
-from eval.report_types import Row
+from eval.report.text import cell_words, difference_words
+from eval.report.types import Row
 
 # Heights in a plot, in em: before the first stage, of a stage, and of the axis below the last.
 _TOP, _LINE, _AXIS = 2.0, 3.5, 2.4

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from eval.report_types import Made, MadeStep
+from eval.report.types import Made, MadeStep
 from pipeline.changes import step_names
 from pipeline.plan import step_folder
 

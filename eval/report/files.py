@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.report_data import csv_text, json_text
-from eval.report_markdown import markdown
-from eval.report_types import Report
+from eval.report.data import csv_text, json_text
+from eval.report.markdown import markdown
+from eval.report.types import Report
 from pipeline import artifact
 from pipeline.plan import Plan
 
@@ -16,8 +16,8 @@ FORMS = ("md", "csv", "json", "html")
 def report_text(report: Report, form: str, plan: Plan, runs: Path) -> str:
     """Return a report in one of `FORMS`; the page shows answers too, read from the runs folder."""
     if form == "html":
-        from eval.report_html import html_page
-        from eval.report_samples import collect_samples
+        from eval.report.page import html_page
+        from eval.report.samples import collect_samples
 
         return html_page(report, collect_samples(plan, runs))
     return {"md": markdown, "csv": csv_text, "json": json_text}[form](report)

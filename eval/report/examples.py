@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.report_samples import SampleView, StageAnswer
+from eval.report.samples import SampleView, StageAnswer
 
 TONES = {
     "better": "good", "correct": "good", "win": "good",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from eval.report_types import Bill, Chart, Cost, Curve, Point, Row, Spent
+from eval.report.types import Bill, Chart, Cost, Curve, Point, Row, Spent
 from pipeline.plan import Step
 
 if TYPE_CHECKING:

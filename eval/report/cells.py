@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.report_types import Cell, Difference
+from eval.report.types import Cell, Difference
 from eval.results import scale_of
 from pipeline import artifact
 

@@ -19,15 +19,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.report_bill import COST_NOTE, bill_note, chain_note, chain_table, has_costs, own_table
-from eval.report_charts import chart_table
-from eval.report_examples import TONES, Example, example_of, shared_system
-from eval.report_headlines import Headline, headline_note, headline_title, headlines
-from eval.report_lines import ChartView, view_of
-from eval.report_plots import Plot, plots_of
-from eval.report_samples import SampleView
-from eval.report_text import benchmark_notes, benchmark_table, figure_words, interval_note
-from eval.report_types import Chart, Report, Row
+from eval.report.bill import COST_NOTE, bill_note, chain_note, chain_table, has_costs, own_table
+from eval.report.charts import chart_table
+from eval.report.examples import TONES, Example, example_of, shared_system
+from eval.report.headlines import Headline, headline_note, headline_title, headlines
+from eval.report.lines import ChartView, view_of
+from eval.report.plots import Plot, plots_of
+from eval.report.samples import SampleView
+from eval.report.text import benchmark_notes, benchmark_table, figure_words, interval_note
+from eval.report.types import Chart, Report, Row
 from pipeline.errors import visible
 
 _INSIDE_A_NUMBER = re.compile(" (?=[±%])|(?<=[±,]) ")
@@ -84,12 +84,12 @@ def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> st
 
     Args:
         report: the table, from `eval.report.collect`.
-        samples: benchmark -> test examples to browse, from `eval.report_samples.collect_samples`.
+        samples: benchmark -> test examples to browse, from `eval.report.samples.collect_samples`.
     """
     sections = [_section(report, name, samples.get(name, ())) for name in report.benchmarks]
     kinds = dict.fromkeys(one.kind for one in report.rounds)
     others = [chart for chart in report.charts if chart.benchmark not in report.benchmarks]
-    return _environment().get_template("report.html.jinja").render(
+    return _environment().get_template("page.html.jinja").render(
         report=report,
         facts=_facts(report),
         tones=TONES,

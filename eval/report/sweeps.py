@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from eval.report_types import Cell, Chart, Curve, Point, Row
+from eval.report.types import Cell, Chart, Curve, Point, Row
 from pipeline.planned import label_of, value_word
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from eval.report_text import number_words
-from eval.report_types import Cell, Chart
+from eval.report.text import number_words
+from eval.report.types import Cell, Chart
 
 
 def chart_table(chart: Chart) -> tuple[list[str], list[list[str]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from eval.report_plots import shortened
+from eval.report.plots import shortened
 
 _CHARACTER, _LINE = 0.58, 1.15  # width and height of text, in em
 _MARK = 0.45  # half of a mark, in em

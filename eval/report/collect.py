@@ -1,7 +1,7 @@
 """What a recipe's table is made of: every finished result, with intervals and differences.
 
 Only finished steps of this very plan are read, so a report never mixes fingerprints. How it looks
-is the matter of `eval.report_text` and `eval.report_html`.
+is the matter of `eval.report.text` and `eval.report.page`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import asked, judged_options_of
-from eval.report_cells import cell_of, difference_of, results_of
-from eval.report_costs import bill_of, cost_charts, costs_of
-from eval.report_curves import gap_charts
-from eval.report_made import made_of
-from eval.report_sweeps import sweep_charts
-from eval.report_types import Report, Round, Row
+from eval.report.cells import cell_of, difference_of, results_of
+from eval.report.costs import bill_of, cost_charts, costs_of
+from eval.report.curves import gap_charts
+from eval.report.made import made_of
+from eval.report.sweeps import sweep_charts
+from eval.report.types import Report, Round, Row
 from pipeline import artifact
 from pipeline.recipe import Source
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.report_types import Cell, Difference, Report, Row
+from eval.report.types import Cell, Difference, Report, Row
 
 # Decimals by unit; of any other unit one.
 _DECIMALS = {"nats": 3}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from eval.report_text import count
-from eval.report_types import Bill, Cost, Report
+from eval.report.text import count
+from eval.report.types import Bill, Cost, Report
 
 OWN_HEAD = ["stage", "train", "tokens trained", "padding", "tokens written", "peak memory"]
 COST_NOTE = (

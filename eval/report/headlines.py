@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from eval.report_text import cell_words, number_words
-from eval.report_types import Difference, Report, Row
+from eval.report.text import cell_words, number_words
+from eval.report.types import Difference, Report, Row
 
 
 @dataclass(frozen=True)

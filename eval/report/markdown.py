@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from eval.report_bill import COST_NOTE, bill_note, chain_note, chain_table, has_costs, own_table
-from eval.report_charts import chart_table
-from eval.report_headlines import headline_note, headline_title, headlines
-from eval.report_text import benchmark_notes, benchmark_table, figure_words, interval_note
-from eval.report_types import Chart, Made, Report
+from eval.report.bill import COST_NOTE, bill_note, chain_note, chain_table, has_costs, own_table
+from eval.report.charts import chart_table
+from eval.report.headlines import headline_note, headline_title, headlines
+from eval.report.text import benchmark_notes, benchmark_table, figure_words, interval_note
+from eval.report.types import Chart, Made, Report
 from pipeline.errors import visible
 from pipeline.hand_over.markdown import code
 

@@ -1,0 +1,1 @@
+"""The report of a recipe: what it holds, its words, and its forms."""
