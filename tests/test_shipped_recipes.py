@@ -41,7 +41,8 @@ EVERY = [(name, variant) for name in TABLES for variant in variants_of(name)]
 
 
 def test_these_are_the_recipes_that_are_shipped():
-    assert shipped.recipe_names() == sorted([*TABLES, "demo"])
+    studies = ["study-chat", "study-maths", "study-posts"]
+    assert shipped.recipe_names() == sorted([*TABLES, *studies, "demo"])
     assert {tuple(variants_of(name)) for name in TABLES} == {("lora", "qlora", "full")}
 
 
