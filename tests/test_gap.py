@@ -427,3 +427,21 @@ def test_a_model_alone_is_its_own_fixed_stage_and_long_rows_are_cut(bashrac, tmp
     assert math.isfinite(result["measures"]["gap slope"]["value"])
     wrong = bashrac("evaluate", tiny_model, "--benchmark", "gap", "--launch", "cpu")
     assert wrong.returncode == 2 and "gap compares with the references" in wrong.stderr
+
+
+def test_a_handed_on_recipe_names_no_fixed_stage_that_it_does_not_hold(
+    recipe_dict, write_recipe, tmp_path
+):
+    from pipeline.finished import FinishedStage
+    from pipeline.hand_over.portable import portable_recipe
+
+    recipe_dict["stages"] |= {"other": {"method": "sft"}}
+    recipe_dict |= {"evaluate": ["gap"], "benchmarks": {"gap": {"fixed": "other"}}}
+    plan = make_plan(load_recipe(write_recipe(recipe_dict)))
+    fixed = {
+        stage: yaml.safe_load(portable_recipe(FinishedStage(plan, stage, 0, tmp_path)))[
+            "benchmarks"
+        ]
+        for stage in ("sft", "other")
+    }
+    assert fixed == {"sft": {"gap": {"fixed": None}}, "other": {"gap": {"fixed": "other"}}}

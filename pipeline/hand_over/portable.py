@@ -72,6 +72,9 @@ def portable_recipe(found: FinishedStage) -> str:
     for role, place in (raw.get("data") or {}).items():
         if isinstance(place, dict):
             _name_source(place, commits.get((role, place["source"])))
+    gap = (raw.get("benchmarks") or {}).get("gap", {})
+    if gap.get("fixed") not in (None, *raw["stages"]):
+        gap["fixed"] = None  # a stage that this recipe does not hold
     for options in (raw.get("benchmarks") or {}).values():
         for key, value in options.items():
             if isinstance(value, dict) and "source" in value:
