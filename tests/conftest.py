@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,10 @@ import yaml
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads are in the way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 from several import alone, place  # noqa: F401 - fixtures
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHAT_TEMPLATE = (

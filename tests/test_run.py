@@ -26,9 +26,9 @@ def test_a_recipe_runs_to_its_table_and_a_second_run_does_nothing(
     assert second.returncode == 0 and "started" not in second.stdout
     assert [path.stat().st_mtime_ns for path in records] == times
     table = lambda text: [line for line in text.splitlines() if line.startswith("|")]  # noqa: E731
-    # Twice head, rule and eight arms (grades and costs); then head, rule and a row for pairs,
-    # contexts and corrections.
-    assert table(second.stdout) == table(first.stdout) and len(table(first.stdout)) == 20 + 3 * 3
+    # Four times head, rule and eight arms (grades, grades against cost, costs of each, costs in all);
+    # then head, rule and a row for pairs, contexts and corrections.
+    assert table(second.stdout) == table(first.stdout) and len(table(first.stdout)) == 40 + 3 * 3
     for suffix in ("md", "csv", "json", "html"):
         assert (tmp_path / "runs" / "tiny" / f"report.{suffix}").stat().st_size > 100
     record = json.loads(records[0].read_text())
