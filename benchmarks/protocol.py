@@ -12,7 +12,7 @@ compares these as a report does. Between two arms of one model every difference 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -29,6 +30,8 @@ from pipeline.load import load_recipe  # noqa: E402
 from pipeline.plan import make_plan  # noqa: E402
 
 RESAMPLINGS = 100
+# What of the recipe decides how its test rows are asked, beside their source.
+_KEPT = ("task", "system", "max_prompt_length", "generation", "launch")
 
 
 def main() -> None:
@@ -57,16 +60,26 @@ def main() -> None:
 
 def answers_of(given: Any, model: str, name: str, seeds: int) -> list[dict[str, Any]]:
     """Graded answers of a model to the recipe's test rows, twice as many times as an arm needs."""
-    overrides = [
-        f"name=protocol-{name}", f"model={Path(model).resolve()}", "sweep=null",
-        f"seeds={json.dumps(list(range(2 * seeds)))}", 'stages={model: {method: base}}',
-        "evaluate=[gsm8k]", "benchmarks={gsm8k: {temperature: 1.0}}", "published={}",
-        *([] if given.limit is None else [f"data.test.limit={given.limit}"]),
-    ]  # fmt: skip
-    command = [sys.executable, "-m", "pipeline", "run", given.recipe, "--runs", str(given.runs)]
-    command += [word for one in overrides for word in ("--set", one)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    plan = make_plan(load_recipe(given.recipe, overrides))
+    asked = load_recipe(given.recipe).model_dump(
+        mode="json", exclude_unset=True, include={**dict.fromkeys(_KEPT, True), "data": {"test"}}
+    )
+    if given.limit is not None:
+        asked["data"]["test"]["limit"] = given.limit
+    asked |= {
+        "name": f"protocol-{name}",
+        "model": str(Path(model).resolve()),
+        "seeds": list(range(2 * seeds)),
+        "stages": {"model": {"method": "base"}},
+        "evaluate": ["gsm8k"],
+        "benchmarks": {"gsm8k": {"temperature": 1.0}},
+    }
+    file = given.runs / f"protocol-{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(asked, sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "pipeline", "run", str(file), "--runs", str(given.runs)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
+    plan = make_plan(load_recipe(str(file)))
     return list(results_of(plan, given.runs, "model", "gsm8k").values())
 
 

@@ -23,6 +23,7 @@ from pipeline.errors import (
     BashracError,
     InputError,
     Stopped,
+    suggest,
 )
 
 
@@ -129,17 +130,22 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
     explain.check_judge_key(plan, given.runs, stage)
     explain.check_engine(plan, given.runs, stage)
-    retry, made_by = _retry_command(given), _making_command(given)
+    retry = _retry_command(given)
     settings = RunSettings(
         given.runs, launch, retry, stage, given.max_judge_calls, given.verify, given.through
     )
+
+    def written() -> str:
+        report = collect(plan, given.runs, command=_making_command(given))
+        return write_report(report, plan, given.runs)
+
     if launched_by_accelerate():
         is_main = int(os.environ.get("RANK", "0")) == 0
         if is_main:
             changes.remember(plan, given.runs)
         code = run_in_these_processes(plan, settings)
         if is_main and code == 0:
-            print(write_report(collect(plan, given.runs, command=made_by), plan, given.runs))
+            print(written())
         return code
     # The launched processes must end with us.
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -149,7 +155,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     if calls := explain.judge_calls_words(plan, given.runs, stage):
         print(calls, flush=True)
     run_plan(plan, settings)
-    print(write_report(collect(plan, given.runs, command=made_by), plan, given.runs))
+    print(written())
     return 0
 
 
@@ -221,8 +227,11 @@ def _report(given: Any) -> int:
 
     plan = _load_plan(given)
     if given.baseline is not None and given.baseline not in plan.recipe.stages:
-        known = ", ".join(plan.recipe.stages)
-        raise InputError(f"--baseline {given.baseline}: no such stage; stages: {known}")
+        known = list(plan.recipe.stages)
+        guess = suggest(given.baseline, known)
+        raise InputError(
+            f"--baseline {given.baseline}: no such stage{guess}; stages: {', '.join(known)}"
+        )
     report = collect(
         plan,
         given.runs,

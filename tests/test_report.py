@@ -14,6 +14,7 @@ from eval.report.markdown import markdown
 from eval.report.text import cell_words
 from eval.report.types import Cell, Difference
 from pipeline import artifact
+from pipeline.cli import main
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
 from pipeline.step import StepRun, write_spec
@@ -382,4 +383,13 @@ def test_a_number_over_fewer_examples_says_so():
     assert cell_words(Cell(50.0, 40.0, 60.0, n=98), 100) == "50.0 % [40.0, 60.0] (n 98)"
     assert cell_words(Cell(812.3, 800.0, 820.0, 100, "characters"), 100) == (
         "812.3 characters [800.0, 820.0]"
+    )
+
+
+def test_a_baseline_that_is_no_stage_is_an_error_with_the_nearest_stage(tmp_path, capsys):
+    given = ["report", "study-maths", "--runs", str(tmp_path), "--baseline", "sft-mor"]
+    assert main(given) == 2
+    said = capsys.readouterr().err
+    assert (
+        "--baseline sft-mor: no such stage; did you mean sft-more?; stages: sft, sft-more" in said
     )

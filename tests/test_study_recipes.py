@@ -23,7 +23,7 @@ ARMS = {
     "bash-dpo": ("dpo", "bash"),
     "rac-dpo": ("dpo", "rac"),
 }
-TUNED = ["sft-more", "neftune", "bash", "rac"]
+TUNED = ["sft-more", "neftune", "bash", "rac", "spin", "sft-dpo"]
 
 
 @pytest.fixture

@@ -56,9 +56,10 @@ def collect(
     first_sft = next((name for name, method in methods.items() if method == "sft"), None)
     baseline = baseline or recipe.baseline or first_sft
     finished = [step for step in plan.steps if artifact.is_finished(step.directory(runs))]
-    records = [artifact.read_record(step.directory(runs)) for step in finished]
-    for step, record in zip(finished, records, strict=True):
-        read = {name: record["files"][name] for name in _READ if name in record["files"]}
+    records = {step.fingerprint: artifact.read_record(step.directory(runs)) for step in finished}
+    for step in finished:
+        files = records[step.fingerprint]["files"]
+        read = {name: files[name] for name in _READ if name in files}
         artifact.verify_files(step.directory(runs), read)
     rows = [
         _row(plan, runs, stage, benchmark, baseline)
@@ -68,18 +69,15 @@ def collect(
     rounds: list[Round] = []
     figures: dict[str, dict[str, float]] = {}
     warnings: dict[str, list[str]] = {}
-    for step, record in zip(finished, records, strict=True):
-        metrics = record["metrics"]
+    for step in finished:
+        metrics = records[step.fingerprint]["metrics"]
         if found := metrics.get("figures"):
             figures[step.fingerprint] = found
             rounds.append(Round(step.stage, step.kind, step.title, step.seed, found))
         for warning in metrics.get("warnings", []):
             where = warnings.setdefault(warning, [])
             where += [step.stage] if step.stage not in where else []
-    by_fingerprint = {
-        step.fingerprint: record for step, record in zip(finished, records, strict=True)
-    }
-    costs = costs_of(plan, by_fingerprint, baseline)
+    costs = costs_of(plan, records, baseline)
     return Report(
         recipe=recipe.name,
         task=recipe.task,
@@ -98,10 +96,12 @@ def collect(
             *cost_charts(rows, costs, baseline),
         ],
         warnings=warnings,
-        versions=_union([record["versions"] for record in records]),
-        machines=sorted({f"{record['device']}, host {record['host']}" for record in records}),
-        bill=bill_of(plan, by_fingerprint, price_per_hour, currency),
-        made=made_of(plan, by_fingerprint, command),
+        versions=_union([record["versions"] for record in records.values()]),
+        machines=sorted(
+            {f"{record['device']}, host {record['host']}" for record in records.values()}
+        ),
+        bill=bill_of(plan, records, price_per_hour, currency),
+        made=made_of(plan, records, command),
     )
 
 
