@@ -66,6 +66,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="compare the other stages with it; by default the recipe's baseline, or its first SFT",
     )  # fmt: skip
     report.add_argument(
+        "--stage", action="append", default=[], metavar="STAGE", dest="stages",
+        help="only this one, what it starts from and the baseline (repeatable)",
+    )  # fmt: skip
+    report.add_argument(
         "--price-per-hour", type=_positive, metavar="X",
         help="of one GPU, or of the machine where there is none: adds what each stage has cost",
     )  # fmt: skip

@@ -236,6 +236,7 @@ def _report(given: Any) -> int:
         plan,
         given.runs,
         baseline=given.baseline,
+        stages=given.stages,
         command=_making_command(given),
         price_per_hour=given.price_per_hour,
         currency=given.currency,

@@ -15,6 +15,7 @@ from eval.report.text import cell_words
 from eval.report.types import Cell, Difference
 from pipeline import artifact
 from pipeline.cli import main
+from pipeline.errors import InputError
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
 from pipeline.step import StepRun, write_spec
@@ -71,6 +72,25 @@ def test_a_recipe_says_what_stages_are_compared_with_and_a_report_may_differ(fin
     assert report.baseline == "bash" and report.rows[0].difference.value == -50.0
     other = collect(plan, runs, baseline="sft")
     assert other.rows[0].difference is None and other.rows[1].difference.value == 50.0
+
+
+def test_a_report_of_some_stages_shows_what_they_start_from_and_the_baseline_too(finished):
+    plan, runs = finished({"sft": {0: [1, 0]}, "bash": {0: [1, 1]}})
+    whole = collect(plan, runs)
+
+    def shown(*stages, baseline=None):
+        report = collect(plan, runs, stages=stages, baseline=baseline)
+        assert report.made.fingerprint == whole.made.fingerprint, "the results are the recipe's"
+        assert [one.stage for one in report.costs] == [row.stage for row in report.rows]
+        return [row.stage for row in report.rows], len(report.made.steps)
+
+    everything = len(whole.made.steps)
+    assert shown("bash") == (["sft", "bash"], everything)
+    assert shown("sft", baseline="bash") == (["sft", "bash"], everything)
+    stages, steps = shown("sft")
+    assert stages == ["sft"] and 0 < steps < everything
+    with pytest.raises(InputError, match="no stage 'bsh'; did you mean bash"):
+        shown("bsh")
 
 
 def test_a_stage_is_compared_with_sft_on_the_same_examples(finished):

@@ -7,7 +7,8 @@ is the matter of `eval.report.text` and `eval.report.page`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ def collect(
     runs: Path,
     *,
     baseline: str | None = None,
+    stages: Sequence[str] = (),
     command: str = "",
     price_per_hour: float | None = None,
     currency: str = "",
@@ -44,17 +46,20 @@ def collect(
         runs: the folder of all results.
         baseline: the stage to compare the others with; by default the recipe's
             `baseline`, else its first SFT stage.
+        stages: names or labels; only these, what they start from, and the baseline. All by default.
         command: the one that makes the results, to be shown.
         price_per_hour: of a GPU, or of a machine without one.
         currency: of that price.
 
     Raises:
-        InputError: when a record, a result or an answer is not as it was written.
+        InputError: when a record, a result or an answer is not as it was written, or for an
+            unknown stage.
     """
     recipe = plan.recipe
     methods = {name: stage.method for name, stage in recipe.stages.items()}
     first_sft = next((name for name, method in methods.items() if method == "sft"), None)
     baseline = baseline or recipe.baseline or first_sft
+    plan = _only(plan, stages, baseline) if stages else plan
     finished = [step for step in plan.steps if artifact.is_finished(step.directory(runs))]
     records = {step.fingerprint: artifact.read_record(step.directory(runs)) for step in finished}
     for step in finished:
@@ -103,6 +108,24 @@ def collect(
         bill=bill_of(plan, records, price_per_hour, currency),
         made=made_of(plan, records, command),
     )
+
+
+def _only(plan: Plan, names: Sequence[str], baseline: str | None) -> Plan:
+    """The plan with fewer stages to show; the same results, so the same fingerprint."""
+    chosen = {label for name in names for label in plan.labels(name)}
+    for label in reversed(plan.stages):  # each stands after the one it starts from
+        if label in chosen:
+            stage = plan.stages[label]
+            chosen |= {stage.start, stage.beside.get(baseline or "")} - {None}
+    kept = {label: stage for label, stage in plan.stages.items() if label in chosen}
+    needed = {
+        step.fingerprint
+        for (label, _), steps in plan.all_steps.items()
+        if label in kept
+        for step in steps
+    }
+    steps = [step for step in plan.steps if step.fingerprint in needed]
+    return replace(plan, stages=kept, steps=steps)
 
 
 def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | None) -> Row:
@@ -167,7 +190,7 @@ def _asked(plan: Plan, benchmark: str) -> str:
     return _joined(
         _asked_by(plan.stages[label].recipe, step, benchmark)
         for (label, name, _), step in plan.results.items()
-        if name == benchmark
+        if name == benchmark and label in plan.stages
     )
 
 
