@@ -38,7 +38,8 @@ from pipeline.generate import Prompt, generate_answers  # noqa: E402
 from pipeline.launched import CPU_ALLOCATOR  # noqa: E402
 from pipeline.load import load_recipe  # noqa: E402
 from pipeline.model import end_ids, load_model, load_tokenizer  # noqa: E402
-from pipeline.plan import Plan, Step, make_plan  # noqa: E402
+from pipeline.plan import Plan, make_plan  # noqa: E402
+from pipeline.planned_step import Step  # noqa: E402
 from pipeline.recipe import Source  # noqa: E402
 from pipeline.render import Renderer  # noqa: E402
 

@@ -18,7 +18,8 @@ from pipeline.errors import Problem
 from pipeline.recipe import AnySource, Recipe, Share, Source, Strict
 
 if TYPE_CHECKING:
-    from pipeline.plan import Builder, Model, Step
+    from pipeline.builder import Builder
+    from pipeline.planned_step import Model, Step
 
 _ALPACA_EVAL = "tatsu-lab/alpaca_eval"
 

@@ -35,11 +35,12 @@ from typing import TYPE_CHECKING, Any
 from eval import benchmarks
 from eval.benchmarks import GapOptions
 from pipeline.errors import Problem, suggest
-from pipeline.plan import Model
+from pipeline.planned_step import Model
 from pipeline.recipe import DEFAULT_MAX_LENGTH, Recipe, Source
 
 if TYPE_CHECKING:
-    from pipeline.plan import Builder, Step
+    from pipeline.builder import Builder
+    from pipeline.planned_step import Step
 
 NAME = "gap"
 ROWS = 128  # that are read where the recipe says nothing

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from pipeline.errors import StepFailedError
 from pipeline.step import StepRun
 
-# What follows decides results: whoever changes it raises pipeline.plan.FORMAT.
+# What follows decides results: whoever changes it raises pipeline.planned_step.FORMAT.
 # How many rows of similar length stay together: a quarter of a batch, so that every batch holds
 # rows of four lengths, but at least as many as are often read in one pass.
 _GROUP_SHARE, _GROUP_ROWS = 4, 8

@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline import artifact
 from pipeline.errors import InputError
-from pipeline.plan import Plan, Step
+from pipeline.plan import Plan
+from pipeline.planned_step import Step
 
 Identity = dict[str, Any]
 MEMORY = "plan.json"

@@ -21,7 +21,7 @@ from pipeline.rowfiles import rows_of_file
 from pipeline.tasks import RowError, example_of, preference_of
 from pipeline.weights import pickled_problem
 
-# What lies under runs beside the recipes' folders: see pipeline.plan, eval.judging, and
+# What lies under runs beside the recipes' folders: see pipeline.planned_step, eval.judging, and
 # pipeline.training.
 SHARED_FOLDERS = ("steps", "judge", "trackers")
 _MOST_ROUNDS = 10_000  # over all stages and seeds

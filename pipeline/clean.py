@@ -22,7 +22,7 @@ from pathlib import Path
 from pipeline import artifact, lock
 from pipeline.changes import MEMORY, read_identities
 from pipeline.errors import InputError, StepHeldError
-from pipeline.plan import step_folder
+from pipeline.planned_step import step_folder
 
 _STEP = re.compile(r"[a-z0-9_]+-[0-9a-f]{16}")
 _WHY = """\

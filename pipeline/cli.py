@@ -7,14 +7,13 @@ interrupted, 143 terminated.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.again import making_command, retry_command
 from pipeline.arguments import make_parser
 from pipeline.errors import (
     EXIT_FAILED,
@@ -130,13 +129,13 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
     explain.check_judge_key(plan, given.runs, stage)
     explain.check_engine(plan, given.runs, stage)
-    retry = _retry_command(given)
+    retry = retry_command(given)
     settings = RunSettings(
         given.runs, launch, retry, stage, given.max_judge_calls, given.verify, given.through
     )
 
     def written() -> str:
-        report = collect(plan, given.runs, command=_making_command(given))
+        report = collect(plan, given.runs, command=making_command(given))
         return write_report(report, plan, given.runs)
 
     if launched_by_accelerate():
@@ -162,37 +161,6 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
 def _interrupt(signal_number: int, frame: Any) -> None:
     del frame
     raise Stopped(signal_number)
-
-
-def _making_command(given: Any) -> str:
-    """The command that makes the results, wherever and on whatever they were made."""
-    where = ("runs", "stage", "launch", "through", "max_judge_calls")
-    kept = {name: value for name, value in vars(given).items() if name not in where}
-    return _retry_command(Namespace(**kept))
-
-
-def _retry_command(given: Any, *more: str) -> str:
-    """The command as it was given, with the options that it has, and more words."""
-    if "to" in given:
-        words = ["bashrac", "push", given.named]
-    elif "benchmarks" in given:
-        words = ["bashrac", "evaluate", given.model]
-    else:
-        words = ["bashrac", "run", given.recipe]
-    options = (
-        ("to", "--to"), ("benchmarks", "--benchmark"), ("data", "--data"), ("limit", "--limit"),
-        ("task", "--task"), ("judge", "--judge"), ("judge_url", "--judge-url"),
-        ("variant", "--variant"), ("overrides", "--set"), ("seed", "--seed"), ("stage", "--stage"),
-        ("launch", "--launch"), ("through", "--through"), ("runs", "--runs"),
-        ("max_judge_calls", "--max-judge-calls"),
-    )  # fmt: skip
-    for name, flag in options:
-        value = getattr(given, name, None)
-        value = shlex.join(value) or None if isinstance(value, tuple) else value
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None and one != Path("runs"):
-                words += [flag, str(one)]
-    return shlex.join([*words, *more])
 
 
 def _evaluate(given: Any) -> int:
@@ -237,7 +205,7 @@ def _report(given: Any) -> int:
         given.runs,
         baseline=given.baseline,
         stages=given.stages,
-        command=_making_command(given),
+        command=making_command(given),
         price_per_hour=given.price_per_hour,
         currency=given.currency,
     )
@@ -300,7 +268,7 @@ def _push(given: Any) -> int:
     from pipeline.hand_over.push import push
 
     found = _find(given)
-    command = _retry_command(given, *(["--private"] if given.private else []), "--yes")
+    command = retry_command(given, *(["--private"] if given.private else []), "--yes")
     print(push(found, given.to, private=given.private, yes=given.yes, command=command))
     return 0
 

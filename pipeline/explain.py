@@ -16,7 +16,8 @@ from pipeline.artifact import PROGRESS, SPEC
 from pipeline.builtin import builtin_rows
 from pipeline.changes import MEMORY, Memory, read_identities
 from pipeline.launched import command
-from pipeline.plan import Plan, Step
+from pipeline.plan import Plan
+from pipeline.planned_step import Step
 from pipeline.recipe import Recipe, Source
 from pipeline.run import select_steps
 from pipeline.vllm_engine import check_vllm

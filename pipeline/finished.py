@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline import artifact
 from pipeline.errors import InputError, suggest
 from pipeline.load import load_recipe
-from pipeline.plan import Model, Plan, Step, make_plan
+from pipeline.plan import Plan, make_plan
+from pipeline.planned_step import Model, Step
 from pipeline.weights import Trust
 
 

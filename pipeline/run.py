@@ -17,7 +17,8 @@ from pipeline import artifact, launched, mismatch, shipped
 from pipeline.artifact import ERROR
 from pipeline.errors import InputError, StepFailedError
 from pipeline.lock import held_by
-from pipeline.plan import Plan, Step
+from pipeline.plan import Plan
+from pipeline.planned_step import Step
 from pipeline.show import Display
 from pipeline.step import read_progress, run_steps, write_spec
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.plan import Step
+from pipeline.planned_step import Step
 
 _PLAIN_SECONDS = 30  # between two lines about the same step, where nobody watches a table
 

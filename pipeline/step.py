@@ -167,7 +167,7 @@ def write_spec(
     launch_kind: str = WHOLE,
     judge_calls_left: int | None = None,
 ) -> Path:
-    """Write step.json for a `pipeline.plan.Step`; returns its path."""
+    """Write step.json for a `pipeline.planned_step.Step`; returns its path."""
     directory = step.directory(runs)
     inputs: dict[str, Any] = dict(step.places)
     for name, value in step.inputs.items():

@@ -20,7 +20,8 @@ from pipeline.contexts import replaced_positions
 from pipeline.estimates.workload import Workload
 from pipeline.load import load_recipe
 from pipeline.model import load_model
-from pipeline.plan import Step, make_plan
+from pipeline.plan import make_plan
+from pipeline.planned_step import Step
 from pipeline.run import select_steps
 from pipeline.stages.sft import ROWS
 from pipeline.step import StepRun, execute, write_spec

@@ -23,7 +23,8 @@ from pipeline import artifact
 from pipeline.recipe import Source
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan, Step
+    from pipeline.plan import Plan
+    from pipeline.planned_step import Step
     from pipeline.recipe import Recipe
 
 _READ = (artifact.RESULT, artifact.SAMPLES)  # what reports are made of

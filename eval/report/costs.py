@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from eval.report.types import Bill, Chart, Cost, Curve, Point, Row, Spent
-from pipeline.plan import Step
+from pipeline.planned_step import Step
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan

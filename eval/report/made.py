@@ -8,7 +8,7 @@ import yaml
 
 from eval.report.types import Made, MadeStep
 from pipeline.changes import step_names
-from pipeline.plan import step_folder
+from pipeline.planned_step import step_folder
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan

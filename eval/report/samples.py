@@ -12,7 +12,8 @@ from pipeline import artifact
 from pipeline.tasks import with_system
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan, Step
+    from pipeline.plan import Plan
+    from pipeline.planned_step import Step
 
 Rows = dict[int, dict[str, Any]]
 

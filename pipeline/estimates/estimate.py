@@ -22,7 +22,8 @@ from pipeline.estimates.skeleton import build
 from pipeline.estimates.workload import Work, Workload, terms_of
 from pipeline.identity import model_identity
 from pipeline.model import load_config, resolve_dtype
-from pipeline.plan import Plan, Step
+from pipeline.plan import Plan
+from pipeline.planned_step import Step
 from pipeline.shipped import Launch
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
 

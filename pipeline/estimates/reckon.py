@@ -11,7 +11,7 @@ from pipeline.estimates.simulate import TrainingPass, WritingPass, training_peak
 from pipeline.estimates.skeleton import build
 from pipeline.estimates.workload import Work
 from pipeline.model import resolve_dtype
-from pipeline.plan import Step
+from pipeline.planned_step import Step
 from pipeline.shipped import WHOLE
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from pipeline.data import TokenRow, fit_prompt, load_examples, load_preferences, tokenise
 from pipeline.model import end_ids, load_tokenizer, window_of
-from pipeline.plan import Plan, Step
+from pipeline.plan import Plan
+from pipeline.planned_step import Step
 from pipeline.recipe import Recipe
 from pipeline.render import Renderer
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO

@@ -35,7 +35,8 @@ from pipeline.hand_over.portable import (
     portable_recipe,
 )
 from pipeline.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL, EMBEDDED_PACKAGE
-from pipeline.plan import Step, make_plan
+from pipeline.plan import make_plan
+from pipeline.planned_step import Step
 from pipeline.recipe import Source, method_module
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")

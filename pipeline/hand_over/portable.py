@@ -15,7 +15,7 @@ import yaml
 
 from pipeline import shipped
 from pipeline.finished import FinishedStage
-from pipeline.plan import Step
+from pipeline.planned_step import Step
 from pipeline.recipe import Judge, Source
 
 # Top-level keys that say what a number is compared with, or hold what is not of this stage.

@@ -8,7 +8,8 @@ from pipeline.errors import Problem
 from pipeline.recipe import Recipe, StageOptions
 
 if TYPE_CHECKING:
-    from pipeline.plan import Builder, Model
+    from pipeline.builder import Builder
+    from pipeline.planned_step import Model
 
 TRAINER = None
 

@@ -21,8 +21,9 @@ from pipeline.recipe import Recipe, RoundOptions, Strict
 from pipeline.stages import sft
 
 if TYPE_CHECKING:
+    from pipeline.builder import Builder
     from pipeline.data import TokenRow
-    from pipeline.plan import Builder, Model
+    from pipeline.planned_step import Model
     from pipeline.render import Renderer
     from pipeline.step import StepRun
 

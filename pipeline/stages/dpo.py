@@ -23,7 +23,8 @@ from pipeline.errors import InputError, Problem, StepFailedError
 from pipeline.recipe import Recipe, SamplingOptions, Source
 
 if TYPE_CHECKING:
-    from pipeline.plan import Builder, Model
+    from pipeline.builder import Builder
+    from pipeline.planned_step import Model
     from pipeline.preflight import Row
     from pipeline.step import StepRun
 

@@ -33,8 +33,9 @@ from pipeline.stages import sft
 from pipeline.tasks import REWRITE_PROMPTS, SHOWN_PROMPTS
 
 if TYPE_CHECKING:
+    from pipeline.builder import Builder
     from pipeline.data import TokenRow
-    from pipeline.plan import Builder, Model
+    from pipeline.planned_step import Model
     from pipeline.render import Renderer
     from pipeline.step import StepRun
 

@@ -17,7 +17,8 @@ from pipeline.errors import InputError, Problem
 from pipeline.recipe import Recipe, StageOptions
 
 if TYPE_CHECKING:
-    from pipeline.plan import Builder, Model, Step
+    from pipeline.builder import Builder
+    from pipeline.planned_step import Model, Step
     from pipeline.preflight import Row
     from pipeline.render import Renderer
     from pipeline.step import StepRun

@@ -22,7 +22,8 @@ from pipeline.recipe import Recipe, RoundOptions
 from pipeline.stages import dpo
 
 if TYPE_CHECKING:
-    from pipeline.plan import Builder, Model, Step
+    from pipeline.builder import Builder
+    from pipeline.planned_step import Model, Step
     from pipeline.step import StepRun
 
 TRAINER = "trl.DPOConfig"
