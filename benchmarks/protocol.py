@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", help="a folder that holds a model and its tokenizer")
     parser.add_argument("--recipe", required=True, help="gives test rows, prompt, arms' seeds")
-    parser.add_argument("--noise", type=float, nargs="*", default=[0.1, 0.2])
+    parser.add_argument("--noise", type=float, nargs="*", default=[0.05, 0.1])
     parser.add_argument("--limit", type=int, help="only the first test rows")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     given = parser.parse_args()
