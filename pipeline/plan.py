@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from eval import benchmarks
@@ -53,6 +54,17 @@ class Plan:
             hint = suggest(stage, list(self.stages))
             raise InputError(f"no stage {stage!r}{hint}; stages: {', '.join(self.stages)}")
         return found
+
+    def steps_of(self, labels: Collection[str]) -> list[Step]:
+        """The steps of these stages and of their evaluation, in order."""
+        # By fingerprint, since another stage may need the same step and be named in it.
+        wanted = {
+            step.fingerprint
+            for (label, _), steps in self.all_steps.items()
+            if label in labels
+            for step in steps
+        }
+        return [step for step in self.steps if step.fingerprint in wanted]
 
 
 def make_plan(recipe: Recipe) -> Plan:

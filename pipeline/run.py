@@ -60,17 +60,7 @@ def select_steps(plan: Plan, stage: str | None) -> list[Step]:
     Raises:
         InputError: for an unknown stage.
     """
-    if stage is None:
-        return plan.steps
-    labels = plan.labels(stage)
-    # By fingerprint, since another stage may need the same step and be named in it.
-    wanted = {
-        step.fingerprint
-        for (label, _), steps in plan.all_steps.items()
-        if label in labels
-        for step in steps
-    }
-    return [step for step in plan.steps if step.fingerprint in wanted]
+    return plan.steps if stage is None else plan.steps_of(plan.labels(stage))
 
 
 def run_plan(plan: Plan, settings: RunSettings) -> None:

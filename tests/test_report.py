@@ -93,6 +93,19 @@ def test_a_report_of_some_stages_shows_what_they_start_from_and_the_baseline_too
         shown("bsh")
 
 
+def test_a_baseline_shown_beside_an_earlier_stage_brings_what_it_starts_from(finished):
+    stages = {
+        "sft": {"method": "sft"},
+        "bash": {"method": "bash", "from": "sft"},
+        "more": {"method": "sft", "from": "bash"},
+    }
+    plan, runs = finished({name: {0: [1, 0]} for name in stages}, stages=stages)
+    report = collect(plan, runs, stages=["sft"], baseline="more")
+    assert [row.stage for row in report.rows] == ["sft", "bash", "more"]
+    whole = {one.stage: one for one in collect(plan, runs, baseline="more").costs}
+    assert {one.stage: one for one in report.costs} == whole and whole["sft"].times == 0.25
+
+
 def test_a_stage_is_compared_with_sft_on_the_same_examples(finished):
     """sft right on 2 of 8, bash on 6 of 8, 4 gained and none lost: +50 points.
 

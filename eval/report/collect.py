@@ -114,19 +114,12 @@ def collect(
 def _only(plan: Plan, names: Sequence[str], baseline: str | None) -> Plan:
     """The plan with fewer stages to show; the same results, so the same fingerprint."""
     chosen = {label for name in names for label in plan.labels(name)}
+    chosen |= {plan.stages[label].beside.get(baseline or "") for label in chosen} - {None}
     for label in reversed(plan.stages):  # each stands after the one it starts from
         if label in chosen:
-            stage = plan.stages[label]
-            chosen |= {stage.start, stage.beside.get(baseline or "")} - {None}
+            chosen |= {plan.stages[label].start} - {None}
     kept = {label: stage for label, stage in plan.stages.items() if label in chosen}
-    needed = {
-        step.fingerprint
-        for (label, _), steps in plan.all_steps.items()
-        if label in kept
-        for step in steps
-    }
-    steps = [step for step in plan.steps if step.fingerprint in needed]
-    return replace(plan, stages=kept, steps=steps)
+    return replace(plan, stages=kept, steps=plan.steps_of(kept))
 
 
 def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | None) -> Row:
