@@ -26,12 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from eval.report.cells import difference_of, results_of  # noqa: E402 - from this checkout
+from pipeline import artifact  # noqa: E402
+from pipeline.identity import local_digest  # noqa: E402
 from pipeline.load import load_recipe  # noqa: E402
 from pipeline.plan import make_plan  # noqa: E402
 
 RESAMPLINGS = 100
 # What of the recipe decides how its test rows are asked, beside their source.
-_KEPT = ("task", "system", "max_prompt_length", "generation", "launch")
+_KEPT = ("task", "system", "chat_template", "max_prompt_length", "generation", "launch")
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def main() -> None:
     for noise in [0.0, *given.noise]:
         other, name = healthy, "itself"
         if noise:
-            folder = given.runs / f"degraded-{noise:g}"
+            folder = given.runs / f"degraded-{noise:g}-{local_digest(Path(given.model))[:8]}"
             degrade(given.model, folder, noise)
             other, name = answers_of(given, str(folder), folder.name, seeds), f"noise {noise:g}"
         print(row_of(name, healthy, other, seeds), flush=True)
@@ -89,7 +91,7 @@ def degrade(model: str, folder: Path, noise: float) -> None:
 
     from pipeline.model import load_model, load_tokenizer
 
-    if (folder / "config.json").exists():
+    if folder.exists():
         return
     loaded = load_model(model, dtype="float32")
     generator = torch.Generator().manual_seed(0)
@@ -98,13 +100,16 @@ def degrade(model: str, folder: Path, noise: float) -> None:
             if weight.dim() > 1:
                 drawn = torch.randn(weight.shape, generator=generator)
                 weight += noise * weight.std() * drawn
-    loaded.save_pretrained(folder)
-    load_tokenizer(model).save_pretrained(folder)
+    with artifact.whole_folder(folder) as place:
+        loaded.save_pretrained(place)
+        load_tokenizer(model).save_pretrained(place)
 
 
 def row_of(name: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], seeds: int) -> str:
     """What the report says of the other model, over all resamplings."""
-    found = [difference_of(*dealt(ours, theirs, seeds, seed)) for seed in range(RESAMPLINGS)]
+    found = [
+        difference_of(*dealt(ours, theirs, seeds, seed), "strict") for seed in range(RESAMPLINGS)
+    ]
     words = Counter(one.words for one in found if one is not None)
     mean = sum(one.value for one in found if one is not None) / len(found)
     right = 100 * float(np.mean([result["measures"]["strict"]["scores"] for result in theirs]))

@@ -48,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--tokens-per-second", type=_positive, metavar="N",
         help="estimate, with hours at this speed rather than at that of finished steps",
     )  # fmt: skip
+    _add_price(plan, "estimate, and say what the time still to run costs")
     plan.set_defaults(command="plan")
 
     run = commands.add_parser("run", help="run what is not finished, then print the table")
@@ -69,11 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--stage", action="append", default=[], metavar="STAGE", dest="stages",
         help="only this one, what it starts from and the baseline (repeatable)",
     )  # fmt: skip
-    report.add_argument(
-        "--price-per-hour", type=_positive, metavar="X",
-        help="of one GPU, or of the machine where there is none: adds what each stage has cost",
-    )  # fmt: skip
-    report.add_argument("--currency", default="", metavar="WORD", help="of that price, e.g. EUR")
+    _add_price(report, "adds what each stage has cost")
     report.set_defaults(command="report")
 
     evaluate = commands.add_parser("evaluate", help="run benchmarks on a model, outside a recipe")
@@ -229,6 +226,14 @@ def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-judge-calls", type=_count, metavar="N", help="refuse to put more questions to judges"
     )
+
+
+def _add_price(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--price-per-hour", type=_positive, metavar="X",
+        help=f"of one GPU, or of the machine where there is none: {what}",
+    )  # fmt: skip
+    parser.add_argument("--currency", default="", metavar="WORD", help="of that price, e.g. EUR")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:

@@ -105,13 +105,15 @@ def _plan(given: Any) -> int:
     plan = _load_plan(given)
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
     print(explain(plan, given.runs, launch, given.through))
-    if not (given.estimate or given.gpu_memory or given.tokens_per_second):
+    asked = (given.estimate, given.gpu_memory, given.tokens_per_second, given.price_per_hour)
+    if not any(asked):
         return 0
     from pipeline.estimates.estimate_text import estimate_plan
 
     text, fits = estimate_plan(
-        plan, given.runs, launch, gpu_memory=given.gpu_memory, speed=given.tokens_per_second
-    )
+        plan, given.runs, launch, gpu_memory=given.gpu_memory, speed=given.tokens_per_second,
+        price_per_hour=given.price_per_hour and (given.price_per_hour, given.currency),
+    )  # fmt: skip
     print(f"\n{text}")
     return 0 if fits else EXIT_FAILED
 

@@ -5,6 +5,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from eval import benchmarks
+from pipeline import recipe
+from pipeline.stages import bash, dpo, rac, spin
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md")]
@@ -38,3 +45,64 @@ def test_the_map_names_every_module():
         if not path.name.startswith("__") and not any(fnmatch(path.name, one) for one in shown)
     }
     assert unnamed == set()
+
+
+def table_rows(heading):
+    """The cells of every row of the tables in a section of docs/recipe.md."""
+    page = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    tables = re.findall(r"^\|.*\n\| ---.*\n((?:\|.*\n)+)", section, re.MULTILINE)
+    lines = [line for table in tables for line in table.splitlines()]
+    return [[cell.strip(" `*") for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def defaults_of(options, *, without=()):
+    """Key -> default as the page writes it, of the keys that a schema has and another has not."""
+    inherited = {name for parent in without for name in parent.model_fields}
+    found = {}
+    for name, field in options.model_fields.items():
+        default = field.default
+        is_shown = default is not PydanticUndefined and not isinstance(default, BaseModel)
+        text = yaml.safe_dump(default, default_flow_style=True) if is_shown else ""
+        if name not in inherited:
+            found[field.alias or name] = text.removesuffix("\n").removesuffix("\n...")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("heading", "options"),
+    [
+        ("The recipe", recipe.Recipe), ("Data", recipe.Source), ("Stages", recipe.StageOptions),
+        ("Generation", recipe.Generation), ("Warnings", recipe.WarnAt),
+        ("Benchmarks", benchmarks.Options), ("Judge", recipe.Judge),
+    ],
+)  # fmt: skip
+def test_every_key_of_a_recipe_is_described_with_its_default(heading, options):
+    shown = {row[0]: row[1] for row in table_rows(heading) if len(row) == 3}
+    shown.pop("variants", None)  # taken out of a file before its keys are read
+    assert shown == defaults_of(options)
+
+
+def test_every_key_of_a_method_is_described_with_its_default():
+    shown = {(row[0], row[1]): row[2] for row in table_rows("Stages") if len(row) == 4}
+    methods = {"bash": bash.Options, "rac": rac.Options, "spin": spin.Options, "dpo": dpo.Options}
+    assert shown == {
+        (method, key): default
+        for method, options in methods.items()
+        for key, default in defaults_of(options, without=[recipe.RoundOptions]).items()
+    }
+    page = " ".join((ROOT / "docs/recipe.md").read_text(encoding="utf-8").split())
+    for key, default in defaults_of(recipe.RoundOptions, without=[recipe.StageOptions]).items():
+        assert f"`{key}` ({default}" in page
+
+
+def test_every_key_of_a_benchmark_is_described_with_its_default():
+    shown = {(row[0], row[1]): row[2] for row in table_rows("Benchmarks") if len(row) == 4}
+    hub = {("alpaca", "difficulty"): "AlpacaEval's", ("alpaca", "gamed"): "AlpacaEval's"}
+    keys = {
+        (name, key): default
+        for name, one in benchmarks.BENCHMARKS.items()
+        for key, default in defaults_of(one.options).items()
+        if key not in benchmarks.Options.model_fields
+    }
+    assert shown == keys | hub

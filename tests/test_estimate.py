@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -248,6 +249,12 @@ def test_the_command_says_what_does_not_fit_and_what_to_do(
     ample = capsys.readouterr().out
     assert ample.endswith("fits 24 GB: all steps\n")
     assert "parameters" in ample and "time still to run: about" in ample
+    gpus = ["--launch=ddp", "--set=batch_size=8", "--tokens-per-second=0.1"]
+    assert main(["plan", str(path), *runs, *gpus, "--price-per-hour=2", "--currency=EUR"]) == 0
+    hours, price = re.search(
+        r"still to run: about .* h .*, (\d+\.\d) GPU-hours, ([\d,.]+) EUR", capsys.readouterr().out
+    ).groups()
+    assert float(price.replace(",", "")) == pytest.approx(2 * float(hours), rel=0.01)
     tight = bashrac("plan", path, "--gpu-memory", "0.0001")
     assert tight.returncode == 1, tight.stderr
     assert "does not fit 0.0001 GB: 4 of 4 steps" in tight.stdout

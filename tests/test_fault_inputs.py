@@ -735,7 +735,7 @@ def test_a_report_shows_any_answer_and_none_acts(injected):
     def page_of(text):
         answer = StageAnswer(text, f"wrong ({text})", cut_off=False)
         turns = [{"role": "system", "content": text}, {"role": "user", "content": f"a{text}"}]
-        sample = SampleView(0, turns, text, {"sft": answer})
+        sample = SampleView(0, 0, turns, text, {"sft": answer})
         report = replace(REPORT, warnings={f"w {text}": ["sft"]}, model=f"m {text}")
         return html_page(report, {"gsm8k": [sample]})
 

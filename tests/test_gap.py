@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import problems_of
+from scipy.stats import ttest_1samp
 
 from eval.gap_grades import agreement, slope, thirds
 from eval.gap_steps import LOSSES, labels_of
@@ -376,7 +377,8 @@ def test_the_report_has_a_table_and_the_curves_of_all_stages(done):
     }
     differences = [a - b for a, b in zip(slopes["base"], slopes["sft"], strict=True)]
     assert row.difference.value == pytest.approx(statistics.mean(differences))
-    assert row.difference.unit == "nats" and row.difference.p_value is None
+    assert row.difference.unit == "nats"
+    assert row.difference.p_value == pytest.approx(ttest_1samp(differences, 0).pvalue)
     assert row.measures["agrees"].unit == "tokens" and row.counts == {"read": 3}
     text = markdown(report)
     assert (

@@ -5,12 +5,14 @@ import io
 import json
 
 import pytest
+from scipy.stats import t as t_distribution
 
 from eval.gsm8k import grade_answers
 from eval.report.collect import collect
 from eval.report.data import csv_text, json_text
 from eval.report.headlines import headlines
 from eval.report.markdown import markdown
+from eval.report.plots import plots_of
 from eval.report.text import cell_words
 from eval.report.types import Cell, Difference
 from pipeline import artifact
@@ -179,8 +181,8 @@ def test_where_lower_is_better_a_fall_is_better_and_no_loss_is_a_percentage(fini
     """sft loses 1.5 nats more on every row: +1.5, in nats and not times 100."""
     from eval.results import measure
 
-    plan, runs = finished({"sft": {0: [1, 0, 1]}, "bash": {0: [1, 1, 0]}})
-    for stage, losses in (("sft", [2.25, 3.5, 4.75]), ("bash", [0.75, 2.0, 3.25])):
+    plan, runs = finished({"sft": {0: [1, 0, 1] * 2}, "bash": {0: [1, 1, 0] * 2}})
+    for stage, losses in (("sft", [2.25, 3.5, 4.75] * 2), ("bash", [0.75, 2.0, 3.25] * 2)):
         file = plan.results[stage, "gsm8k", 0].directory(runs) / artifact.RESULT
         found = measure(losses, unit="nats", better="lower")
         result = artifact.read_json(file) | {"primary": "loss", "measures": {"loss": found}}
@@ -215,7 +217,9 @@ def test_seeds_are_averaged_and_paired_seed_by_seed(finished):
     )
     sft, bash = collect(plan, runs).rows
     assert (sft.seeds, sft.primary.value, bash.primary.value) == (2, 37.5, 62.5)
-    assert (bash.difference.value, bash.difference.p_value) == (25.0, None)
+    # Each gains one of four, another one: the residual is the largest, 1/3 over 8 numbers, df 3.
+    p_value = 2 * t_distribution.sf(0.25 / (1 / 24) ** 0.5, 3)
+    assert (bash.difference.value, bash.difference.p_value) == (25.0, pytest.approx(p_value))
     assert bash.primary.low <= 62.5 <= bash.primary.high
     # Means 50 and 75: the sample standard deviation of two numbers 25 apart.
     assert bash.primary.spread == pytest.approx(25 / 2**0.5)
@@ -403,13 +407,30 @@ def test_length_controlled_rates_of_several_seeds_are_averaged(judged):
     # Seeds differ by 10 and by 14 points on every resample.
     assert (bash.difference.value, bash.difference.low, bash.difference.high) == (12, 10, 14)
 
+    assert bash.difference.p_value == pytest.approx(2 * t_distribution.sf(12 / 2, 1))
+    assert bash.difference.words == "noise", "two seeds that differ by 4 say little"
 
-def test_a_length_controlled_rate_without_a_counterpart_is_not_compared(judged):
+
+@pytest.mark.parametrize("lacking", ["sft", "bash"])
+def test_where_the_own_number_is_missing_none_takes_its_place(judged, lacking):
+    other = {"sft": "bash", "bash": "sft"}[lacking]
     plan, runs = judged(
         {"sft": {0: [0.2] * 4}, "bash": {0: [0.4] * 4}},
-        controlled={("bash", 0): (20.5, [20.0, 21.0])},
+        controlled={(other, 0): (20.5, [20.0, 21.0])},
     )
-    assert collect(plan, runs).rows[1].difference is None
+    report = collect(plan, runs)
+    rows = {row.stage: row for row in report.rows}
+    assert rows[lacking].primary is None and rows["bash"].difference is None
+    assert list(rows[other].measures) == ["LC win rate", "win rate"]
+    text = markdown(report)
+    head = next(line for line in text.splitlines() if line.startswith("| stage "))
+    assert [cell.strip() for cell in head.split("|")][2:4] == ["LC win rate", "win rate"]
+    line = next(line for line in text.splitlines() if line.startswith(f"| {lacking} "))
+    assert "| no LC win rate " in line and "0.0 % [" in line
+    value, difference = plots_of("alpaca", report.rows, "sft") * 2
+    assert value == difference and value.title == "LC win rate, %"
+    marks = {mark.label[0][0]: mark for mark in value.marks}
+    assert marks[lacking].places is None and marks[lacking].words == "no LC win rate"
 
 
 def test_a_number_over_fewer_examples_says_so():

@@ -8,9 +8,10 @@ from eval.report.types import Cell, Difference, Report, Row
 
 
 def report_of(*differences, unit="%", **more):
-    base = Row("sft", "sft", "gsm8k", 400, 3, {"strict": Cell(51.0, 46.1, 55.9, 400, unit)})
+    cells = {"strict": Cell(51.0, 46.1, 55.9, 400, unit)}
+    base = Row("sft", "sft", "gsm8k", 400, 3, cells, own="strict", is_baseline=True)
     rows = [
-        Row(f"arm{i}", "bash", "gsm8k", 400, 3, base.measures, difference)
+        Row(f"arm{i}", "bash", "gsm8k", 400, 3, base.measures, difference, own="strict")
         for i, difference in enumerate(differences)
     ]
     return Report(
@@ -36,7 +37,7 @@ def report_of(*differences, unit="%", **more):
         (
             Difference(50.0, 10.0, 90.0, 8, 0.125, 1),
             "+50.0 points over sft, 95 % interval 10.0 to 90.0, paired, n = 8, 1 seed",
-            "noise, for McNemar's exact p is 0.125",
+            "noise, for p is 0.125",
         ),
         (
             Difference(-0.25, -0.4, -0.1, 64, None, 3, unit="nats", better="lower"),

@@ -53,7 +53,8 @@ def finished(recipe_dict, write_recipe, tmp_path):
         runs = tmp_path / "runs"
         for (stage, _, seed), step in plan.results.items():
             if seed in answers.get(stage, {}) and not artifact.is_finished(step.directory(runs)):
-                write_samples(step.inputs["answers"].directory(runs), answers[stage][seed])
+                place = step.inputs["answers"].directory(runs)
+                write_samples(place, answers[stage][seed], plan.stages[stage].recipe.data.test.skip)
                 for done in [*plan.stage_steps[stage, seed], step.inputs["answers"]]:
                     write_record(done.directory(runs), tokens_trained=1000)
                 execute(StepRun.read(write_spec(step, runs, processes=1, use_cpu=True)))
@@ -68,15 +69,16 @@ def write_record(directory, **metrics):
     artifact.write_record(directory, record | made)
 
 
-def write_samples(directory, answers):
+def write_samples(directory, answers, skip=0):
     rows = []
-    for number, answer in enumerate(answers):
+    for row, answer in enumerate(answers):
+        number = row + skip
         reference = f"It is {number}.\n#### {number}"
         text = {True: RIGHT.format(n=number), False: WRONG}.get(answer, answer)
         rows.append(
             {
-                "id": number, "sample": 0, "messages": [{"role": "user", "content": f"Q {number}?"}],
-                "reference": reference, "answer": text, "ids": [1], "finished": number != 1,
+                "id": row, "sample": 0, "messages": [{"role": "user", "content": f"Q {number}?"}],
+                "reference": reference, "answer": text, "ids": [1], "finished": row != 1,
             }
         )  # fmt: skip
     artifact.write_rows(directory / artifact.SAMPLES, rows)
@@ -271,6 +273,27 @@ def test_several_seeds_are_averaged_and_the_first_ones_answers_shown(finished):
     assert "never shown" not in page.text
     assert "The answers are those of training seed 5." in page.text
     assert "37.5 ± 17.7 %" in page.text and "4 (1 of 2 seeds)" in page.text
+
+
+def test_answers_of_another_seed_are_shown_where_the_first_has_none_yet(finished):
+    made = finished({"sft": {6: [True, False, True, "seen #### 1"]}}, seeds=[5, 6])
+    page = Page(page_of(made))
+    assert "seen" in page.text and "The answers are those of training seed 6." in page.text
+
+
+def test_stages_that_were_asked_other_rows_do_not_share_an_example(finished):
+    answers = {f"sft@data.test.skip={skip}": {0: [True] * 4} for skip in (0, 2)}
+    report, samples = finished(answers, sweep={"data.test.skip": [0, 2]})
+    text = Page(html_page(report, samples)).text
+    assert samples == {"gsm8k": []} and "#### 3" not in text
+    assert "share no test row" in text and "No stage is finished." not in text
+
+
+def test_of_the_prompt_only_what_all_stages_were_asked_is_shown(finished):
+    answers = {f"sft@system={place}": {0: [True] * 4} for place in ("Add.", "Think.")}
+    _, samples = finished(answers, sweep={"system": ["Add.", "Think."]})
+    first = samples["gsm8k"][0]
+    assert [message["role"] for message in first.messages] == ["user"] and len(first.answers) == 2
 
 
 def test_several_benchmarks_each_have_a_section_and_their_answers(finished):

@@ -8,7 +8,8 @@ from eval.report.types import Bill, Cost, Report
 OWN_HEAD = ["stage", "train", "tokens trained", "padding", "tokens written", "peak memory"]
 COST_NOTE = (
     "Training and row-writing, without evaluation, mean over finished seeds. Padding: its share of "
-    "all positions that training read. Peak memory: of a step's main process."
+    "all positions that training read. Tokens written: of answers, and of contexts whole, the "
+    "reference's tokens in them too. Peak memory: of a step's main process."
 )
 
 

@@ -56,31 +56,40 @@ def cell_of(results: list[Result], name: str) -> Cell | None:
     return Cell(value, low, high, summary.n_examples, first["unit"], spread, better)
 
 
-def difference_of(ours: dict[int, Result], baseline: dict[int, Result]) -> Difference | None:
-    """Compare two stages on the seeds and examples that both have a score for, if there are any."""
-    pairs = [(ours[seed], baseline[seed]) for seed in ours if seed in baseline]
-    name = pairs[0][0]["primary"] if pairs else ""
-    if not pairs or any(name not in result["measures"] for pair in pairs for result in pair):
+def difference_of(
+    ours: dict[int, Result], baseline: dict[int, Result], name: str
+) -> Difference | None:
+    """Compare a measure of two stages on the seeds and examples that both have it for, if any."""
+    pairs = [
+        (ours[seed], baseline[seed])
+        for seed in ours
+        if seed in baseline
+        and name in ours[seed]["measures"]
+        and name in baseline[seed]["measures"]
+    ]
+    if not pairs:
         return None
     is_mean = "scores" in pairs[0][0]["measures"][name]
     return (_difference_of_means if is_mean else _difference_of_replicates)(pairs, name)
 
 
 def _difference_of_means(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
-    from eval.stats import mean_over_seeds, paired_difference
+    from eval.stats import mean_over_seeds, p_over_seeds, paired_difference
 
     scores = [(_scores(ours, name), _scores(baseline, name)) for ours, baseline in pairs]
     common = set.intersection(*(set(one) for pair in scores for one in pair))
     ids = [example for example in scores[0][0] if example in common]
     if not ids:
         return None
+    differences = [[ours[i] - theirs[i] for i in ids] for ours, theirs in scores]
     p_value = None
     if len(scores) == 1:
         found = paired_difference(*([one[example] for example in ids] for one in scores[0]))
         value, interval, p_value = found.difference, found.interval, found.p_value
     else:
-        summary = mean_over_seeds([[ours[i] - theirs[i] for i in ids] for ours, theirs in scores])
+        summary = mean_over_seeds(differences)
         value, interval = summary.mean, summary.interval
+    p_value = p_over_seeds(differences) if p_value is None else p_value
     first = pairs[0][0]["measures"][name]
     scale = scale_of(first["unit"])
     numbers = (scale * value, scale * interval.low, scale * interval.high)
@@ -89,19 +98,22 @@ def _difference_of_means(pairs: list[tuple[Result, Result]], name: str) -> Diffe
 
 
 def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
-    from eval.stats import interval_of_replicates
+    from eval.stats import interval_of_replicates, p_of_replicates
 
     if any(ours["ids"] != baseline["ids"] for ours, baseline in pairs):
         return None  # resamples of other examples are not paired
     measures = [(ours["measures"][name], theirs["measures"][name]) for ours, theirs in pairs]
-    value = sum(ours["value"] - theirs["value"] for ours, theirs in measures) / len(measures)
+    values = [ours["value"] - theirs["value"] for ours, theirs in measures]
     differences = [
         [x - y for x, y in zip(ours["replicates"], theirs["replicates"], strict=True)]
         for ours, theirs in measures
     ]
     interval = interval_of_replicates(differences)
     n = min(measure["n"] for pair in measures for measure in pair)
-    return Difference(value, interval.low, interval.high, n, seeds=len(pairs))
+    p_value = p_of_replicates(values, differences, n)
+    return Difference(
+        sum(values) / len(values), interval.low, interval.high, n, p_value, len(pairs)
+    )
 
 
 def _scores(result: Result, name: str) -> dict[Any, float]:

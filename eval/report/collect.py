@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import asked, judged_options_of
-from eval.report.cells import cell_of, difference_of, results_of
+from eval.report.cells import Result, cell_of, difference_of, results_of
 from eval.report.costs import bill_of, cost_charts, costs_of
 from eval.report.curves import gap_charts
 from eval.report.made import made_of
 from eval.report.sweeps import sweep_charts
 from eval.report.types import Report, Round, Row
+from eval.results import GRADES
 from pipeline import artifact
 from pipeline.recipe import Source
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.planned_step import Step
     from pipeline.recipe import Recipe
 
-_READ = (artifact.RESULT, artifact.SAMPLES)  # what reports are made of
+_READ = (artifact.RESULT, artifact.SAMPLES, GRADES)  # what reports are made of
 
 
 def collect(
@@ -67,11 +68,7 @@ def collect(
         files = records[step.fingerprint]["files"]
         read = {name: files[name] for name in _READ if name in files}
         artifact.verify_files(step.directory(runs), read)
-    rows = [
-        _row(plan, runs, stage, benchmark, baseline)
-        for benchmark in recipe.evaluate
-        for stage in plan.stages
-    ]
+    rows = [row for name in recipe.evaluate for row in _rows(plan, runs, name, baseline)]
     rounds: list[Round] = []
     figures: dict[str, dict[str, float]] = {}
     warnings: dict[str, list[str]] = {}
@@ -122,14 +119,41 @@ def _only(plan: Plan, names: Sequence[str], baseline: str | None) -> Plan:
     return replace(plan, stages=kept, steps=plan.steps_of(kept))
 
 
-def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | None) -> Row:
-    ours, planned = results_of(plan, runs, stage, benchmark), plan.stages[stage]
+def _rows(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> Iterator[Row]:
+    found = {stage: results_of(plan, runs, stage, benchmark) for stage in plan.stages}
+    own = _own_measure([result for seeds in found.values() for result in seeds.values()])
+    for stage, ours in found.items():
+        # Where the baseline is swept, a stage is compared with what it is at its own points.
+        other = plan.stages[stage].beside.get(baseline or "")
+        theirs = {} if other is None else results_of(plan, runs, other, benchmark)
+        yield _row(plan, stage, benchmark, own, ours, theirs, baseline)
+
+
+def _own_measure(results: list[Result]) -> str:
+    """The number that a benchmark is known by; not what stands in for it where it is missing."""
+    later = {name for result in results for name in list(result["measures"])[1:]}
+    primaries = list(dict.fromkeys(result["primary"] for result in results))
+    return next((name for name in primaries if name not in later), "")
+
+
+def _row(
+    plan: Plan,
+    stage: str,
+    benchmark: str,
+    own: str,
+    ours: dict[int, Result],
+    theirs: dict[int, Result],
+    baseline: str | None,
+) -> Row:
+    planned = plan.stages[stage]
     published = plan.recipe.published.get(planned.name, {}).get(benchmark)
     fields: dict[str, Any] = {
         "stage": stage,
         "method": planned.options.method,
         "benchmark": benchmark,
         "published": "" if published is None else str(published),
+        "own": own,
+        "is_baseline": planned.name == baseline,
     }
     if not ours:
         return Row(**fields)
@@ -137,17 +161,14 @@ def _row(plan: Plan, runs: Path, stage: str, benchmark: str, baseline: str | Non
     counts: Counter[str] = Counter()
     for result in results:
         counts.update(result["counts"])
-    difference = None
-    # Where the baseline is swept, a stage is compared with what it is at the stage's own points.
-    if planned.name != baseline and (other := planned.beside.get(baseline or "")) is not None:
-        difference = difference_of(ours, results_of(plan, runs, other, benchmark))
     names = dict.fromkeys(name for result in results for name in result["measures"])
+    names = sorted(names, key=lambda name: name != own)
     return Row(
         **fields,
         n=results[0]["n"],
         seeds=len(results),
         measures={name: cell for name in names if (cell := cell_of(results, name)) is not None},
-        difference=difference,
+        difference=None if planned.name == baseline else difference_of(ours, theirs, own),
         counts=dict(counts),
     )
 

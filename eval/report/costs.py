@@ -155,9 +155,15 @@ def cost_charts(rows: list[Row], costs: list[Cost], baseline: str | None) -> Ite
             place, cell = places.get(row.stage), row.primary
             if row.benchmark == benchmark and place is not None and cell is not None:
                 curves.setdefault(row.method, []).append(Point(place, cell, row.stage))
-                measured[next(iter(row.measures))] = cell.unit
+                measured[row.own] = cell.unit
         if sum(map(len, curves.values())) < 2:
             continue
+        hidden = [
+            row.stage
+            for row in rows
+            if row.benchmark == benchmark and row.primary and places.get(row.stage) is None
+        ]
+        without = f" Without a cost to compare: {', '.join(hidden)}." if hidden else ""
         name, unit = next(iter(measured.items()))
         yield Chart(
             name=f"{benchmark}-cost",
@@ -167,6 +173,6 @@ def cost_charts(rows: list[Row], costs: list[Cost], baseline: str | None) -> Ite
             y_title=f"{name}, {unit}",
             curves=[Curve(method, points) for method, points in curves.items()],
             note="Cost: training and row-writing of a stage and of those it starts from, without "
-            f"evaluation.{note}",
+            f"evaluation.{note}{without}",
             is_joined=False,
         )

@@ -33,7 +33,8 @@ def gap_charts(plan: Plan, runs: Path) -> list[Chart]:
             y_title=_LOSS,
             curves=_curves(results, "own", is_rate=True),
             note="Each stage reads contexts that it wrote itself, at the same places and with the "
-            "same noise. A flat line: what a model says does not disturb it.",
+            "same noise. A flat line: its own tokens are those of the reference, or do not disturb "
+            "it.",
         )
     ]
     if fixed is not None and len(plan.stages) > 1:

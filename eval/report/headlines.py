@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from eval.report.text import cell_words, number_words
+from eval.report.text import cell_words, missing_words, number_words
 from eval.report.types import Difference, Report, Row
 
 
@@ -27,12 +27,12 @@ class Headline:
 def headline_title(report: Report, benchmark: str) -> str:
     """The benchmark, its own number, and what the baseline has: what the sentences speak of."""
     rows = {row.stage: row for row in report.rows if row.benchmark == benchmark}
-    name = next((name for row in rows.values() for name in row.measures), None)
-    title = benchmark if name is None else f"{benchmark}, {name}"
+    name = next((row.own for row in rows.values() if row.own), "")
+    title = f"{benchmark}, {name}" if name else benchmark
     base = rows.get(report.baseline or "")
     if base is None:
         return title
-    words = cell_words(base.primary, base.n) if base.primary else _missing(base)
+    words = cell_words(base.primary, base.n) if base.primary else missing_words(base)
     return f"{title}: {base.stage} {words}"
 
 
@@ -64,19 +64,17 @@ def _compared(found: Difference, baseline: str) -> str:
 def _verdict(found: Difference) -> str:
     if found.words == "noise":
         holds_0 = found.low <= 0 <= found.high
-        return "noise" if holds_0 else f"noise, for McNemar's exact p is {found.p_value:.3f}"
+        return "noise" if holds_0 else f"noise, for p is {found.p_value:.3f}"
     return found.words + (" (less is better)" if found.better == "lower" else "")
 
 
 def _alone(row: Row, baseline: str | None) -> str:
     if row.primary is None:
-        return _missing(row)
+        return missing_words(row)
     words = cell_words(row.primary, row.n)
+    if row.is_baseline:
+        return f"{words}, what others at its values are compared with"
     return words if baseline is None else f"{words}, not compared with {baseline}"
-
-
-def _missing(row: Row) -> str:
-    return "not finished" if row.n is None else "no example scored in all seeds"
 
 
 def headline_note(report: Report) -> str:

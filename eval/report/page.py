@@ -64,6 +64,7 @@ class Section:
 
     Attributes:
         n: test rows, of which the examples are some.
+        seed: the training seed whose answers the examples show.
         system: the system message that all examples begin with.
     """
 
@@ -75,6 +76,7 @@ class Section:
     table: Table
     notes: list[str]
     n: int
+    seed: int = 0
     system: str = ""
     examples: list[Example] = field(default_factory=list)
 
@@ -159,6 +161,7 @@ def _section(report: Report, benchmark: str, samples: Sequence[SampleView]) -> S
         table=_benchmark_table(report, benchmark, rows),
         notes=benchmark_notes(report, benchmark),
         n=max((row.n or 0 for row in rows), default=0),
+        seed=next((sample.seed for sample in samples), 0),
         system=(system := shared_system(samples)),
         examples=[example_of(sample, leave_out=bool(system)) for sample in samples],
     )

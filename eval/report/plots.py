@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.report.text import cell_words, difference_words
+from eval.report.text import cell_words, difference_words, missing_words
 from eval.report.types import Row
 
 # Heights in a plot, in em: before the first stage, of a stage, and of the axis below the last.
@@ -59,17 +59,18 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
     measured = next((row for row in rows if row.primary is not None), None)
     if measured is None:
         return []
-    name = next(iter(measured.measures))
+    name, unit = measured.own, measured.measures[measured.own].unit
+    less = " (less is better)" if measured.measures[name].better == "lower" else ""
     lines = []
     for row in rows:
         cell = row.primary
         numbers = None if cell is None else (cell.low, cell.value, cell.high)
-        lines.append((row.stage, cell_words(cell, row.n) or "not finished", "", numbers))
+        lines.append((row.stage, cell_words(cell, row.n) or missing_words(row), "", numbers))
     base = next((row.primary for row in rows if row.stage == baseline), None)
     plots = [
         _plot(
             f"{benchmark}-values",
-            f"{name}, {measured.measures[name].unit}",
+            f"{name}, {unit}{less}",
             lines,
             line=None if base is None else (base.value, str(baseline)),
             note="Dot: the number measured. Bar: its 95 % interval."
@@ -83,11 +84,10 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
             for stage, one in differences
         ]
         note = (
-            "On the same examples. Better or worse (filled dot): the 95 % interval excludes 0. "
-            "Noise (open dot): it does not."
+            "On the same examples. Better or worse (filled dot): the 95 % interval excludes 0, and "
+            "p is below 0.05. Noise (open dot): else."
         )
-        unit = measured.measures[name].unit
-        title = f"{name}, {'points' if unit == '%' else unit} over {baseline}"
+        title = f"{name}, {'points' if unit == '%' else unit} over {baseline}{less}"
         plots.append(
             _plot(f"{benchmark}-differences", title, compared, line=(0, "0 = no difference"),
                   note=note, signed=True)

@@ -38,12 +38,14 @@ class SampleView:
 
     Attributes:
         id: its position among the test rows, from 0.
+        seed: the training seed whose answers these are.
         messages: the prompt as the model was asked it: the system message and solved examples, if
-            any, stand first.
+            all stages had the same, stand first.
         answers: by stage, in the recipe's order.
     """
 
     id: int
+    seed: int
     messages: list[dict[str, str]]
     reference: str
     answers: dict[str, StageAnswer]
@@ -52,10 +54,11 @@ class SampleView:
 def collect_samples(
     plan: Plan, runs: Path, *, count: int = 20, seed: int = 0
 ) -> dict[str, list[SampleView]]:
-    """Draw test examples at random from those that every finished stage answered.
+    """Draw test examples at random from those that every finished stage was asked and answered.
 
     Args:
-        plan: the plan whose steps are read; of several training seeds the first.
+        plan: the plan whose steps are read; of several training seeds the first that any stage has
+            finished.
         runs: the runs folder.
         count: most examples a benchmark; all where there are fewer.
         seed: seed of the draw. The same plan and seed give the same examples.
@@ -65,16 +68,17 @@ def collect_samples(
     """
     drawn = {}
     for benchmark in plan.recipe.evaluate:
-        steps = _finished(plan, runs, benchmark)
+        # Of several training seeds the first that any stage has finished.
+        finished = ((one, _finished(plan, runs, benchmark, one)) for one in plan.recipe.seeds)
+        trained, steps = next(((one, steps) for one, steps in finished if steps), (0, {}))
         if steps:
-            drawn[benchmark] = _draw(steps, runs, count, seed)
+            drawn[benchmark] = _draw(steps, runs, count, seed, trained)
     return drawn
 
 
-def _finished(plan: Plan, runs: Path, benchmark: str) -> dict[str, Step]:
-    """The grading steps of the first seed whose answers are there too, by stage."""
-    first = plan.recipe.seeds[0]
-    steps = {stage: plan.results[stage, benchmark, first] for stage in plan.stages}
+def _finished(plan: Plan, runs: Path, benchmark: str, seed: int) -> dict[str, Step]:
+    """The grading steps of a training seed whose answers are there too, by stage."""
+    steps = {stage: plan.results[stage, benchmark, seed] for stage in plan.stages}
     return {
         stage: step
         for stage, step in steps.items()
@@ -83,21 +87,30 @@ def _finished(plan: Plan, runs: Path, benchmark: str) -> dict[str, Step]:
     }
 
 
-def _draw(steps: dict[str, Step], runs: Path, count: int, seed: int) -> list[SampleView]:
+def _draw(
+    steps: dict[str, Step], runs: Path, count: int, seed: int, trained: int
+) -> list[SampleView]:
     samples, grades = {}, {}
     for stage, step in steps.items():
         answers = step.inputs["answers"].directory(runs)
         samples[stage] = _by_id(artifact.read_rows(answers / artifact.SAMPLES))
         grades[stage] = _by_id(artifact.read_rows(step.directory(runs) / GRADES))
     tables: list[Rows] = [*samples.values(), *grades.values()]
-    common = sorted(set.intersection(*(set(table) for table in tables)))
+    shared = sorted(set.intersection(*(set(table) for table in tables)))
+    # In a sweep over data, or what is asked, stages have other rows under the same number.
+    asked = {row: [samples[stage][row] for stage in steps] for row in shared}
+    common = [
+        row for row in shared if _same(asked[row], "messages") and _same(asked[row], "reference")
+    ]
     chosen = sorted(random.Random(seed).sample(common, min(count, len(common))))
     first = next(iter(steps))
-    system = steps[first].inputs["answers"].options["system"]
+    systems = {step.inputs["answers"].options["system"] for step in steps.values()}
+    system = systems.pop() if len(systems) == 1 else None
     return [
         SampleView(
             id=row,
-            messages=_asked(samples[first][row], system),
+            seed=trained,
+            messages=_asked(asked[row], system),
             reference=samples[first][row]["reference"],
             answers={
                 stage: StageAnswer(
@@ -117,9 +130,15 @@ def _by_id(rows: list[dict[str, Any]]) -> Rows:
     return {row["id"]: row for row in reversed(rows)}
 
 
-def _asked(sample: dict[str, Any], system: str | None) -> list[dict[str, str]]:
-    """The messages as `pipeline.render` puts them before the model."""
-    messages = sample["messages"]
-    if shots := sample.get("few_shot"):  # lm-eval's plain format, which leaves `system` aside
+def _same(samples: list[dict[str, Any]], key: str) -> bool:
+    return all(sample.get(key) == samples[0].get(key) for sample in samples)
+
+
+def _asked(samples: list[dict[str, Any]], system: str | None) -> list[dict[str, str]]:
+    """The messages as `pipeline.render` puts them before the model: what all stages share of it."""
+    messages = samples[0]["messages"]
+    if not _same(samples, "few_shot"):
+        return messages
+    if shots := samples[0].get("few_shot"):  # lm-eval's plain format, which leaves `system` aside
         return [{"role": "solved examples", "content": shots}, *messages]
     return with_system(messages, system)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from eval.report.text import cell_words
 from eval.report.types import Cell, Chart, Curve, Point, Row
 from pipeline.planned import label_of, value_word
 
@@ -46,7 +47,7 @@ def sweep_charts(plan: Plan, rows: list[Row], figures: Figures) -> list[Chart]:
         for benchmark in plan.recipe.evaluate:
             asked = [row for row in rows if row.benchmark == benchmark and row.measures]
             cells = {row.stage: cell for row in asked if (cell := row.primary) is not None}
-            name = next((next(iter(row.measures)) for row in asked), "")
+            name = next((row.own for row in asked), "")
             note = _others_words(plan, cells)
             charts.append(_chart(plan, key, benchmark, name, cells, shares, note))
         changed = _chart(plan, key, "", "changed tokens", shares, {}, _CHANGED)
@@ -93,7 +94,7 @@ def _place(point: Point) -> Any:
 def _others_words(plan: Plan, cells: Cells) -> str:
     """What the stages that no swept key matters for come to, to compare with."""
     words = [
-        f"{label} {cell.value:.1f} {cell.unit} [{cell.low:.1f}, {cell.high:.1f}]"
+        f"{label} {cell_words(cell, cell.n)}"
         for label, cell in cells.items()
         if not plan.stages[label].values
     ]

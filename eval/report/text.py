@@ -17,8 +17,8 @@ _MEANINGS = {
     "LC win rate": "length-controlled",
     "win rate": "mean preference for the model's answer, a tie counting half",
     "order decides": "comparisons whose winner changes with the order of the answers",
-    "gap slope": "nats that the loss of a reference token rises from no own tokens to nothing but "
-    "own tokens before it; lower is better",
+    "gap slope": "of a straight line through the loss of reference tokens over the rate of own "
+    "tokens before them, from 0 to 1; lower is better",
     "slope, fixed contexts": "the same on contexts that one stage wrote for all",
     "NLL at 0": "the loss of a reference token after reference tokens",
     "tokens changed": "those of own contexts at the highest rate that are not the reference's",
@@ -30,15 +30,15 @@ _MEANINGS = {
 def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dict[str, str]]]:
     """Return the columns of a benchmark's table, and a row's words by column."""
     rows = [row for row in report.rows if row.benchmark == benchmark]
-    names = list(dict.fromkeys(name for row in rows for name in row.measures)) or ["result"]
+    own = next((row.own for row in rows if row.own), "result")
+    names = list(dict.fromkeys([own, *(name for row in rows for name in row.measures)]))
     versus = f"vs {report.baseline}"
     compared = [versus] if any(row.difference for row in rows) else []
     published = ["published"] if any(row.published for row in rows) else []
     lines = []
     for row in rows:
-        missing = "not finished" if row.n is None else "no example scored in all seeds"
-        line = {"stage": row.stage, "published": row.published, names[0]: missing}
-        if row.primary is not None:
+        line = {"stage": row.stage, "published": row.published, own: missing_words(row)}
+        if row.measures:
             line |= {name: cell_words(cell, row.n) for name, cell in row.measures.items()}
             line |= {
                 versus: difference_words(row.difference, len(report.seeds)),
@@ -46,8 +46,15 @@ def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dic
             }
             line["n"] = example_words(row, len(report.seeds))
         lines.append(line)
-    finished = ["n", "outcomes"] if any(row.primary for row in rows) else []
-    return ["stage", names[0], *compared, *names[1:], *finished, *published], lines
+    finished = ["n", "outcomes"] if any(row.measures for row in rows) else []
+    return ["stage", own, *compared, *names[1:], *finished, *published], lines
+
+
+def missing_words(row: Row) -> str:
+    """Why a stage has no number of the benchmark's own."""
+    if row.n is None:
+        return "not finished"
+    return f"no {row.own}" if row.measures else "no example scored in all seeds"
 
 
 def benchmark_notes(report: Report, benchmark: str) -> list[str]:
@@ -81,17 +88,17 @@ def interval_note(report: Report) -> str:
     """How intervals and differences were computed, and what the words beside them mean."""
     if len(report.seeds) == 1:
         how = "Wilson for shares of right and wrong, else a bootstrap over examples"
-        p_value = ", McNemar's exact p in JSON and CSV"
+        test = "McNemar's exact test for right and wrong, else a t test over examples"
     else:
         how = "two-level bootstrap over seeds and examples, after ± the standard deviation of seeds"
-        p_value = ""
+        test = "a t test over seeds and examples, which few seeds rarely pass where they differ"
     note = f"In brackets: 95 % intervals ({how})."
     if report.baseline is None:
         return note
     return (
         f"{note} vs {report.baseline}: points, or the number's own unit where that is not %, on "
-        f"the same examples, paired bootstrap (10,000 resamples, 1,000 of LC win rates{p_value}); "
-        "better or worse = the interval excludes 0 and p, where there is one, is below 0.05; else "
+        f"the same examples, paired bootstrap (10,000 resamples, 1,000 of LC win rates); better or "
+        f"worse = the interval excludes 0 and p is below 0.05 ({test}; p in JSON and CSV); else "
         "noise."
     )
 

@@ -30,7 +30,8 @@ class Difference:
 
     Attributes:
         n: examples that both have a score for, in each seed.
-        p_value: McNemar's exact test, for right/wrong scores and one seed.
+        p_value: McNemar's exact test for right/wrong scores of one seed, else a t test over seeds
+            and examples (`eval.stats.p_over_seeds`).
         seeds: how many seeds both have finished.
         unit: of the number; '%' stands for points.
         better: which numbers are, 'higher' or 'lower'.
@@ -47,9 +48,10 @@ class Difference:
 
     @property
     def words(self) -> str:
-        """'better' or 'worse' where the interval excludes 0 and p, if any, is below 0.05.
+        """'better' or 'worse' where the interval excludes 0 and p is below 0.05.
 
-        Of few examples that all differ alike the bootstrap knows no spread; p does.
+        Of few examples that all differ alike, and of few seeds, the bootstrap knows too little
+        spread; p does.
         """
         if self.low <= 0 <= self.high or (self.p_value or 0.0) >= 0.05:
             return "noise"
@@ -66,6 +68,8 @@ class Row:
         measures: by name, the benchmark's own number first.
         counts: outcome -> examples, over all seeds.
         published: the number to compare with, as the recipe gives it.
+        own: name of the benchmark's own number, which a stage may lack where others have it.
+        is_baseline: whether others are compared with it (in a sweep: at its own point).
     """
 
     stage: str
@@ -77,11 +81,13 @@ class Row:
     difference: Difference | None = None
     counts: dict[str, int] = field(default_factory=dict)
     published: str = ""
+    own: str = ""
+    is_baseline: bool = False
 
     @property
     def primary(self) -> Cell | None:
-        """The benchmark's own number, None until a seed is finished."""
-        return next(iter(self.measures.values()), None)
+        """The benchmark's own number, None until a seed has it."""
+        return self.measures.get(self.own)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,13 @@ _PARTS = ("weights", "gradients", "optimizer", "reference", "cache", "passes")
 
 
 def estimate_plan(
-    plan: Plan, runs: Path, launch: Launch, *, gpu_memory: float | None, speed: float | None
+    plan: Plan,
+    runs: Path,
+    launch: Launch,
+    *,
+    gpu_memory: float | None,
+    speed: float | None,
+    price_per_hour: tuple[float, str] | None = None,
 ) -> tuple[str, bool]:
     """Return what the steps of a plan will take, as text, and whether all fit.
 
@@ -36,6 +42,7 @@ def estimate_plan(
         launch: on what it shall run.
         gpu_memory: what a process may hold, in GB; None where nobody asked.
         speed: tokens a second of all processes; None for what finished steps measured.
+        price_per_hour: of one GPU, or of the machine where there is none, and its currency.
     """
     # Without a GPU it warns of a slow kernel as it is imported, and nothing here runs any.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -43,12 +50,18 @@ def estimate_plan(
 
     limit = math.inf if gpu_memory is None else gpu_memory * GB
     found = estimate(plan, runs, launch, tokens_per_second=speed, limit=limit)
-    text = estimate_text(found, plan, launch, limit=None if gpu_memory is None else limit)
+    shown_limit = None if gpu_memory is None else limit
+    text = estimate_text(found, plan, launch, limit=shown_limit, price_per_hour=price_per_hour)
     return text, not misfits(found, limit)
 
 
 def estimate_text(
-    estimates: Sequence[Estimate], plan: Plan, launch: Launch, *, limit: float | None
+    estimates: Sequence[Estimate],
+    plan: Plan,
+    launch: Launch,
+    *,
+    limit: float | None,
+    price_per_hour: tuple[float, str] | None = None,
 ) -> str:
     """Return tables of what steps take and of what their memory is made of, then what to know.
 
@@ -57,6 +70,7 @@ def estimate_text(
         plan: the plan.
         launch: on what it shall run.
         limit: bytes that a process may hold, or None where nobody asked.
+        price_per_hour: of one GPU, or of the machine where there is none, and its currency.
     """
     shown = [one for one in estimates if one.step.kind in (*_TOKENS, "merge")]
     places = {step.fingerprint: number for number, step in enumerate(plan.steps, start=1)}
@@ -74,7 +88,9 @@ def estimate_text(
         parts = [[*words, ", ".join(map(str, numbers))] for words, numbers in alike.items()]
         lines += ["", "What that memory is made of, in GB:"]
         lines += _table([*_PARTS, "in steps"], parts, right=range(6))
-    return "\n".join([*lines, "", *_notes(estimates, shown, launch), *_verdict(shown, limit)])
+    return "\n".join(
+        [*lines, "", *_notes(estimates, shown, launch, price_per_hour), *_verdict(shown, limit)]
+    )
 
 
 def misfits(estimates: Sequence[Estimate], limit: float) -> list[Estimate]:
@@ -143,7 +159,12 @@ def _part_words(memory: Memory) -> tuple[str, ...]:
     return tuple(_gb(size) if size else "" for size in sizes)
 
 
-def _notes(estimates: Sequence[Estimate], shown: Sequence[Estimate], launch: Launch) -> list[str]:
+def _notes(
+    estimates: Sequence[Estimate],
+    shown: Sequence[Estimate],
+    launch: Launch,
+    price_per_hour: tuple[float, str] | None,
+) -> list[str]:
     """What the tables do not say."""
     notes = []
     hidden = sum(one.times for one in estimates) - sum(one.times for one in shown)
@@ -173,9 +194,10 @@ def _notes(estimates: Sequence[Estimate], shown: Sequence[Estimate], launch: Lau
     unknown = [one for one in shown if not one.seconds and not one.done and _has_tokens(one)]
     if known:
         total = sum((one.seconds or 0) * one.times for one in known)
+        price = _price_words(total, launch, price_per_hour)
         rest = sum(one.times for one in unknown)
         which = f", and {rest} more step{'s' if rest > 1 else ''} without a time" if rest else ""
-        notes.append(f"time still to run: about {duration(total)}{which}.")
+        notes.append(f"time still to run: about {duration(total)}{price}{which}.")
     if unknown:
         notes.append(
             "No time where nothing like it has run with this model on this kind of device: give "
@@ -183,6 +205,16 @@ def _notes(estimates: Sequence[Estimate], shown: Sequence[Estimate], launch: Lau
             "leaves its speed in the records."
         )
     return notes
+
+
+def _price_words(seconds: float, launch: Launch, price_per_hour: tuple[float, str] | None) -> str:
+    """Such as ', 26.7 GPU-hours, 66.75 EUR'; on a CPU hours are those of the machine."""
+    hours = seconds / 3600 * (1 if launch.use_cpu else launch.processes)
+    words = "" if launch.use_cpu else f", {hours:.1f} GPU-hours"
+    if price_per_hour is None:
+        return words
+    price, currency = price_per_hour
+    return f"{words}, {hours * price:,.2f} {currency}".rstrip()
 
 
 def _has_tokens(one: Estimate) -> bool:

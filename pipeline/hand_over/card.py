@@ -176,7 +176,7 @@ def _several_seeds(found: FinishedStage) -> Iterator[str]:
         return
     for row in collect(found.plan, found.runs).rows:
         if row.stage == found.name and row.seeds > 1 and row.primary is not None:
-            name, cell = next(iter(row.measures.items()))
+            name, cell = row.own, row.primary
             yield (
                 f"Over {row.seeds} seeds of this stage, {row.benchmark} {name}: "
                 f"{cell_words(cell, cell.n)}, n {cell.n:,} in each, after ± the standard deviation "

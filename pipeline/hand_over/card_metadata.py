@@ -78,7 +78,7 @@ def _results(found: FinishedStage, rows: list[Row]) -> Iterator[Any]:
         identity = step.inputs["test"]
         if row.primary is None or "hub" not in identity:
             continue
-        name, cell = next(iter(row.measures.items()))
+        name, cell = row.own, row.primary
         place = step.places["test"]
         yield EvalResult(
             task_type="text-generation",
