@@ -380,7 +380,11 @@ def test_the_report_has_a_table_and_the_curves_of_all_stages(done):
     assert row.difference.unit == "nats"
     assert row.difference.p_value == pytest.approx(ttest_1samp(differences, 0).pvalue)
     assert row.measures["agrees"].unit == "tokens" and row.counts == {"read": 3}
+    found = row.differences["slope, fixed contexts"].value
+    on_fixed = row.measures["slope, fixed contexts"].value
+    assert found == pytest.approx(on_fixed - statistics.mean(slopes["sft"]))
     text = markdown(report)
+    assert "| slope, fixed contexts vs sft" in text
     assert (
         "rows of builtin:maths, the first 3; contexts at rates 0, 0.02, 0.3, 1, temperature 1"
         in text

@@ -11,8 +11,9 @@ def report_of(*differences, unit="%", **more):
     cells = {"strict": Cell(51.0, 46.1, 55.9, 400, unit)}
     base = Row("sft", "sft", "gsm8k", 400, 3, cells, own="strict", is_baseline=True)
     rows = [
-        Row(f"arm{i}", "bash", "gsm8k", 400, 3, base.measures, difference, own="strict")
+        Row(f"arm{i}", "bash", "gsm8k", 400, 3, base.measures, found, own="strict")
         for i, difference in enumerate(differences)
+        for found in [{} if difference is None else {"strict": difference}]
     ]
     return Report(
         recipe="study", task="gsm8k", model="m", seeds=[0, 1, 2], baseline="sft", judge=None,
@@ -57,7 +58,7 @@ def test_the_title_says_what_is_compared_and_the_note_how_often():
     better = Difference(3.1, 0.4, 5.8, 400, None, 3)
     report = report_of(better, better, None)
     assert headline_title(report, "gsm8k") == "gsm8k, strict: sft 51.0 % [46.1, 55.9]"
-    assert headline_note(report).startswith("2 comparisons, each at 95 % and none corrected")
+    assert headline_note(report).startswith("2 comparisons in sentences and tables, each at 95 %")
     assert headline_note(report_of(better)) == ""
     *_, alone = headlines(report, "gsm8k")
     assert alone.sentence == "51.0 % [46.1, 55.9], not compared with sft" and not alone.words

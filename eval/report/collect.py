@@ -18,7 +18,7 @@ from eval.report.costs import bill_of, cost_charts, costs_of
 from eval.report.curves import gap_charts
 from eval.report.made import made_of
 from eval.report.sweeps import sweep_charts
-from eval.report.types import Report, Round, Row
+from eval.report.types import Difference, Report, Round, Row
 from eval.results import GRADES
 from pipeline import artifact
 from pipeline.recipe import Source
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pipeline.planned_step import Step
     from pipeline.recipe import Recipe
 
+# Measures that are compared beside the benchmark's own.
+_COMPARED = ("slope, fixed contexts",)
 _READ = (artifact.RESULT, artifact.SAMPLES, GRADES)  # what reports are made of
 
 
@@ -168,9 +170,16 @@ def _row(
         n=results[0]["n"],
         seeds=len(results),
         measures={name: cell for name in names if (cell := cell_of(results, name)) is not None},
-        difference=None if planned.name == baseline else difference_of(ours, theirs, own),
+        differences={} if planned.name == baseline else _differences(ours, theirs, own),
         counts=dict(counts),
     )
+
+
+def _differences(
+    ours: dict[int, Result], theirs: dict[int, Result], own: str
+) -> dict[str, Difference]:
+    names = (own, *_COMPARED)
+    return {name: one for name in names if (one := difference_of(ours, theirs, name)) is not None}
 
 
 def _overlaps(plan: Plan, runs: Path) -> dict[str, dict[str, int]]:

@@ -35,11 +35,11 @@ def csv_text(report: Report) -> str:
 def _measures(report: Report) -> Iterator[Line]:
     for row in report.rows:
         shared = {"benchmark": row.benchmark, "stage": row.stage, "method": row.method}
-        for place, (name, cell) in enumerate(row.measures.items()):
+        for name, cell in row.measures.items():
             line = {**shared, "measure": name, "seeds": row.seeds, **asdict(cell)}
-            if place == 0:
+            if name == row.own:
                 line |= {"published": row.published, "outcomes": outcome_words(row)}
-            if place == 0 and (found := row.difference) is not None:
+            if (found := row.differences.get(name)) is not None:
                 line |= {"difference": found.value, "p_value": found.p_value}
                 line |= {"difference_low": found.low, "difference_high": found.high}
                 line |= {"difference_n": found.n, "difference_seeds": found.seeds}

@@ -79,10 +79,10 @@ def _alone(row: Row, baseline: str | None) -> str:
 
 def headline_note(report: Report) -> str:
     """How many comparisons the sentences make; '' where they make none."""
-    count = sum(row.difference is not None for row in report.rows)
+    count = sum(len(row.differences) for row in report.rows)
     if count < 2:
         return ""
     return (
-        f"{count} comparisons, each at 95 % and none corrected for their number: of 20 stages that "
-        "differ in nothing, one is expected to come out as better or worse."
+        f"{count} comparisons in sentences and tables, each at 95 % and none corrected for their "
+        "number: of 20 that differ in nothing, one is expected to come out as better or worse."
     )

@@ -26,7 +26,13 @@ from eval.report.headlines import Headline, headline_note, headline_title, headl
 from eval.report.lines import ChartView, view_of
 from eval.report.plots import Plot, plots_of
 from eval.report.samples import SampleView
-from eval.report.text import benchmark_notes, benchmark_table, figure_words, interval_note
+from eval.report.text import (
+    benchmark_notes,
+    benchmark_table,
+    figure_words,
+    interval_note,
+    versus,
+)
 from eval.report.types import Chart, Report, Row
 from pipeline.errors import visible
 
@@ -185,8 +191,8 @@ def _benchmark_table(report: Report, benchmark: str, rows: Sequence[Row]) -> Tab
     body = []
     for row, line in zip(rows, lines, strict=True):
         styles = {"outcomes": "outcomes"}
-        if row.difference is not None:
-            styles[f"vs {report.baseline}"] = TONES.get(row.difference.words, "")
+        for name, found in row.differences.items():
+            styles[versus(report, name, row.own)] = TONES.get(found.words, "")
         words = {column: line.get(column, "") for column in head}
         words |= {column: _wrapping(words[column]) for column in head if column != "outcomes"}
         body.append([TableCell(words[column], styles.get(column, "")) for column in head])

@@ -32,8 +32,13 @@ def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dic
     rows = [row for row in report.rows if row.benchmark == benchmark]
     own = next((row.own for row in rows if row.own), "result")
     names = list(dict.fromkeys([own, *(name for row in rows for name in row.measures)]))
-    versus = f"vs {report.baseline}"
-    compared = [versus] if any(row.difference for row in rows) else []
+    compared = {name for row in rows for name in row.differences}
+    columns = [
+        column
+        for name in names
+        for column in (name, versus(report, name, own))
+        if column == name or name in compared
+    ]
     published = ["published"] if any(row.published for row in rows) else []
     lines = []
     for row in rows:
@@ -41,13 +46,19 @@ def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dic
         if row.measures:
             line |= {name: cell_words(cell, row.n) for name, cell in row.measures.items()}
             line |= {
-                versus: difference_words(row.difference, len(report.seeds)),
-                "outcomes": outcome_words(row),
+                versus(report, name, own): difference_words(one, len(report.seeds))
+                for name, one in row.differences.items()
             }
+            line["outcomes"] = outcome_words(row)
             line["n"] = example_words(row, len(report.seeds))
         lines.append(line)
     finished = ["n", "outcomes"] if any(row.measures for row in rows) else []
-    return ["stage", own, *compared, *names[1:], *finished, *published], lines
+    return ["stage", *columns, *finished, *published], lines
+
+
+def versus(report: Report, measure: str, own: str) -> str:
+    """The column of differences of a measure; of the benchmark's own it need not say which."""
+    return f"{'' if measure == own else f'{measure} '}vs {report.baseline}"
 
 
 def missing_words(row: Row) -> str:

@@ -66,6 +66,7 @@ class Row:
         n: examples in each seed.
         seeds: how many seeds are finished.
         measures: by name, the benchmark's own number first.
+        differences: those of the own number, and of what else is compared, by name.
         counts: outcome -> examples, over all seeds.
         published: the number to compare with, as the recipe gives it.
         own: name of the benchmark's own number, which a stage may lack where others have it.
@@ -78,7 +79,7 @@ class Row:
     n: int | None = None
     seeds: int = 0
     measures: dict[str, Cell] = field(default_factory=dict)
-    difference: Difference | None = None
+    differences: dict[str, Difference] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     published: str = ""
     own: str = ""
@@ -88,6 +89,11 @@ class Row:
     def primary(self) -> Cell | None:
         """The benchmark's own number, None until a seed has it."""
         return self.measures.get(self.own)
+
+    @property
+    def difference(self) -> Difference | None:
+        """That of the benchmark's own number, None where nothing is compared."""
+        return self.differences.get(self.own)
 
 
 @dataclass(frozen=True)
