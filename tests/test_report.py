@@ -13,7 +13,7 @@ from eval.report.data import csv_text, json_text
 from eval.report.headlines import headlines
 from eval.report.markdown import markdown
 from eval.report.plots import plots_of
-from eval.report.text import cell_words
+from eval.report.text import cell_words, difference_words
 from eval.report.types import Cell, Difference
 from pipeline import artifact
 from pipeline.cli import main
@@ -136,7 +136,10 @@ def test_a_stage_is_compared_with_sft_on_the_same_examples(finished):
     ("p_value", "words"), [(None, "better"), (0.04, "better"), (0.05, "noise")]
 )
 def test_an_exact_test_that_disagrees_makes_it_noise(p_value, words):
-    assert Difference(50.0, 10.0, 90.0, n=8, p_value=p_value).words == words
+    found = Difference(50.0, 10.0, 90.0, n=8, p_value=p_value)
+    assert found.words == words and found.overruled_by_p == (words == "noise")
+    shown = {"noise": "noise (p 0.05)"}.get(words, words)
+    assert difference_words(found) == f"+50.0 [+10.0, +90.0] {shown}"
 
 
 def test_seeds_that_are_all_wrong_are_not_certain_to_be(finished):

@@ -62,9 +62,8 @@ def _compared(found: Difference, baseline: str) -> str:
 
 
 def _verdict(found: Difference) -> str:
-    if found.words == "noise":
-        holds_0 = found.low <= 0 <= found.high
-        return "noise" if holds_0 else f"noise, for p is {found.p_value:.3f}"
+    if found.overruled_by_p:
+        return f"noise, for p is {found.p_value:.3f}"
     return found.words + (" (less is better)" if found.better == "lower" else "")
 
 

@@ -133,7 +133,10 @@ def number_words(value: float, unit: str, *, signed: bool = False) -> str:
 
 
 def difference_words(difference: Difference | None, seeds: int = 1) -> str:
-    """Such as '+11.0 [+4.0, +18.0] better'; with fewer than all seeds it says how many."""
+    """Such as '+11.0 [+4.0, +18.0] better'.
+
+    With fewer than all seeds it says how many, and where p alone makes it noise, p.
+    """
     if difference is None:
         return ""
     value, low, high = (
@@ -141,7 +144,8 @@ def difference_words(difference: Difference | None, seeds: int = 1) -> str:
         for one in (difference.value, difference.low, difference.high)
     )
     some = f" ({difference.seeds} of {seeds} seeds)" if difference.seeds < seeds else ""
-    return f"{value} [{low}, {high}] {difference.words}{some}"
+    why = f" (p {difference.p_value:.2f})" if difference.overruled_by_p else ""
+    return f"{value} [{low}, {high}] {difference.words}{why}{some}"
 
 
 def outcome_words(row: Row) -> str:

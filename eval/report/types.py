@@ -47,6 +47,11 @@ class Difference:
     better: str = "higher"
 
     @property
+    def overruled_by_p(self) -> bool:
+        """Whether the interval alone would have made a finding of it."""
+        return self.words == "noise" and not self.low <= 0 <= self.high
+
+    @property
     def words(self) -> str:
         """'better' or 'worse' where the interval excludes 0 and p is below 0.05.
 
