@@ -45,6 +45,11 @@ def report_of(*differences, unit="%", **more):
             "-0.250 nats against sft, 95 % interval -0.400 to -0.100, paired, n = 64, 3 seeds",
             "better (less is better)",
         ),
+        (
+            Difference(0.25, -0.1, 0.6, 64, 0.2, 3, unit="nats", better="lower"),
+            "+0.250 nats over sft, 95 % interval -0.100 to 0.600, paired, n = 64, 3 seeds",
+            "noise",
+        ),
     ],
 )
 def test_a_sentence_has_the_interval_n_seeds_and_the_verdict(difference, sentence, verdict):

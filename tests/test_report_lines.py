@@ -163,4 +163,4 @@ def test_points_without_room_for_their_names_are_said_to_be_in_the_table():
     points = [Point(1.0, Cell(50, 45, 55, 400), f"a-stage-of-a-sweep-{i}") for i in range(30)]
     view = view_of(chart(Curve("bash", points), is_joined=False), None)
     assert 0 < len(view.plot.labels) < 30
-    assert f"{30 - len(view.plot.labels)} points without a name" in view.note
+    assert f"{30 - len(view.plot.labels)} points have no name" in view.note

@@ -62,8 +62,8 @@ def _compared(found: Difference, baseline: str) -> str:
 
 
 def _verdict(found: Difference) -> str:
-    if found.overruled_by_p:
-        return f"noise, for p is {found.p_value:.3f}"
+    if found.words == "noise":
+        return f"noise, for p is {found.p_value:.3f}" if found.overruled_by_p else "noise"
     return found.words + (" (less is better)" if found.better == "lower" else "")
 
 

@@ -128,7 +128,8 @@ def view_of(chart: Chart, baseline: str | None) -> ChartView | None:
         beside = f", beside that of {baseline} (thick)" if base else ""
         notes.append(f"The small plots show each curve by itself{beside}, on the same axes.")
     if missing:
-        notes.append(f"{missing} points without a name had no room for it: see the numbers.")
+        points = "1 point has" if missing == 1 else f"{missing} points have"
+        notes.append(f"{points} no name for lack of room: see the numbers.")
     notes += ["The horizontal axis is logarithmic."] if chart.is_log else []
     return ChartView(chart, plot, panels, legend, " ".join([*notes, chart.note]).rstrip())
 
