@@ -127,6 +127,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     from eval.report.files import write_report
     from pipeline import changes, explain, launched, shipped
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
+    from pipeline.step import leave_group
 
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
     explain.check_judge_key(plan, given.runs, stage)
@@ -147,6 +148,8 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
         code = run_in_these_processes(plan, settings)
         if is_main and code == 0:
             print(written())
+        if code == 0:
+            leave_group()
         return code
     # The launched processes must end with us.
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -276,10 +279,13 @@ def _push(given: Any) -> int:
 
 
 def _step(given: Any) -> int:
-    from pipeline.step import end_with_parent, run_steps
+    from pipeline.step import end_with_parent, leave_group, run_steps
 
     end_with_parent()
-    return run_steps(given.specs)
+    code = run_steps(given.specs)
+    if code == 0:
+        leave_group()
+    return code
 
 
 _COMMANDS = {

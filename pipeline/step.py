@@ -223,6 +223,17 @@ def run_steps(spec_files: list[Path]) -> int:
     return 0
 
 
+def leave_group() -> None:
+    """Leave the group of processes in good order, before the interpreter ends.
+
+    Its threads would run on until then, and now and then abort a process whose work is done.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 @contextlib.contextmanager
 def _stoppable(step: StepRun) -> Iterator[None]:
     """Let SIGTERM end a step where it loses nothing: rows made so far are written first."""

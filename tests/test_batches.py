@@ -271,7 +271,7 @@ def test_a_training_stopped_in_any_epoch_resumes_to_the_same_rows_and_share(trai
     assert shares[0] == shares[1] > 0
 
 
-def test_two_processes_go_on_with_the_rows_of_one_and_count_together(training):
+def test_two_processes_go_on_with_the_rows_of_one_and_count_together(training, tmp_path):
     """Stopped in the second epoch of one process; passes of 4 rows either way.
 
     40 rows, so that the last batch of an epoch needs no row twice.
@@ -280,15 +280,25 @@ def test_two_processes_go_on_with_the_rows_of_one_and_count_together(training):
     execute(alone := training("alone", **rows))
     broken = stopped_at(training("two", **rows), 8)
     training("two", processes=2, **rows)
+    script = tmp_path / "step_and_tell.py"
+    script.write_text(
+        "import sys\n"
+        "from torch import distributed\n"
+        "from pipeline.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print('still in the group' if distributed.is_initialized() else 'left the group')\n"
+        "sys.exit(code)\n"
+    )
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
          "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-         "--main_process_port", "0", "-m", "pipeline", "step", str(broken.directory / SPEC)],
+         "--main_process_port", "0", str(script), "step", str(broken.directory / SPEC)],
         capture_output=True, text=True, timeout=500,
         env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true",
              "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("left the group") == 2
     assert "resuming from" in done.stdout and done.stdout.count("padding:") == 1
     assert metrics_of(broken)["padding_share"] == metrics_of(alone)["padding_share"]
     histories = [

@@ -246,7 +246,7 @@ def test_a_sweep_over_seeds_from_steps_to_charts(swept, run_steps_here, bashrac,
     rows = {row.stage: row.primary for row in report.rows}
     assert [point.cell for point in curve.points] == [rows[label] for label in LABELS]
     assert all(point.cell.low <= point.cell.value <= point.cell.high for point in curve.points)
-    assert "At every value: sft 0.0 %" in chart.note
+    assert "At every value: sft 0.0 ± 0.0 % [0.0, " in chart.note
     few, many = changed.curves[0].points
     assert 0 < few.cell.value < many.cell.value and few.cell.spread is not None
     assert curve.points[1].label == f"{many.cell.value:.1f} % changed"
