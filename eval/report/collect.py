@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.benchmarks import asked, judged_options_of
 from eval.report.cells import Result, cell_of, difference_of, results_of
@@ -122,13 +122,23 @@ def _only(plan: Plan, names: Sequence[str], baseline: str | None) -> Plan:
 
 
 def _rows(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> Iterator[Row]:
-    found = {stage: results_of(plan, runs, stage, benchmark) for stage in plan.stages}
+    # Where the baseline is swept, a stage is compared with what it is at its own points.
+    beside = {label: stage.beside.get(baseline or "") for label, stage in plan.stages.items()}
+    wanted = dict.fromkeys([*plan.stages, *filter(None, beside.values())])
+    found = {label: results_of(plan, runs, label, benchmark) for label in wanted}
     own = _own_measure([result for seeds in found.values() for result in seeds.values()])
-    for stage, ours in found.items():
-        # Where the baseline is swept, a stage is compared with what it is at its own points.
-        other = plan.stages[stage].beside.get(baseline or "")
-        theirs = {} if other is None else results_of(plan, runs, other, benchmark)
-        yield _row(plan, stage, benchmark, own, ours, theirs, baseline)
+    for label, stage in plan.stages.items():
+        published = plan.recipe.published.get(stage.name, {}).get(benchmark)
+        row = Row(
+            stage=label,
+            method=stage.options.method,
+            benchmark=benchmark,
+            published="" if published is None else str(published),
+            own=own,
+            is_baseline=stage.name == baseline,
+        )
+        theirs = {} if row.is_baseline else found.get(beside[label] or "", {})
+        yield _with_results(row, found[label], theirs) if found[label] else row
 
 
 def _own_measure(results: list[Result]) -> str:
@@ -138,39 +148,19 @@ def _own_measure(results: list[Result]) -> str:
     return next((name for name in primaries if name not in later), "")
 
 
-def _row(
-    plan: Plan,
-    stage: str,
-    benchmark: str,
-    own: str,
-    ours: dict[int, Result],
-    theirs: dict[int, Result],
-    baseline: str | None,
-) -> Row:
-    planned = plan.stages[stage]
-    published = plan.recipe.published.get(planned.name, {}).get(benchmark)
-    fields: dict[str, Any] = {
-        "stage": stage,
-        "method": planned.options.method,
-        "benchmark": benchmark,
-        "published": "" if published is None else str(published),
-        "own": own,
-        "is_baseline": planned.name == baseline,
-    }
-    if not ours:
-        return Row(**fields)
+def _with_results(row: Row, ours: dict[int, Result], theirs: dict[int, Result]) -> Row:
     results = list(ours.values())
     counts: Counter[str] = Counter()
     for result in results:
         counts.update(result["counts"])
     names = dict.fromkeys(name for result in results for name in result["measures"])
-    names = sorted(names, key=lambda name: name != own)
-    return Row(
-        **fields,
+    names = sorted(names, key=lambda name: name != row.own)
+    return replace(
+        row,
         n=results[0]["n"],
         seeds=len(results),
         measures={name: cell for name in names if (cell := cell_of(results, name)) is not None},
-        differences={} if planned.name == baseline else _differences(ours, theirs, own),
+        differences=_differences(ours, theirs, row.own),
         counts=dict(counts),
     )
 

@@ -150,21 +150,20 @@ def cost_charts(rows: list[Row], costs: list[Cost], baseline: str | None) -> Ite
         title, note = "wall time, hours", ""
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
         curves: dict[str, list[Point]] = {}
-        measured: dict[str, str] = {}
+        hidden: list[str] = []
+        name = unit = ""
         for row in rows:
             place, cell = places.get(row.stage), row.primary
-            if row.benchmark == benchmark and place is not None and cell is not None:
-                curves.setdefault(row.method, []).append(Point(place, cell, row.stage))
-                measured[row.own] = cell.unit
+            if row.benchmark != benchmark or cell is None:
+                continue
+            if place is None:
+                hidden.append(row.stage)
+                continue
+            curves.setdefault(row.method, []).append(Point(place, cell, row.stage))
+            name, unit = row.own, cell.unit
         if sum(map(len, curves.values())) < 2:
             continue
-        hidden = [
-            row.stage
-            for row in rows
-            if row.benchmark == benchmark and row.primary and places.get(row.stage) is None
-        ]
         without = f" Without a cost to compare: {', '.join(hidden)}." if hidden else ""
-        name, unit = next(iter(measured.items()))
         yield Chart(
             name=f"{benchmark}-cost",
             benchmark=benchmark,
