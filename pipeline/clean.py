@@ -22,9 +22,8 @@ from pathlib import Path
 from pipeline import artifact, lock
 from pipeline.changes import MEMORY, read_identities
 from pipeline.errors import InputError, StepHeldError
-from pipeline.planned_step import step_folder
+from pipeline.planned_step import STEP_FOLDER, step_folder
 
-_STEP = re.compile(r"[a-z0-9_]+-[0-9a-f]{16}")
 _WHY = """\
 A recipe points at the steps of its last run. What it made before an edit, or under other --set
 values, is listed too: to keep such a variant, run it once under a name of its own (--set name=...),
@@ -82,7 +81,7 @@ def find(runs: Path) -> list[Leftover]:
     folders = {
         path.name: path
         for path in sorted(steps.glob("*"))
-        if path.is_dir() and not path.is_symlink() and _STEP.fullmatch(path.name)
+        if path.is_dir() and not path.is_symlink() and STEP_FOLDER.fullmatch(path.name)
     }
     busy = {name for name, folder in folders.items() if lock.held_by(folder)}
     needed = _pointed_at(runs) | _with_inputs(busy, folders)
@@ -152,7 +151,7 @@ def _owner(path: Path, steps: Path) -> Path:
 def _remove(path: Path, steps: Path) -> bool:
     """Remove a file or folder unless a process works on its step; returns whether it is gone."""
     owner = _owner(path, steps)
-    is_step = _STEP.fullmatch(owner.name) is not None
+    is_step = STEP_FOLDER.fullmatch(owner.name) is not None
     try:
         with lock.held(owner) if is_step else nullcontext():
             if path == owner and is_step:
@@ -188,7 +187,7 @@ def _size(path: Path) -> int:
 
 def _counted(found: list[Leftover]) -> str:
     """Return e.g. '3 folders and 1 leftover'."""
-    folders = sum(_STEP.fullmatch(one.path.name) is not None for one in found)
+    folders = sum(STEP_FOLDER.fullmatch(one.path.name) is not None for one in found)
     counts = ((folders, "folder"), (len(found) - folders, "leftover"))
     words = [f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count]
     return " and ".join(words) or "nothing"

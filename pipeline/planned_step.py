@@ -7,6 +7,7 @@ or two recipes, that need the same step share its directory.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline import artifact
 
 # Raised when the meaning of steps changes, so that results made before it are not taken for new.
 FORMAT = 2
+STEP_FOLDER = re.compile(r"[a-z0-9_-]+-[0-9a-f]{16}")  # what `step_folder` returns
 
 
 def step_folder(kind: str, fingerprint: str) -> str:
@@ -28,8 +30,8 @@ class Step:
     """One directory of results to make.
 
     Attributes:
-        kind: what it makes: answers, contexts, corrections, pairs, train, merge, overlap, or a
-            benchmark's grades.
+        kind: what it makes: answers, contexts, corrections, pairs, train, merge, overlap,
+            gap-contexts, gap-losses, or a benchmark's grades.
         run: 'module:function' that makes it, given a `pipeline.step.StepRun`.
         options: everything but the inputs that decides the result.
         inputs: name -> another step, or the identity of data or a model from outside.

@@ -18,6 +18,7 @@ from pipeline.artifact import HOLDER, LOCK
 from pipeline.clean import size_words
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
+from pipeline.planned_step import Step
 from pipeline.step import write_spec
 
 ROOT = Path(__file__).parents[1]
@@ -98,16 +99,26 @@ def test_on_a_terminal_it_asks(leave, runs, bashrac, answer, goes):
     assert names(runs) == (set() if goes else folders(old))
 
 
-def test_a_step_that_a_process_works_on_stays_with_what_it_reads(leave, runs, bashrac):
+@pytest.mark.parametrize(("kind", "kept"), [("contexts", 1), ("gap-losses", 4)])
+def test_a_step_that_a_process_works_on_stays_with_what_it_reads(
+    leave, runs, bashrac, recipe_dict, kind, kept
+):
+    recipe_dict["evaluate"] = ["gap"]
     plan = leave(remember=False)
-    step = next(s for s in plan.steps if (s.stage, s.kind) == ("bash", "contexts"))
+    step = next(s for s in plan.steps if (s.stage, s.kind) == ("bash", kind))
+    read = _all_read(step)
+    assert len(read) >= kept
     (step.directory(runs) / "record.json").unlink()
     with FileLock(step.directory(runs) / "lock"):
         assert bashrac("clean", "--yes").returncode == 0
-        base = step.inputs["base"].directory(runs)
-        assert names(runs) == {step.directory(runs).name, base.name}
+        assert names(runs) == {one.directory(runs).name for one in (step, *read)}
     assert bashrac("clean", "--yes").returncode == 0, "a lock that nobody holds keeps nothing"
     assert names(runs) == set()
+
+
+def _all_read(step):
+    read = [value for value in step.inputs.values() if isinstance(value, Step)]
+    return [*read, *(more for one in read for more in _all_read(one))]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"sft/train/seed 0": {"kind": "train"}}'])

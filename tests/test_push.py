@@ -15,8 +15,10 @@ from conftest import tiny_recipe
 from hub_server import clients_of, problems_of_card, running_hub, sums
 from huggingface_hub import ModelCard
 
+from eval.report.collect import collect
 from pipeline import artifact, stages
-from pipeline.hand_over.card import METHODS, below_runs
+from pipeline.finished import find_stage
+from pipeline.hand_over.card import METHODS, below_runs, make_card
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_of_this_test_only"
@@ -191,6 +193,17 @@ def test_every_method_of_the_papers_has_its_two_sentences():
     assert set(METHODS) - {"neftune"} <= set(stages.METHODS)
     for sentences in METHODS.values():
         assert len(re.findall(r"\.(?: |$|\))", re.sub(r"et al\.|\(http.*?\)", "", sentences))) >= 2
+
+
+def test_the_card_of_a_stage_that_nothing_comes_before_compares_it_with_nothing(
+    recipe_dict, write_recipe, run_steps_here
+):
+    stages = {"sft": {"method": "sft"}, "other": {"method": "sft", "trainer": {"max_steps": 1}}}
+    path = write_recipe(recipe_dict | {"stages": stages})
+    plan, runs = run_steps_here(path)
+    assert collect(plan, runs).rows[1].difference is not None
+    text = str(make_card(find_stage(f"{path}:other", runs), "me/x"))
+    assert "| gsm8k | strict |" in text and "vs `" not in text and "noise" not in text
 
 
 def test_an_adapter_on_a_folder_of_this_machine_is_refused_with_a_way_out(

@@ -277,6 +277,24 @@ def test_a_recipe_without_benchmarks_has_a_table_of_costs(finished):
     assert not any("GSM8K" in line or "bootstrap" in line for line in lines)
 
 
+def test_a_step_that_stages_share_is_each_of_theirs(finished):
+    stages = {
+        "sft": {"method": "sft"},
+        "rac": {"method": "rac", "from": "sft"},
+        "spin": {"method": "spin", "from": "sft"},
+    }
+    plan, runs = finished({name: {0: [1, 0]} for name in stages}, stages=stages)
+    of_rac, of_spin = ({s.fingerprint: s for s in plan.stage_steps[x, 0]} for x in ("rac", "spin"))
+    (shared,) = [of_rac[one] for one in of_rac.keys() & of_spin.keys()]
+    said = {"metrics": {"warnings": ["answers were cut"], "figures": {"rows": 5}}}
+    artifact.write_record(shared.directory(runs), RECORD | said)
+    whole, part = collect(plan, runs), collect(plan, runs, stages=["spin"])
+    assert whole.warnings == {"answers were cut": ["rac", "spin"]}
+    assert [one.stage for one in whole.rounds] == ["rac"]
+    assert part.warnings == {"answers were cut": ["spin"]}
+    assert [one.stage for one in part.rounds] == ["spin"], "a stage that is shown"
+
+
 def test_rounds_and_warnings_stand_below_the_table(finished):
     plan, runs = finished({"sft": {0: [1, 0]}, "bash": {0: [1, 1]}})
     contexts = next(step for step in plan.steps if step.kind == "contexts")

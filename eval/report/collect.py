@@ -74,14 +74,16 @@ def collect(
     rounds: list[Round] = []
     figures: dict[str, dict[str, float]] = {}
     warnings: dict[str, list[str]] = {}
+    owners = _owners(plan)
     for step in finished:
         metrics = records[step.fingerprint]["metrics"]
         if found := metrics.get("figures"):
             figures[step.fingerprint] = found
-            rounds.append(Round(step.stage, step.kind, step.title, step.seed, found))
+            stage = owners[step.fingerprint][0]
+            rounds.append(Round(stage, step.kind, step.title, step.seed, found))
         for warning in metrics.get("warnings", []):
             where = warnings.setdefault(warning, [])
-            where += [step.stage] if step.stage not in where else []
+            where += [one for one in owners[step.fingerprint] if one not in where]
     costs = costs_of(plan, records, baseline)
     return Report(
         recipe=recipe.name,
@@ -119,6 +121,15 @@ def _only(plan: Plan, names: Sequence[str], baseline: str | None) -> Plan:
             chosen |= {plan.stages[label].start} - {None}
     kept = {label: stage for label, stage in plan.stages.items() if label in chosen}
     return replace(plan, stages=kept, steps=plan.steps_of(kept))
+
+
+def _owners(plan: Plan) -> dict[str, list[str]]:
+    """Fingerprint of a step -> the stages that need it, of which it is named after one."""
+    found: dict[str, dict[str, None]] = {}
+    for (label, _), steps in plan.all_steps.items():
+        for step in steps if label in plan.stages else ():
+            found.setdefault(step.fingerprint, {})[label] = None
+    return {fingerprint: list(labels) for fingerprint, labels in found.items()}
 
 
 def _rows(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> Iterator[Row]:

@@ -187,7 +187,8 @@ class Round:
     """What one row-writing step of a stage made.
 
     Attributes:
-        kind: contexts, corrections or pairs.
+        stage: the first of the report's stages that need the step.
+        kind: contexts, corrections, pairs or gap-contexts.
         figures: counts (whole numbers), shares (between 0 and 1) and losses (named so), by name.
     """
 

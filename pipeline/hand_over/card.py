@@ -140,7 +140,9 @@ def _report(found: FinishedStage) -> Report:
     baseline = start or next(untrained, None)
     plan = make_plan(recipe.model_copy(update={"seeds": [found.seed]}))
     report = collect(plan, found.runs, baseline=baseline)
-    report = report if baseline else replace(report, baseline=None)
+    if baseline is None:  # nothing comes before the stage
+        rows = [replace(row, differences={}) for row in report.rows]
+        report = replace(report, baseline=None, rows=rows)
     judge = recipe.judge
     if judge is not None and judge.engine == "openai":
         from eval.judging import judge_words
