@@ -263,7 +263,7 @@ def test_a_recipe_without_benchmarks_has_a_table_of_costs(finished):
     artifact.write_record(step.directory(runs), record)
     lines = markdown(collect(plan, runs)).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
-    head = ["stage", "train", "tokens trained", "padding", "tokens written", "peak memory"]
+    head = ["stage", "time", "tokens trained", "padding", "tokens written", "peak memory"]
     assert cells[0] == head
     assert cells[2:4] == [
         ["sft", "10 s", "1,000", "20.0 %", "0", ""],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from eval.report.text import count
 from eval.report.types import Bill, Cost, Report
 
-OWN_HEAD = ["stage", "train", "tokens trained", "padding", "tokens written", "peak memory"]
+OWN_HEAD = ["stage", "time", "tokens trained", "padding", "tokens written", "peak memory"]
 COST_NOTE = (
     "Training and row-writing, without evaluation, mean over finished seeds. Padding: its share of "
     "all positions that training read. Tokens written: of answers, and of contexts whole, the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from eval.report.types import Cell, Difference
@@ -38,10 +39,8 @@ def cell_of(results: list[Result], name: str) -> Cell | None:
 
     if "replicates" in first:
         values = [measure["value"] for measure in measures]
-        mean = sum(values) / len(values)
-        spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
         interval = interval_of_replicates([measure["replicates"] for measure in measures])
-        return Cell(mean, interval.low, interval.high, first["n"], "%", spread)
+        return Cell(mean(values), interval.low, interval.high, first["n"], "%", stdev(values))
     columns = _on_common_ids([_scores(result, name) for result in having])
     if not columns[0]:
         return None

@@ -60,7 +60,7 @@ def _costs(report: Report) -> Iterator[Line]:
     bill = report.bill
     for cost in report.costs:
         figures: dict[str, tuple[float | None, str]] = {
-            "train": (cost.seconds, "s"),
+            "time": (cost.seconds, "s"),
             "tokens trained": (cost.tokens_trained, "tokens"),
             "padding": (cost.padding, "share"),
             "tokens written": (cost.tokens_generated, "tokens"),

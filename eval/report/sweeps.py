@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from eval.report.text import cell_words
@@ -116,9 +117,5 @@ def _share(plan: Plan, label: str, figures: Figures) -> Cell | None:
             counts.append(total)
     if not shares:
         return None
-    mean = sum(shares) / len(shares)
-    spread = None
-    if len(shares) > 1:
-        spread = (sum((share - mean) ** 2 for share in shares) / (len(shares) - 1)) ** 0.5
-    n = round(sum(counts) / len(counts))
-    return Cell(mean, min(shares), max(shares), n, "%", spread)
+    spread = stdev(shares) if len(shares) > 1 else None
+    return Cell(mean(shares), min(shares), max(shares), round(mean(counts)), "%", spread)
