@@ -4,7 +4,7 @@ import html
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -34,6 +34,7 @@ def test_a_text_in_a_line_reads_as_it_is(text):
 
 
 @given(texts)
+@example(" ")
 def test_a_text_as_code_reads_as_it_is_also_in_a_table(text):
     assert " ".join(read("x " + code(text).replace("\\|", "|")).split()) == line_of("x " + text)
     made = table(["head"], [[code("x " + text)]])

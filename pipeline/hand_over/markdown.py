@@ -16,11 +16,14 @@ def inline(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A text in one line, as code; also inside a table, where a bar would end the cell."""
+    """A text in one line, as code; also inside a table, where a bar would end the cell.
+
+    A text of nothing but space is nothing, since Markdown has no empty code.
+    """
     line = " ".join(visible(text).split()).replace("|", "\\|")
     fence = "`" * (_longest_run(line) + 1)
     space = " " if line[:1] == "`" or line[-1:] == "`" else ""
-    return f"{fence}{space}{line}{space}{fence}"
+    return f"{fence}{space}{line}{space}{fence}" if line else ""
 
 
 def block(text: str, language: str) -> str:
