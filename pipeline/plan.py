@@ -57,14 +57,20 @@ class Plan:
 
     def steps_of(self, labels: Collection[str]) -> list[Step]:
         """The steps of these stages and of their evaluation, in order."""
-        # By fingerprint, since another stage may need the same step and be named in it.
-        wanted = {
-            step.fingerprint
-            for (label, _), steps in self.all_steps.items()
-            if label in labels
-            for step in steps
-        }
-        return [step for step in self.steps if step.fingerprint in wanted]
+        needed_by = self.needed_by()
+        return [
+            step
+            for step in self.steps
+            if any(label in labels for label in needed_by.get(step.fingerprint, ()))
+        ]
+
+    def needed_by(self) -> dict[str, list[str]]:
+        """Fingerprint of a step -> labels of the stages that need it; it is named after one."""
+        found: dict[str, dict[str, None]] = {}
+        for (label, _), steps in self.all_steps.items():
+            for step in steps if label in self.stages else ():
+                found.setdefault(step.fingerprint, {})[label] = None
+        return {fingerprint: list(labels) for fingerprint, labels in found.items()}
 
 
 def make_plan(recipe: Recipe) -> Plan:

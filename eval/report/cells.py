@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.plan import Plan
 
 Result = dict[str, Any]
+ByStage = dict[str, dict[int, Result]]  # label -> seed -> a finished result
 
 
 def results_of(plan: Plan, runs: Path, stage: str, benchmark: str) -> dict[int, Result]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.benchmarks import asked, judged_options_of
-from eval.report.cells import Result, cell_of, difference_of, results_of
+from eval.report.cells import ByStage, Result, cell_of, difference_of, results_of
 from eval.report.costs import bill_of, cost_charts, costs_of
 from eval.report.curves import gap_charts
 from eval.report.made import made_of
@@ -70,20 +70,21 @@ def collect(
         files = records[step.fingerprint]["files"]
         read = {name: files[name] for name in _READ if name in files}
         artifact.verify_files(step.directory(runs), read)
-    rows = [row for name in recipe.evaluate for row in _rows(plan, runs, name, baseline)]
+    results = {name: _results(plan, runs, name, baseline) for name in recipe.evaluate}
+    rows = [row for name in results for row in _rows(plan, name, results[name], baseline)]
     rounds: list[Round] = []
     figures: dict[str, dict[str, float]] = {}
     warnings: dict[str, list[str]] = {}
-    owners = _owners(plan)
+    needed_by = plan.needed_by()
     for step in finished:
         metrics = records[step.fingerprint]["metrics"]
         if found := metrics.get("figures"):
             figures[step.fingerprint] = found
-            stage = owners[step.fingerprint][0]
+            stage = needed_by[step.fingerprint][0]
             rounds.append(Round(stage, step.kind, step.title, step.seed, found))
         for warning in metrics.get("warnings", []):
             where = warnings.setdefault(warning, [])
-            where += [one for one in owners[step.fingerprint] if one not in where]
+            where += [one for one in needed_by[step.fingerprint] if one not in where]
     costs = costs_of(plan, records, baseline)
     return Report(
         recipe=recipe.name,
@@ -99,7 +100,7 @@ def collect(
         rounds=rounds,
         charts=[
             *sweep_charts(plan, rows, figures),
-            *gap_charts(plan, runs),
+            *gap_charts(plan, results),
             *cost_charts(rows, costs, baseline),
         ],
         warnings=warnings,
@@ -123,20 +124,14 @@ def _only(plan: Plan, names: Sequence[str], baseline: str | None) -> Plan:
     return replace(plan, stages=kept, steps=plan.steps_of(kept))
 
 
-def _owners(plan: Plan) -> dict[str, list[str]]:
-    """Fingerprint of a step -> the stages that need it, of which it is named after one."""
-    found: dict[str, dict[str, None]] = {}
-    for (label, _), steps in plan.all_steps.items():
-        for step in steps if label in plan.stages else ():
-            found.setdefault(step.fingerprint, {})[label] = None
-    return {fingerprint: list(labels) for fingerprint, labels in found.items()}
+def _results(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> ByStage:
+    """Those of every stage, and of what stages are compared with where it is not shown."""
+    beside = (stage.beside.get(baseline or "") for stage in plan.stages.values())
+    wanted = dict.fromkeys([*plan.stages, *filter(None, beside)])
+    return {label: results_of(plan, runs, label, benchmark) for label in wanted}
 
 
-def _rows(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> Iterator[Row]:
-    # Where the baseline is swept, a stage is compared with what it is at its own points.
-    beside = {label: stage.beside.get(baseline or "") for label, stage in plan.stages.items()}
-    wanted = dict.fromkeys([*plan.stages, *filter(None, beside.values())])
-    found = {label: results_of(plan, runs, label, benchmark) for label in wanted}
+def _rows(plan: Plan, benchmark: str, found: ByStage, baseline: str | None) -> Iterator[Row]:
     own = _own_measure([result for seeds in found.values() for result in seeds.values()])
     for label, stage in plan.stages.items():
         published = plan.recipe.published.get(stage.name, {}).get(benchmark)
@@ -148,7 +143,9 @@ def _rows(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> Itera
             own=own,
             is_baseline=stage.name == baseline,
         )
-        theirs = {} if row.is_baseline else found.get(beside[label] or "", {})
+        # Where the baseline is swept, a stage is compared with what it is at its own points.
+        beside = stage.beside.get(baseline or "")
+        theirs = {} if row.is_baseline or beside is None else found[beside]
         yield _with_results(row, found[label], theirs) if found[label] else row
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.gap import NAME, fixed_stage
-from eval.report.cells import Result, cell_of, results_of
+from eval.report.cells import ByStage, Result, cell_of
 from eval.report.types import Chart, Curve, Point
 
 if TYPE_CHECKING:
@@ -17,13 +16,12 @@ _RATE = "share of reference tokens that the model fills itself"
 _LOSS = "loss of a reference token, nats (lower is better)"
 
 
-def gap_charts(plan: Plan, runs: Path) -> list[Chart]:
-    """The charts of what is finished; none where the recipe does not evaluate `gap`."""
-    recipe = plan.recipe
-    if NAME not in recipe.evaluate:
+def gap_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
+    """The charts of finished results, by benchmark; none where `gap` is not among them."""
+    if NAME not in found:
         return []
-    results = {stage: results_of(plan, runs, stage, NAME) for stage in plan.stages}
-    fixed = fixed_stage(recipe)
+    results = {stage: found[NAME][stage] for stage in plan.stages}
+    fixed = fixed_stage(plan.recipe)
     charts = [
         Chart(
             name=f"{NAME}-own",
