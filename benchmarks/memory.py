@@ -128,10 +128,11 @@ def _compare(folder: Path, model: str, method: str, *, on_gpu: bool) -> dict[str
 def measure(recipe: Path, tiny: Path) -> dict[str, int]:
     """Run the step of a recipe in this process, after the same of a tiny model."""
     from pipeline import artifact
+    from pipeline.execute import execute
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
     from pipeline.record import reset_peak_memory
-    from pipeline.step import StepRun, execute, write_spec
+    from pipeline.step import StepRun, write_spec
 
     found = {}
     for path in (tiny, recipe):

@@ -32,12 +32,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from mixing import curve, now  # noqa: E402 - from this checkout
 
 from pipeline import artifact  # noqa: E402
-from pipeline.contexts import pad_left  # noqa: E402
 from pipeline.data import load_examples  # noqa: E402
 from pipeline.generate import Prompt, generate_answers  # noqa: E402
 from pipeline.launched import CPU_ALLOCATOR  # noqa: E402
 from pipeline.load import load_recipe  # noqa: E402
 from pipeline.model import end_ids, load_model, load_tokenizer  # noqa: E402
+from pipeline.passes import pad_left  # noqa: E402
 from pipeline.plan import Plan, make_plan  # noqa: E402
 from pipeline.planned_step import Step  # noqa: E402
 from pipeline.recipe import Source  # noqa: E402

@@ -73,7 +73,7 @@ class LocalJudge:
         """Read the label logits of one question after the other; see `Engine`."""
         import torch
 
-        from pipeline.contexts import logits_to_keep
+        from pipeline.passes import logits_to_keep
 
         model, renderer = self._loaded
         labels = self._label_ids(template)

@@ -126,8 +126,8 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     from eval.report.collect import collect
     from eval.report.files import write_report
     from pipeline import changes, explain, launched, shipped
+    from pipeline.execute import leave_group
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
-    from pipeline.step import leave_group
 
     launch = shipped.read_launch(given.launch or plan.recipe.launch)
     explain.check_judge_key(plan, given.runs, stage)
@@ -279,7 +279,7 @@ def _push(given: Any) -> int:
 
 
 def _step(given: Any) -> int:
-    from pipeline.step import end_with_parent, leave_group, run_steps
+    from pipeline.execute import end_with_parent, leave_group, run_steps
 
     end_with_parent()
     code = run_steps(given.specs)

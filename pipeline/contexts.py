@@ -19,59 +19,19 @@ shape round otherwise, and a few tokens differ, as they do for another batch siz
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pipeline import noise
+from pipeline.passes import in_order, logits_to_keep, pad_left, pad_right
+from pipeline.sampling import Sampling, default_excluded_ids
 
 ENGINES = ("parallel", "sequential")
 # Rows of one batch in a gold-context pass, whose logits exist for all positions at once.
 _GOLD_BATCH = 8
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is sampled."""
-
-    seed: int
-    temperature: float
-    top_k: int = 0
-    top_p: float = 1.0
-    excluded_ids: tuple[int, ...] = ()
-
-    def noisy(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
-        """Return scores, [N, V], whose argmax is a sample (the Gumbel-max trick)."""
-        scores = logits_NV.float()
-        if self.excluded_ids:
-            scores[:, list(self.excluded_ids)] = float("-inf")
-        scores = warp(scores / self.temperature, top_k=self.top_k, top_p=self.top_p)
-        return scores + noise.gumbel(key_N, scores.shape[-1])
-
-    def pick(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
-        """Return one sampled token id per row, [N]."""
-        return self.noisy(logits_NV, key_N).argmax(dim=-1)
-
-
-def warp(scores_NV: torch.Tensor, *, top_k: int, top_p: float) -> torch.Tensor:
-    """Set scores outside the top k (0: all) or the top-p nucleus to -inf. [N, V] -> [N, V]."""
-    from transformers import TopKLogitsWarper, TopPLogitsWarper
-
-    unused: Any = None
-    if top_k:
-        scores_NV = TopKLogitsWarper(top_k)(unused, scores_NV)
-    return TopPLogitsWarper(top_p)(unused, scores_NV) if top_p < 1 else scores_NV
-
-
-def default_excluded_ids(model: Any) -> tuple[int, ...]:
-    """The end, beginning and padding ids of a model's generation config."""
-    config = model.generation_config
-    found: set[int] = set()
-    for value in (config.eos_token_id, config.bos_token_id, config.pad_token_id):
-        found.update(value if isinstance(value, (list, tuple)) else [value])
-    return tuple(sorted(token_id for token_id in found if token_id is not None))
 
 
 def mix_contexts(
@@ -134,12 +94,6 @@ def mix_contexts(
         warn=warn,
     )
     return in_order(done, len(prompt_ids))
-
-
-def in_order(done: Iterable[tuple[int, list[int]]], count: int) -> list[list[int]]:
-    """What came as (place, ids) in any order, as a list; [] where nothing came."""
-    found = dict(done)
-    return [found.get(place, []) for place in range(count)]
 
 
 @dataclass(frozen=True)
@@ -331,35 +285,3 @@ def _mix_on_gold(model: Any, rows: list[Row], sampling: Sampling, batch_size: in
             ids = torch.tensor(row.ids)
             ids[positions.cpu()] = picked.cpu()
             yield start + number, ids.tolist()
-
-
-def without_adapter(model: Any) -> Any:
-    """The transformers model itself: below a PeftModel, or the model."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def logits_to_keep(model: Any, count: int) -> dict[str, int]:
-    """The argument that spares the output layer for all but the last positions, if there is one."""
-    import inspect
-
-    known = inspect.signature(type(without_adapter(model)).forward).parameters
-    return {"logits_to_keep": count} if "logits_to_keep" in known else {}
-
-
-def tokens_of_a_pass(device: Any) -> int:
-    """How many tokens are best read in one pass; on a CPU, more of them leave its caches."""
-    return 1024 if device.type == "cpu" else 16384
-
-
-def pad_left(rows: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and attention mask, int64 [B, longest], padded with 0 on the left."""
-    longest = max(len(row) for row in rows)
-    ids = [[0] * (longest - len(row)) + row for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def pad_right(rows: list[list[int]], device: Any) -> torch.Tensor:
-    """Return ids, int64 [B, longest], padded with 0 on the right."""
-    longest = max(len(row) for row in rows)
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)

@@ -22,14 +22,8 @@ from typing import Any
 import torch
 
 from pipeline import noise
-from pipeline.contexts import (
-    Sampling,
-    in_order,
-    logits_to_keep,
-    pad_left,
-    pad_right,
-    tokens_of_a_pass,
-)
+from pipeline.passes import in_order, logits_to_keep, pad_left, pad_right, tokens_of_a_pass
+from pipeline.sampling import Sampling
 
 # Logits that exist at once, and float32 copies of some of them, stay below this many numbers.
 _LOGITS = 1 << 26

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from pipeline import noise
-from pipeline.contexts import Sampling, in_order, pad_left, without_adapter
+from pipeline.passes import in_order, pad_left, without_adapter
+from pipeline.sampling import Sampling
 
 ENGINES = ("auto", "transformers")
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from pipeline.contexts import tokens_of_a_pass
 from pipeline.corrections import Own, batches, log_probabilities, logits_at_answers
 from pipeline.errors import StepFailedError
+from pipeline.passes import tokens_of_a_pass
 
 if TYPE_CHECKING:
     from pipeline.data import TokenRow

@@ -1,9 +1,9 @@
 """Processes that `accelerate launch` starts: their command, environment, and end.
 
 They hold a pipe from the parent as their standard input. It ends with the parent, however that
-ends, and they end with it (`pipeline.step.end_with_parent`). A command that starts them elsewhere
-(`--through 'srun ...'`) hands on no such pipe, only signals: what it has started ends with a parent
-that is told to stop, and outlives one that is killed.
+ends, and they end with it (`pipeline.execute.end_with_parent`). A command that starts them
+elsewhere (`--through 'srun ...'`) hands on no such pipe, only signals: what it has started ends
+with a parent that is told to stop, and outlives one that is killed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import IO, Any
 
 from pipeline import shipped
 from pipeline.errors import InputError
+from pipeline.execute import LIFELINE
 from pipeline.extras import missing
 from pipeline.lock import held_by
-from pipeline.step import LIFELINE
 
 # glibc gives large blocks back to the kernel and takes them again, zeroed page by page, at every
 # tensor. Keeping them makes training on a CPU faster (benchmarks/allocator.py prints by how much).

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from pipeline import noise
-from pipeline.contexts import Row, tokens_of_a_pass
+from pipeline.contexts import Row
+from pipeline.passes import tokens_of_a_pass
 from pipeline.reader import Reader
 
 # What a pass costs beside its tokens, in tokens; decides how wide a window pays.

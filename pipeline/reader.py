@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from pipeline.contexts import without_adapter
+from pipeline.passes import without_adapter
 
 _PROBE_TOKENS = 8
 

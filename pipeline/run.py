@@ -16,11 +16,12 @@ from typing import Any
 from pipeline import artifact, launched, mismatch, shipped
 from pipeline.artifact import ERROR
 from pipeline.errors import InputError, StepFailedError
+from pipeline.execute import run_steps
 from pipeline.lock import held_by
 from pipeline.plan import Plan
 from pipeline.planned_step import Step
 from pipeline.show import Display
-from pipeline.step import read_progress, run_steps, write_spec
+from pipeline.step import read_progress, write_spec
 
 _POLL_SECONDS = 0.2
 _WAIT_SECONDS = 1.0

@@ -274,9 +274,10 @@ def run_steps_here(tmp_path):
     """Run a recipe's steps in this process; returns (plan, runs folder)."""
 
     def run(recipe_path, *overrides, until=None):
+        from pipeline.execute import execute
         from pipeline.load import load_recipe
         from pipeline.plan import make_plan
-        from pipeline.step import StepRun, execute, write_spec
+        from pipeline.step import StepRun, write_spec
 
         plan = make_plan(load_recipe(recipe_path, overrides))
         runs = tmp_path / "runs"

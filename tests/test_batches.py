@@ -16,12 +16,13 @@ from torch.utils.data import BatchSampler
 from pipeline import artifact
 from pipeline.artifact import SPEC
 from pipeline.batches import LengthGroups, grouped_by_length, padding_words
+from pipeline.execute import execute
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
 from pipeline.preflight import Row
 from pipeline.render import renderer_for
 from pipeline.stages import dpo, sft
-from pipeline.step import StepRun, execute, write_spec
+from pipeline.step import StepRun, write_spec
 from pipeline.training import _Progress, fit
 
 ROOT = Path(__file__).parents[1]

@@ -286,7 +286,8 @@ def test_a_limit_of_judge_calls_holds_for_the_whole_command(
 def test_the_limit_holds_inside_one_process(judged_recipe, letters, write_recipe, tmp_path, serve):
     """tldr and alpaca of one stage are steps of one process: 6 and 8 calls."""
     from pipeline.artifact import ERROR
-    from pipeline.step import run_steps, write_spec
+    from pipeline.execute import run_steps
+    from pipeline.step import write_spec
 
     recipe = judged_recipe | {"evaluate": ["tldr", "alpaca"], "judge": asking(serve())}
     for name in ("tldr", "alpaca"):
@@ -311,7 +312,8 @@ def test_a_missing_key_is_found_before_anything_is_trained(
 
 
 def test_the_reference_judge_is_free(judged_recipe, write_recipe, tmp_path):
-    from pipeline.step import run_steps, write_spec
+    from pipeline.execute import run_steps
+    from pipeline.step import write_spec
 
     plan = make_plan(load_recipe(write_recipe(judged_recipe | {"evaluate": ["alpaca", "tldr"]})))
     options = {"processes": 1, "use_cpu": True, "judge_calls_left": 0}

@@ -5,8 +5,9 @@ import torch
 from conftest import random_ids, save_tiny_model
 
 from pipeline import noise
-from pipeline.contexts import default_excluded_ids, mix_contexts, replaced_positions
+from pipeline.contexts import mix_contexts, replaced_positions
 from pipeline.model import load_model
+from pipeline.sampling import default_excluded_ids
 
 ARCHITECTURES = ("llama", "mistral", "gpt_neox")
 

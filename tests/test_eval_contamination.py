@@ -19,9 +19,10 @@ from eval.contamination import (
 from pipeline import artifact
 from pipeline.data import load_examples
 from pipeline.errors import InputError
+from pipeline.execute import execute
 from pipeline.identity import data_identity
 from pipeline.recipe import Source
-from pipeline.step import StepRun, execute
+from pipeline.step import StepRun
 from pipeline.tasks import Example, PreferencePair
 
 TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"

@@ -17,9 +17,10 @@ from test_stages import steps_of
 from pipeline import artifact, noise
 from pipeline.artifact import SPEC
 from pipeline.contexts import mix_contexts, replaced_positions
+from pipeline.execute import execute
 from pipeline.model import load_model
 from pipeline.stages import sft
-from pipeline.step import StepRun, execute, write_spec
+from pipeline.step import StepRun, write_spec
 
 SPECIAL = (0, 1, 2)  # the tiny tokenizer's padding, start and end of turn
 

@@ -12,13 +12,14 @@ from pipeline import artifact
 from pipeline.artifact import SPEC
 from pipeline.contexts import mix_contexts
 from pipeline.corrections import correct
+from pipeline.execute import execute
 from pipeline.generate import Prompt, generate_answers
 from pipeline.load import load_recipe
 from pipeline.model import load_model
 from pipeline.plan import make_plan
 from pipeline.render import renderer_for
 from pipeline.stages import rac, sft
-from pipeline.step import StepRun, execute, write_spec
+from pipeline.step import StepRun, write_spec
 
 ALPHA = 5
 NEFTUNE = {"method": "sft", "trainer": {"neftune_noise_alpha": ALPHA}}

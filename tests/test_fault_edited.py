@@ -12,11 +12,12 @@ from eval.report.data import json_text
 from eval.report.markdown import markdown
 from pipeline import artifact, changes, identity
 from pipeline.errors import InputError
+from pipeline.execute import execute
 from pipeline.explain import explain
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
 from pipeline.shipped import read_launch
-from pipeline.step import StepRun, execute, write_spec
+from pipeline.step import StepRun, write_spec
 
 OVERLAP = {"sft: training rows in gsm8k"}
 EVALUATION = ("answers for gsm8k", "grade gsm8k")

@@ -19,13 +19,14 @@ from pipeline import artifact, shards
 from pipeline.builtin import builtin_rows
 from pipeline.contexts import replaced_positions
 from pipeline.estimates.workload import Workload
+from pipeline.execute import execute
 from pipeline.load import load_recipe
 from pipeline.model import load_model
 from pipeline.plan import make_plan
 from pipeline.planned_step import Step
 from pipeline.run import select_steps
 from pipeline.stages.sft import ROWS
-from pipeline.step import StepRun, execute, write_spec
+from pipeline.step import StepRun, write_spec
 
 RATES = [0.0, 0.02, 0.3, 1.0]
 

@@ -158,7 +158,7 @@ def test_the_model_is_left_as_it_was_also_after_an_error(models):
         raise RuntimeError("stopped")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
-        patch.setattr("pipeline.contexts.Sampling.pick", stop)
+        patch.setattr("pipeline.sampling.Sampling.pick", stop)
         mix(model, prompts, references)
     assert model.training and not model.get_output_embeddings()._forward_pre_hooks
     model.eval()
@@ -169,9 +169,10 @@ def test_the_model_is_left_as_it_was_also_after_an_error(models):
 
 def test_the_engine_does_not_change_the_rows_of_a_stage(recipe_dict, write_recipe, tmp_path):
     """Nor is it part of the step's identity: a finished step is not run again for it."""
+    from pipeline.execute import run_steps
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
-    from pipeline.step import run_steps, write_spec
+    from pipeline.step import write_spec
 
     recipe_dict["stages"] = {"bash": {"method": "bash", "beta": 0.5}}
     recipe_dict["warn_at"] = {"tokens_changed": None}

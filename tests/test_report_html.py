@@ -21,9 +21,10 @@ from eval.report.samples import collect_samples
 from eval.report.types import Cell, Chart, Curve, Point
 from pipeline import artifact
 from pipeline.errors import visible
+from pipeline.execute import execute
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
-from pipeline.step import StepRun, execute, write_spec
+from pipeline.step import StepRun, write_spec
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(1)>\n"

@@ -129,9 +129,10 @@ def test_a_second_process_on_a_step_leaves_no_trace_of_its_failure(
     from filelock import FileLock
 
     from pipeline.artifact import ERROR, LOCK
+    from pipeline.execute import run_steps
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
-    from pipeline.step import run_steps, write_spec
+    from pipeline.step import write_spec
 
     step = make_plan(load_recipe(write_recipe(recipe_dict))).steps[0]
     spec = write_spec(step, tmp_path, processes=1, use_cpu=True)

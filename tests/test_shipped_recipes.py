@@ -258,7 +258,8 @@ def run_arms(hub_here, plain_model, tmp_path):
 
     def run(name, arms, *overrides, variant=None):
         from eval.report.collect import collect
-        from pipeline.step import StepRun, execute, write_spec
+        from pipeline.execute import execute
+        from pipeline.step import StepRun, write_spec
 
         changes = [*smaller(plain_model), *of_table(name), *overrides]
         plan, runs = make_plan(load_recipe(name, changes, variant)), tmp_path / "runs"

@@ -237,9 +237,10 @@ def test_a_second_process_on_the_same_step_is_refused(
 
 def test_a_data_file_changed_since_the_plan_is_noticed(recipe_dict, write_recipe, tmp_path):
     from pipeline.errors import InputError
+    from pipeline.execute import execute
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
-    from pipeline.step import StepRun, execute, write_spec
+    from pipeline.step import StepRun, write_spec
 
     data = tmp_path / "train.jsonl"
     data.write_text(json.dumps({"question": "q", "answer": "#### 1"}) + "\n")
@@ -278,9 +279,10 @@ def test_posts_and_chats_run_through_every_method(recipe_dict, write_recipe, run
 
 def test_a_stopped_training_resumes_to_the_same_weights(recipe_dict, write_recipe, tmp_path):
     """Stopped at step 3 of 5 and run again, it ends with the weights of an unbroken run."""
+    from pipeline.execute import execute
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
-    from pipeline.step import StepRun, execute, write_spec
+    from pipeline.step import StepRun, write_spec
     from pipeline.training import _Progress
 
     recipe_dict["trainer"] |= {"max_steps": 5, "save_steps": 1}
@@ -317,9 +319,10 @@ def test_a_stopped_training_resumes_to_the_same_weights(recipe_dict, write_recip
 
 def test_contexts_stopped_midway_keep_their_rows(recipe_dict, write_recipe, tmp_path):
     from pipeline import contexts, shards
+    from pipeline.execute import execute
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
-    from pipeline.step import StepRun, execute, write_spec
+    from pipeline.step import StepRun, write_spec
 
     recipe_dict["stages"] = {"bash": {"method": "bash", "beta": 0.5}}
     recipe_dict["evaluate"] = []

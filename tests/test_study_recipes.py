@@ -87,7 +87,8 @@ def test_settings_are_chosen_on_rows_that_are_neither_trained_on_nor_tested(vari
 
 
 def run(name, arms, changes, tmp_path):
-    from pipeline.step import StepRun, execute, write_spec
+    from pipeline.execute import execute
+    from pipeline.step import StepRun, write_spec
 
     plan, runs = make_plan(load_recipe(name, changes(name))), tmp_path / "runs"
     for step in [step for arm in arms for step in plan.stage_steps[arm, 0]]:

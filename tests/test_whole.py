@@ -14,11 +14,12 @@ import pytest
 from several import ENVIRONMENT, check_same, losses, results
 
 from pipeline import artifact
+from pipeline.execute import run_steps
 from pipeline.load import load_recipe
 from pipeline.model import load_model
 from pipeline.plan import make_plan
 from pipeline.shipped import FSDP2, zero
-from pipeline.step import run_steps, write_spec
+from pipeline.step import write_spec
 
 SCRIPT = Path(__file__).parent / "sharded_on_cpu.py"
 LORA = {"r": 4, "target_modules": "all-linear"}

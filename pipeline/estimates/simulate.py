@@ -27,8 +27,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.contexts import Sampling, tokens_of_a_pass, without_adapter
 from pipeline.estimates.skeleton import Skeleton, make_fake
+from pipeline.passes import tokens_of_a_pass, without_adapter
+from pipeline.sampling import Sampling
 
 
 class Live(TorchDispatchMode):

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from pipeline.contexts import without_adapter
 from pipeline.errors import InputError
 from pipeline.estimates.memory import Shape, Weight, four_bit_bytes
+from pipeline.passes import without_adapter
 from pipeline.weights import Trust
 
 

@@ -147,7 +147,8 @@ def mixer(step: StepRun, model: Any, renderer: Renderer, *, seed: int) -> Mix:
 
     The rows come by falling size; `seed` decides replaced positions and noise.
     """
-    from pipeline.contexts import Reference, Sampling, contexts_as_done, default_excluded_ids
+    from pipeline.contexts import Reference, contexts_as_done
+    from pipeline.sampling import Sampling, default_excluded_ids
     from pipeline.shards import similar
 
     options = step.options

@@ -1,0 +1,186 @@
+"""Runs steps inside a launched process: reads step.json, does the work, writes the record last.
+
+The same code serves `accelerate launch -m pipeline step DIR/step.json ...` (started by the parent)
+and `accelerate launch -m pipeline run RECIPE --stage S` (started by the user).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifact, lock
+from pipeline.artifact import ERROR, PROGRESS, SPEC
+from pipeline.errors import (
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    BashracError,
+    InputError,
+    StepFailedError,
+    StepHeldError,
+)
+from pipeline.mismatch import check_processes
+from pipeline.record import make_record, reset_peak_memory
+from pipeline.step import StepRun
+
+# Set where standard input is a pipe that ends with the process that started this one.
+LIFELINE = "BASHRAC_LIFELINE"
+
+
+def run_steps(spec_files: list[Path]) -> int:
+    """Run steps one after the other in this process (group); returns the exit code."""
+    judge_calls = 0
+    for spec_file in spec_files:
+        step = StepRun.read(spec_file)
+        if artifact.is_finished(step.directory):
+            continue
+        if step.judge_calls_left is not None:
+            step.judge_calls_left -= judge_calls
+        try:
+            with _stoppable(step):
+                execute(step)
+        except BashracError as error:
+            if not isinstance(error, StepHeldError):
+                _write_error(step, str(error), error.exit_code)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
+            return EXIT_STOPPED + (signal.SIGTERM if step.stop_asked else signal.SIGINT)
+        except Exception as error:
+            traceback.print_exc()
+            known = _known_failure(step, error)
+            _write_error(step, str(known or f"{type(error).__name__}: {error}"), EXIT_FAILED)
+            return EXIT_FAILED
+        judge_calls += step.metrics.get("judge_calls", 0)
+    return 0
+
+
+def leave_group() -> None:
+    """Leave the group of processes in good order, before the interpreter ends.
+
+    Its threads would run on until then, and now and then abort a process whose work is done.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _stoppable(step: StepRun) -> Iterator[None]:
+    """Let SIGTERM end a step where it loses nothing: rows made so far are written first."""
+
+    def stop(signal_number: int, frame: Any) -> None:
+        del signal_number, frame
+        step.stop_asked = True
+        if not step.stops_itself:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_with_parent() -> None:
+    """Have this process, and all it was started with, end when whoever holds its lifeline does."""
+    if LIFELINE not in os.environ:
+        return
+
+    def watch() -> None:
+        while os.read(0, 1):  # nothing is ever written to it
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def execute(step: StepRun) -> None:
+    """Run one step and write its record.
+
+    Raises:
+        StepFailedError: when another process is working on the step, or an input is not finished.
+        BashracError, or anything the step's function raises.
+    """
+    check_processes(
+        step.state, processes=step.processes, use_cpu=step.use_cpu, kind=step.launch_kind
+    )
+    # One writer: the main process holds the step.
+    with lock.held(step.directory) if step.state.is_main_process else nullcontext():
+        if step.state.is_main_process:
+            (step.directory / ERROR).unlink(missing_ok=True)  # of an earlier attempt
+            artifact.remove_leftovers(step.directory)
+        step.state.wait_for_everyone()
+        if not artifact.is_finished(step.directory):  # by another run, a moment ago
+            _execute(step)
+
+
+def _execute(step: StepRun) -> None:
+    for name, folder in step.input_folders().items():
+        if not artifact.is_finished(folder):
+            raise StepFailedError(
+                f"its input {name} ({folder}) is not finished; run that stage first"
+            )
+        if step.state.is_main_process:
+            artifact.verify(folder)
+    module, _, function = step.run.partition(":")
+    if module.split(".")[0] not in ("pipeline", "eval"):
+        raise InputError(f"{step.directory / SPEC} names code outside bashrac: {step.run}")
+    step.start_clock()
+    started = datetime.now(UTC)
+    reset_peak_memory(step)
+    if step.alone and not step.state.is_main_process:
+        _wait_for_main_process(step)
+        return
+    getattr(import_module(module), function)(step)
+    if not step.alone:
+        step.state.wait_for_everyone()
+    if step.state.is_main_process:
+        record = make_record(step, started=started, seconds=step.seconds())
+        artifact.write_record(step.directory, record)
+        for leftover in (ERROR, PROGRESS):
+            (step.directory / leftover).unlink(missing_ok=True)
+    if not step.alone:
+        step.state.wait_for_everyone()
+
+
+def _wait_for_main_process(step: StepRun) -> None:
+    """Wait for its record; a barrier would give up after minutes, and judging may take hours."""
+    while not artifact.is_finished(step.directory):
+        if (step.directory / ERROR).exists():
+            raise StepFailedError("the main process failed; its error is the one to read")
+        time.sleep(0.2)
+
+
+def _write_error(step: StepRun, message: str, exit_code: int) -> None:
+    if (step.directory / ERROR).exists():
+        return  # another process was first, and the rest follows from its failure
+    with contextlib.suppress(BashracError):  # a full disk must not hide the error itself
+        artifact.write_json(step.directory / ERROR, {"message": message, "exit_code": exit_code})
+
+
+def _known_failure(step: StepRun, error: BaseException) -> BashracError | None:
+    if isinstance(error, OSError) and error.errno in artifact.DISK_ERRNOS:
+        return artifact.disk_error(step.directory, error)
+    if "out of memory" in str(error).lower():
+        return BashracError(
+            f"out of memory: {str(error).splitlines()[0]}; lower micro_batch_size or "
+            "generation.batch_tokens (neither changes results), or use lora"
+        )
+    # What writes weights has many words for a full disk.
+    if sentence := artifact.little_space(step.directory):
+        return BashracError(f"{type(error).__name__}: {error}; {sentence}")
+    return None

@@ -1,0 +1,45 @@
+"""What goes into a forward pass and comes out of it: padding, size, and order of rows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+def without_adapter(model: Any) -> Any:
+    """The transformers model itself: below a PeftModel, or the model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def logits_to_keep(model: Any, count: int) -> dict[str, int]:
+    """The argument that spares the output layer for all but the last positions, if there is one."""
+    known = inspect.signature(type(without_adapter(model)).forward).parameters
+    return {"logits_to_keep": count} if "logits_to_keep" in known else {}
+
+
+def tokens_of_a_pass(device: Any) -> int:
+    """How many tokens are best read in one pass; on a CPU, more of them leave its caches."""
+    return 1024 if device.type == "cpu" else 16384
+
+
+def pad_left(rows: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and attention mask, int64 [B, longest], padded with 0 on the left."""
+    longest = max(len(row) for row in rows)
+    ids = [[0] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def pad_right(rows: list[list[int]], device: Any) -> torch.Tensor:
+    """Return ids, int64 [B, longest], padded with 0 on the right."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+
+
+def in_order(done: Iterable[tuple[int, list[int]]], count: int) -> list[list[int]]:
+    """What came as (place, ids) in any order, as a list; [] where nothing came."""
+    found = dict(done)
+    return [found.get(place, []) for place in range(count)]
