@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import __version__
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _EPILOG = """commands to begin with:
   bashrac recipes                 the recipes that come with bashrac
@@ -26,122 +30,163 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bashrac {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
+    for add in (
+        _check,
+        _plan,
+        _run,
+        _report,
+        _evaluate,
+        _score,
+        _merge,
+        _recipes,
+        _copy,
+        _clean,
+        _push,
+        _step,
+    ):
+        add(commands)
+    return parser
 
-    check = commands.add_parser("check", help="list every problem of recipes")
-    check.add_argument("recipes", nargs="+", metavar="RECIPE", help="file or shipped name")
-    _add_variant(check, "only this variant (default: each)")
-    _add_set(check)
-    check.set_defaults(command="check")
 
-    plan = commands.add_parser("plan", help="list the steps, and why each would run")
-    _add_recipe(plan)
-    _add_launch(plan)
-    plan.add_argument(
+def _check(commands: Commands) -> None:
+    parser = commands.add_parser("check", help="list every problem of recipes")
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="file or shipped name")
+    _add_variant(parser, "only this variant (default: each)")
+    _add_set(parser)
+    parser.set_defaults(command="check")
+
+
+def _plan(commands: Commands) -> None:
+    parser = commands.add_parser("plan", help="list the steps, and why each would run")
+    _add_recipe(parser)
+    _add_launch(parser)
+    parser.add_argument(
         "--estimate", action="store_true",
         help="add parameters, memory, tokens and hours of each step, without loading weights",
     )  # fmt: skip
-    plan.add_argument(
+    parser.add_argument(
         "--gpu-memory", type=_positive, metavar="GB",
         help="estimate, and say what does not fit (exit code 1)",
     )  # fmt: skip
-    plan.add_argument(
+    parser.add_argument(
         "--tokens-per-second", type=_positive, metavar="N",
         help="estimate, with hours at this speed rather than at that of finished steps",
     )  # fmt: skip
-    _add_price(plan, "estimate, and say what the time still to run costs")
-    plan.set_defaults(command="plan")
+    _add_price(parser, "estimate, and say what the time still to run costs")
+    parser.set_defaults(command="plan")
 
-    run = commands.add_parser("run", help="run what is not finished, then print the table")
-    _add_recipe(run)
-    run.add_argument("--stage", metavar="S", help="only this stage")
-    _add_launch(run)
-    _add_max_judge_calls(run)
-    _add_verify(run)
-    run.set_defaults(command="run")
 
-    report = commands.add_parser("report", help="print the table of what is finished")
-    _add_recipe(report)
-    report.add_argument("--format", choices=("md", "csv", "json", "html"), default="md")
-    report.add_argument(
+def _run(commands: Commands) -> None:
+    parser = commands.add_parser("run", help="run what is not finished, then print the table")
+    _add_recipe(parser)
+    parser.add_argument("--stage", metavar="S", help="only this stage")
+    _add_launch(parser)
+    _add_max_judge_calls(parser)
+    _add_verify(parser)
+    parser.set_defaults(command="run")
+
+
+def _report(commands: Commands) -> None:
+    parser = commands.add_parser("report", help="print the table of what is finished")
+    _add_recipe(parser)
+    parser.add_argument("--format", choices=("md", "csv", "json", "html"), default="md")
+    parser.add_argument(
         "--baseline", metavar="STAGE",
         help="compare the other stages with it; by default the recipe's baseline, or its first SFT",
     )  # fmt: skip
-    report.add_argument(
+    parser.add_argument(
         "--stage", action="append", default=[], metavar="STAGE", dest="stages",
         help="only this one, what it starts from and the baseline (repeatable)",
     )  # fmt: skip
-    _add_price(report, "adds what each stage has cost")
-    report.set_defaults(command="report")
+    _add_price(parser, "adds what each stage has cost")
+    parser.set_defaults(command="report")
 
-    evaluate = commands.add_parser("evaluate", help="run benchmarks on a model, outside a recipe")
-    evaluate.add_argument("model", metavar="MODEL", help="folder, adapter, step or hub id")
-    evaluate.add_argument(
+
+def _evaluate(commands: Commands) -> None:
+    parser = commands.add_parser("evaluate", help="run benchmarks on a model, outside a recipe")
+    parser.add_argument("model", metavar="MODEL", help="folder, adapter, step or hub id")
+    parser.add_argument(
         "--benchmark", action="append", required=True, metavar="NAME", dest="benchmarks",
         help="gsm8k, alpaca, tldr, gap or rouge (repeatable)",
     )  # fmt: skip
-    evaluate.add_argument(
+    parser.add_argument(
         "--data", metavar="SOURCE", help="test rows instead of the benchmark's own on the hub"
     )
-    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first N test rows")
-    evaluate.add_argument(
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N test rows")
+    parser.add_argument(
         "--task",
         choices=("gsm8k", "tldr", "chat"),
         help="what the rows of gap and rouge are, where they do not show it",
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--judge", metavar="JUDGE", help="openai:MODEL, local:MODEL, or reference (smoke runs)"
     )
-    evaluate.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible endpoint")
-    _add_set(evaluate)
-    _add_runs(evaluate)
-    _add_launch(evaluate)
-    _add_max_judge_calls(evaluate)
-    _add_verify(evaluate)
-    evaluate.set_defaults(command="evaluate")
+    parser.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible endpoint")
+    _add_set(parser)
+    _add_runs(parser)
+    _add_launch(parser)
+    _add_max_judge_calls(parser)
+    _add_verify(parser)
+    parser.set_defaults(command="evaluate")
 
-    score = commands.add_parser("score", help="win rates of official AlpacaEval annotation files")
-    score.add_argument("files", nargs="+", type=Path, metavar="annotations.json")
-    score.add_argument(
+
+def _score(commands: Commands) -> None:
+    parser = commands.add_parser("score", help="win rates of official AlpacaEval annotation files")
+    parser.add_argument("files", nargs="+", type=Path, metavar="annotations.json")
+    parser.add_argument(
         "--reference", type=Path, metavar="FILE",
         help="model_outputs.json of the baseline: AlpacaEval's instructions in order",
     )  # fmt: skip
-    score.add_argument("--difficulty", type=Path, metavar="CSV", help="instruction difficulties")
-    score.add_argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv")
-    score.set_defaults(command="score")
+    parser.add_argument("--difficulty", type=Path, metavar="CSV", help="instruction difficulties")
+    parser.add_argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv")
+    parser.set_defaults(command="score")
 
-    merge = commands.add_parser("merge", help="write a finished stage as a plain model")
-    _add_stage(merge)
-    merge.add_argument("out", metavar="OUT", type=_place, help="a folder that does not exist")
-    merge.add_argument(
+
+def _merge(commands: Commands) -> None:
+    parser = commands.add_parser("merge", help="write a finished stage as a plain model")
+    _add_stage(parser)
+    parser.add_argument("out", metavar="OUT", type=_place, help="a folder that does not exist")
+    parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"),
         help="of the weights (default: that of the model an adapter lies on)",
     )  # fmt: skip
-    merge.set_defaults(command="merge")
+    parser.set_defaults(command="merge")
 
-    recipes = commands.add_parser("recipes", help="list the shipped recipes")
-    recipes.set_defaults(command="recipes")
 
-    copy = commands.add_parser("copy", help="write a shipped recipe to a file of yours")
-    copy.add_argument("name", metavar="NAME")
-    copy.add_argument("file", metavar="FILE", type=_place)
-    copy.set_defaults(command="copy")
+def _recipes(commands: Commands) -> None:
+    parser = commands.add_parser("recipes", help="list the shipped recipes")
+    parser.set_defaults(command="recipes")
 
-    clean = commands.add_parser("clean", help="list and remove results no recipe points at")
-    _add_runs(clean)
-    clean.add_argument("--yes", action="store_true", help="remove without asking")
-    clean.set_defaults(command="clean")
 
-    push = commands.add_parser("push", help="show what a stage's page on the hub would be; send it")
-    _add_stage(push)
-    push.add_argument("--to", required=True, metavar="USER/NAME", help="repository on the hub")
-    push.add_argument("--private", action="store_true", help="for a repository that is not there")
-    push.add_argument("--yes", action="store_true", help="send it (default: only show it)")
-    push.set_defaults(command="push")
+def _copy(commands: Commands) -> None:
+    parser = commands.add_parser("copy", help="write a shipped recipe to a file of yours")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("file", metavar="FILE", type=_place)
+    parser.set_defaults(command="copy")
 
-    step = commands.add_parser("step", help="run prepared steps (what `run` launches)")
-    step.add_argument("specs", nargs="+", metavar="step.json", type=Path)
-    step.set_defaults(command="step")
-    return parser
+
+def _clean(commands: Commands) -> None:
+    parser = commands.add_parser("clean", help="list and remove results no recipe points at")
+    _add_runs(parser)
+    parser.add_argument("--yes", action="store_true", help="remove without asking")
+    parser.set_defaults(command="clean")
+
+
+def _push(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "push", help="show what a stage's page on the hub would be; send it"
+    )
+    _add_stage(parser)
+    parser.add_argument("--to", required=True, metavar="USER/NAME", help="repository on the hub")
+    parser.add_argument("--private", action="store_true", help="for a repository that is not there")
+    parser.add_argument("--yes", action="store_true", help="send it (default: only show it)")
+    parser.set_defaults(command="push")
+
+
+def _step(commands: Commands) -> None:
+    parser = commands.add_parser("step", help="run prepared steps (what `run` launches)")
+    parser.add_argument("specs", nargs="+", metavar="step.json", type=Path)
+    parser.set_defaults(command="step")
 
 
 def _count(text: str) -> int:

@@ -20,7 +20,7 @@ from pipeline.plan import Plan
 from pipeline.planned_step import Step
 from pipeline.recipe import Recipe, Source
 from pipeline.run import select_steps
-from pipeline.vllm_engine import check_vllm
+from pipeline.vllm_process import check_vllm
 
 
 def explain(plan: Plan, runs: Path, launch: shipped.Launch, through: Sequence[str] = ()) -> str:

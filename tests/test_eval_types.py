@@ -98,7 +98,7 @@ def test_interval_level_is_a_fraction(level):
     [
         ("eval.types", ["numpy", "scipy", "torch", "datasets", "evaluate"]),
         ("eval.gsm8k", ["numpy", "scipy", "torch", "datasets", "evaluate"]),
-        ("eval.stats", ["scipy", "statsmodels", "torch", "datasets", "evaluate"]),
+        ("eval.seed_tests", ["scipy", "statsmodels", "torch", "datasets", "evaluate"]),
     ],
     ids=["types", "gsm8k", "stats"],
 )

@@ -12,13 +12,14 @@ from pipeline import artifact
 from pipeline.artifact import SPEC
 from pipeline.contexts import mix_contexts
 from pipeline.corrections import correct
+from pipeline.drafts import read_drafts
 from pipeline.execute import execute
 from pipeline.generate import Prompt, generate_answers
 from pipeline.load import load_recipe
 from pipeline.model import load_model
 from pipeline.plan import make_plan
 from pipeline.render import renderer_for
-from pipeline.stages import rac, sft
+from pipeline.stages import sft
 from pipeline.step import StepRun, write_spec
 
 ALPHA = 5
@@ -146,7 +147,7 @@ def test_no_step_that_generates_has_noise(recipe_dict, write_recipe, run_steps_h
         written[kind] = artifact.read_rows(file)
 
     step = StepRun.read(steps["corrections"].directory(runs) / SPEC)
-    drafts = rac.read_drafts(step, renderer_for(step)).values()
+    drafts = read_drafts(step, renderer_for(step)).values()
     row_ids = [draft.row.row_id for draft in drafts]
     prompts = [draft.row.prompt for draft in drafts]
     shown, own = [draft.shown for draft in drafts], [draft.answer for draft in drafts]

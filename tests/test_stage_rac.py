@@ -7,6 +7,7 @@ from test_stages import hand_loss, steps_of
 
 from pipeline import artifact
 from pipeline.corrections import correct
+from pipeline.drafts import Draft, read_drafts
 from pipeline.load import load_recipe
 from pipeline.model import load_model, load_tokenizer
 from pipeline.plan import make_plan
@@ -82,7 +83,7 @@ def drafts_of(answers, references):
 
     example = example_of("gsm8k", {"question": "q", "answer": "#### 1"})
     return {
-        number: rac.Draft(TokenRow(number, [1], reference, example), answer, True, [1, 1])
+        number: Draft(TokenRow(number, [1], reference, example), answer, True, [1, 1])
         for number, (answer, reference) in enumerate(zip(answers, references, strict=True))
     }
 
@@ -266,7 +267,7 @@ def test_the_recipes_own_shown_prompt_is_what_the_model_reads(
         write_spec(steps_of(plan, "rac")["corrections"], runs, processes=1, use_cpu=True)
     )
     renderer = Renderer(load_tokenizer(recipe["model"]))
-    drafts = rac.read_drafts(step, renderer)
+    drafts = read_drafts(step, renderer)
     assert len(drafts) == 6 and "warnings" not in step.metrics
     for draft in drafts.values():
         content = (
@@ -300,7 +301,7 @@ def test_a_stage_whose_labels_mostly_do_not_end_turns_warns(last, kept, warns):
     warnings = []
     step = SimpleNamespace(metrics={"figures": {}}, warn=warnings.append)
     drafts = drafts_of([[5, 2]] * 4, [[5, 2]] * 4)
-    drafts[3] = rac.Draft(drafts[3].row, [5, 6], False, [1])
+    drafts[3] = Draft(drafts[3].row, [5, 6], False, [1])
     rows = [
         {"id": number, **sft.training_row([1], drafts[number].answer, [5, label])}
         for number, label in enumerate([*last, 9])

@@ -17,7 +17,8 @@ from pipeline import artifact, vllm_worker
 from pipeline.errors import InputError, StepFailedError
 from pipeline.generate import Prompt, generate_answers
 from pipeline.model import load_model, load_tokenizer
-from pipeline.vllm_engine import PYTHON, VllmEngine, check_vllm, child_environment, seeds_of
+from pipeline.vllm_engine import VllmEngine, seeds_of
+from pipeline.vllm_process import PYTHON, check_vllm, child_environment
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = ROOT / "tests" / "stand_in"
@@ -287,7 +288,7 @@ def test_a_closed_engine_leaves_neither_process_nor_log_unless_asked(
     for log in (None, kept):
         with VllmEngine(tiny_model, dtype="float32", log=log) as engine:
             engine.answer(prompts_of(1), max_new_tokens=1, stop_ids=[2])
-            pid, written = notes()["pid"], engine._log
+            pid, written = notes()["pid"], engine._worker.log
             assert is_running(pid) and "INFO 1 prompts" in written.read_text()
         assert not is_running(pid) and written.exists() == (log is not None)
 

@@ -74,7 +74,8 @@ def difference_of(
 
 
 def _difference_of_means(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
-    from eval.stats import mean_over_seeds, p_over_seeds, paired_difference
+    from eval.seed_tests import p_over_seeds
+    from eval.stats import mean_over_seeds, paired_difference
 
     scores = [(_scores(ours, name), _scores(baseline, name)) for ours, baseline in pairs]
     common = set.intersection(*(set(one) for pair in scores for one in pair))
@@ -98,7 +99,8 @@ def _difference_of_means(pairs: list[tuple[Result, Result]], name: str) -> Diffe
 
 
 def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
-    from eval.stats import interval_of_replicates, p_of_replicates
+    from eval.seed_tests import p_of_replicates
+    from eval.stats import interval_of_replicates
 
     if any(ours["ids"] != baseline["ids"] for ours, baseline in pairs):
         return None  # resamples of other examples are not paired

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import asked, judged_options_of
 from eval.report.cells import ByStage, Result, cell_of, difference_of, results_of
@@ -72,19 +72,7 @@ def collect(
         artifact.verify_files(step.directory(runs), read)
     results = {name: _results(plan, runs, name, baseline) for name in recipe.evaluate}
     rows = [row for name in results for row in _rows(plan, name, results[name], baseline)]
-    rounds: list[Round] = []
-    figures: dict[str, dict[str, float]] = {}
-    warnings: dict[str, list[str]] = {}
-    needed_by = plan.needed_by()
-    for step in finished:
-        metrics = records[step.fingerprint]["metrics"]
-        if found := metrics.get("figures"):
-            figures[step.fingerprint] = found
-            stage = needed_by[step.fingerprint][0]
-            rounds.append(Round(stage, step.kind, step.title, step.seed, found))
-        for warning in metrics.get("warnings", []):
-            where = warnings.setdefault(warning, [])
-            where += [one for one in needed_by[step.fingerprint] if one not in where]
+    rounds, figures, warnings = _said(plan, finished, records)
     costs = costs_of(plan, records, baseline)
     return Report(
         recipe=recipe.name,
@@ -111,6 +99,26 @@ def collect(
         bill=bill_of(plan, records, price_per_hour, currency),
         made=made_of(plan, records, command),
     )
+
+
+def _said(
+    plan: Plan, finished: Sequence[Step], records: dict[str, dict[str, Any]]
+) -> tuple[list[Round], dict[str, dict[str, float]], dict[str, list[str]]]:
+    """Figures of each round, the same by fingerprint, and warnings with the stages they are of."""
+    rounds: list[Round] = []
+    figures: dict[str, dict[str, float]] = {}
+    warnings: dict[str, list[str]] = {}
+    needed_by = plan.needed_by()
+    for step in finished:
+        metrics = records[step.fingerprint]["metrics"]
+        if found := metrics.get("figures"):
+            figures[step.fingerprint] = found
+            stage = needed_by[step.fingerprint][0]
+            rounds.append(Round(stage, step.kind, step.title, step.seed, found))
+        for warning in metrics.get("warnings", []):
+            where = warnings.setdefault(warning, [])
+            where += [one for one in needed_by[step.fingerprint] if one not in where]
+    return rounds, figures, warnings
 
 
 def _only(plan: Plan, names: Sequence[str], baseline: str | None) -> Plan:

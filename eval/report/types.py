@@ -31,7 +31,7 @@ class Difference:
     Attributes:
         n: examples that both have a score for, in each seed.
         p_value: McNemar's exact test for right/wrong scores of one seed, else a t test over seeds
-            and examples (`eval.stats.p_over_seeds`).
+            and examples (`eval.seed_tests.p_over_seeds`).
         seeds: how many seeds both have finished.
         unit: of the number; '%' stands for points.
         better: which numbers are, 'higher' or 'lower'.

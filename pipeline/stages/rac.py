@@ -22,19 +22,18 @@ Decisions where the paper is silent (more in pipeline/corrections.py):
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.errors import InputError, Problem
+from pipeline.errors import Problem
 from pipeline.recipe import Recipe, RoundOptions
 from pipeline.stages import sft
 from pipeline.tasks import REWRITE_PROMPTS, SHOWN_PROMPTS
 
 if TYPE_CHECKING:
     from pipeline.builder import Builder
-    from pipeline.data import TokenRow
+    from pipeline.drafts import Draft
     from pipeline.planned_step import Model
     from pipeline.render import Renderer
     from pipeline.step import StepRun
@@ -109,29 +108,13 @@ def plan(stage: Options, build: Builder) -> Model:
     return model
 
 
-@dataclass(frozen=True)
-class Draft:
-    """An own answer to correct.
-
-    Attributes:
-        row: the training row it answers.
-        answer: its ids, cut to the row's room, with an end-of-turn token where it has one.
-        finished: whether it has.
-        shown: ids of the prompt in which the reference is shown.
-    """
-
-    row: TokenRow
-    answer: list[int]
-    finished: bool
-    shown: list[int]
-
-
 def write_corrections(step: StepRun) -> None:
     """Step: write one corrected row per own answer.
 
     Raises:
         InputError: when no answer can be corrected.
     """
+    from pipeline.drafts import read_drafts
     from pipeline.model import load_to_read
     from pipeline.render import renderer_for
     from pipeline.shards import similar, write_in_shards
@@ -191,50 +174,6 @@ def _measure(
         step, model, "own", rows, {place: draft.row for place, draft in drafts.items()},
         way_out="raise the stage's min_confidence",
     )  # fmt: skip
-
-
-def read_drafts(step: StepRun, renderer: Renderer) -> dict[int, Draft]:
-    """Return the own answers that can be corrected, by row id.
-
-    Raises:
-        InputError: when there is none.
-    """
-    from pipeline.answers import answer_figures
-    from pipeline.artifact import SAMPLES, read_rows
-    from pipeline.data import load_examples, tokenise
-
-    options = step.options
-    examples = load_examples(step.source("train"), options["task"], step.warn)
-    token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
-    written = read_rows(step.input_folders()["answers"] / SAMPLES)
-    step.metrics["figures"] = answer_figures(written)
-    own = {row["id"]: row for row in written}
-    drafts = {}
-    for row in token_rows:
-        if row.row_id not in own:
-            continue
-        found = own[row.row_id]
-        whole = renderer.own_answer_ids(found["ids"], finished=found["finished"])
-        answer = whole[: row.room]
-        shown = row.example.shown(
-            options["shown_prompt"], answer=found["answer"], end=renderer.end_of_turn
-        )
-        prompt = renderer.prompt_ids(shown)
-        size = options["max_new_tokens"] if options["correction"] == "sequence" else len(answer)
-        if renderer.window is None or len(prompt) + size <= renderer.window:
-            finished = found["finished"] and answer == whole
-            drafts[row.row_id] = Draft(row, answer, finished, prompt)
-    left_out = len(written) - len(drafts)
-    sentence = (
-        f"{left_out} of {len(written)} own answers are not corrected: with the reference shown "
-        f"they exceed the model's window of {renderer.window} tokens, or their prompt max_length "
-        f"{options['max_length']}"
-    )
-    if not drafts:
-        raise InputError(f"{sentence}; use shorter rows, or a shorter shown_prompt")
-    if left_out:
-        step.warn(sentence)
-    return drafts
 
 
 def _by_token(
