@@ -79,8 +79,8 @@ def grade(step: StepRun) -> None:
     measures |= {
         "NLL at 0": measure(own.nats[0], **_NATS),
         "tokens changed": measure(own.changed[-1]),
-        "agrees": measure([same for same, _ in agreed], unit="tokens"),
-        "agrees to the end": measure([same == size for same, size in agreed]),
+        "agrees": measure([same for same, *_ in agreed], unit="tokens"),
+        "agrees to the end": measure([is_whole for _, _, is_whole in agreed]),
     }
     if "scored" in folders:
         curves[LENGTH] = _by_length(folders["scored"], folders["scored answers"], renderer, step)
@@ -91,7 +91,7 @@ def grade(step: StepRun) -> None:
             "slope": one,
             "agrees": same,
         }
-        for row, one, (same, size) in zip(own.ids, own.slopes, agreed, strict=True)
+        for row, one, (same, size, _) in zip(own.ids, own.slopes, agreed, strict=True)
     ]
     counts = {"read": len(grades)}
     store(step, grades=grades, measures=measures, counts=counts, curves=curves)
@@ -114,6 +114,11 @@ def agreement(answer: Sequence[int], reference: Sequence[int]) -> int:
     return min(len(answer), len(reference)) if differs is None else differs
 
 
+def is_reference(answer: Sequence[int], reference: Sequence[int], end: int) -> bool:
+    """Return whether an answer is the reference; none is one that was cut, and so has no end."""
+    return list(answer) == list(reference) and reference[-1] == end
+
+
 def thirds(lengths: Mapping[int, int]) -> dict[str, set[int]]:
     """Return the ids in thirds by falling under two lengths, by words for their lengths.
 
@@ -133,15 +138,17 @@ def thirds(lengths: Mapping[int, int]) -> dict[str, set[int]]:
 
 def _agreements(
     step: StepRun, contexts: Path, renderer: Renderer, ids: Sequence[int]
-) -> list[tuple[int, int]]:
-    """Of each row how many tokens the greedy answer agrees for, and the reference's tokens."""
+) -> list[tuple[int, int, bool]]:
+    """Of each row how many tokens the greedy answer agrees for, of how many, and `is_reference`."""
     rows = artifact.read_rows(contexts / sft.ROWS)
     references = {row["id"]: labels_of(row) for row in rows if row["rate"] == 0}
     answers = {
         row["id"]: renderer.own_answer_ids(row["ids"], finished=row["finished"])
         for row in read_answers(step)
     }
-    return [(agreement(answers[i], references[i]), len(references[i])) for i in ids]
+    end = renderer.end_of_turn_id
+    pairs = [(answers[i], references[i]) for i in ids]
+    return [(agreement(*pair), len(pair[1]), is_reference(*pair, end)) for pair in pairs]
 
 
 def _by_length(scored: Path, answers: Path, renderer: Renderer, step: StepRun) -> dict[str, Any]:

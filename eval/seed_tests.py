@@ -22,7 +22,8 @@ def p_over_seeds(per_seed: Sequence[Sequence[float]]) -> float:
         variance of the mean = (MS_seeds + MS_examples - MS_residual) / (S N)
 
     with the degrees of freedom of Satterthwaite (1946), Biometrics Bulletin 2, p. 110. With one
-    seed it is the paired t test over examples.
+    seed it is the paired t test over examples; with two, the larger of this p and that of a t test
+    of the two seeds alone, since two may agree by chance.
 
     Args:
         per_seed: For each seed, one score (or difference) an example, in the same order.
@@ -96,7 +97,10 @@ def _p_of_table(
         variance = largest
     if variance <= 1e-20 * mean**2:  # all alike: what is left is the sign of each example
         return 1.0 if mean == 0 else min(1.0, 2.0 ** (1 - n_examples))
-    return _two_sided_t(abs(mean) / math.sqrt(variance), df)
+    p = _two_sided_t(abs(mean) / math.sqrt(variance), df)
+    if n_seeds == 2 and seeds:  # two may agree by chance, and would then seem not to differ at all
+        p = max(p, _two_sided_t(abs(mean) / math.sqrt(seeds), 1))
+    return p
 
 
 def _two_sided_t(t: float, df: float) -> float:

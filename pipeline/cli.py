@@ -195,7 +195,7 @@ def _score(given: Any) -> int:
 
 
 def _report(given: Any) -> int:
-    from eval.report.collect import collect
+    from eval.report.collect import collect, part_of
     from eval.report.files import report_text
 
     plan = _load_plan(given)
@@ -205,11 +205,12 @@ def _report(given: Any) -> int:
         raise InputError(
             f"--baseline {given.baseline}: no such stage{guess}; stages: {', '.join(known)}"
         )
+    if given.stages:
+        plan = part_of(plan, given.stages, given.baseline)
     report = collect(
         plan,
         given.runs,
         baseline=given.baseline,
-        stages=given.stages,
         command=making_command(given),
         price_per_hour=given.price_per_hour,
         currency=given.currency,

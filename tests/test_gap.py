@@ -11,9 +11,10 @@ import yaml
 from conftest import problems_of
 from scipy.stats import ttest_1samp
 
-from eval.gap_grades import agreement, slope, thirds
+from eval.gap_grades import agreement, is_reference, slope, thirds
 from eval.gap_steps import LOSSES, labels_of
 from eval.report.collect import collect
+from eval.report.curves import gap_charts
 from eval.report.markdown import markdown
 from pipeline import artifact, shards
 from pipeline.builtin import builtin_rows
@@ -213,6 +214,13 @@ def test_agreement_ends_with_the_first_other_token():
     assert agreement([5, 6, 7, 8], [5, 6, 7]) == 3
 
 
+def test_no_answer_is_a_reference_that_was_cut():
+    assert is_reference([5, 6, 2], [5, 6, 2], end=2)
+    assert not is_reference([5, 6, 9, 2], [5, 6], end=2), "it agrees as far as the cut"
+    assert not is_reference([5, 6], [5, 6], end=2), "both were cut"
+    assert not is_reference([5, 7, 2], [5, 6, 2], end=2)
+
+
 def test_thirds_keep_rows_of_one_length_together():
     lengths = dict(enumerate([5, 9, 5, 7, 12, 30]))
     assert thirds(lengths) == {"5 to 5": {0, 2}, "7 to 9": {1, 3}, "12 to 30": {4, 5}}
@@ -393,6 +401,19 @@ def test_the_report_has_a_table_and_the_curves_of_all_stages(done):
     line = next(line for line in text.splitlines() if line.startswith("| base") and "nats" in line)
     value = row.measures["gap slope"].value
     assert f"{value:.3f} nats [" in line and f"{row.difference.value:+.3f} [" in line
+
+
+def test_where_the_fixed_stage_is_swept_the_chart_says_whose_contexts_are_the_same(done, plan_of):
+    plan, runs = done
+    results = {0: result_of(plan, runs, "sft")}
+
+    def note(plan):
+        charts = gap_charts(plan, {"gap": dict.fromkeys(plan.stages, results)})
+        return next(chart.note for chart in charts if chart.name == "gap-fixed")
+
+    assert note(plan).startswith("All stages read the same contexts, written by sft:")
+    other = plan_of("sweep={stages.sft.trainer.learning_rate: [1.0e-3, 1.0e-2]}")
+    assert "sft wrote at their own point of the sweep" in note(other)
 
 
 def test_curves_of_several_seeds_hold_their_spread(done):

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t as t_distribution
 
 from eval.gsm8k import grade_answers
-from eval.report.collect import collect
+from eval.report.collect import collect, part_of
 from eval.report.data import csv_text, json_text
 from eval.report.headlines import headlines
 from eval.report.markdown import markdown
@@ -81,7 +81,7 @@ def test_a_report_of_some_stages_shows_what_they_start_from_and_the_baseline_too
     whole = collect(plan, runs)
 
     def shown(*stages, baseline=None):
-        report = collect(plan, runs, stages=stages, baseline=baseline)
+        report = collect(part_of(plan, stages, baseline), runs, baseline=baseline)
         assert report.made.fingerprint == whole.made.fingerprint, "the results are the recipe's"
         assert [one.stage for one in report.costs] == [row.stage for row in report.rows]
         return [row.stage for row in report.rows], len(report.made.steps)
@@ -102,7 +102,7 @@ def test_a_baseline_shown_beside_an_earlier_stage_brings_what_it_starts_from(fin
         "more": {"method": "sft", "from": "bash"},
     }
     plan, runs = finished({name: {0: [1, 0]} for name in stages}, stages=stages)
-    report = collect(plan, runs, stages=["sft"], baseline="more")
+    report = collect(part_of(plan, ["sft"], "more"), runs, baseline="more")
     assert [row.stage for row in report.rows] == ["sft", "bash", "more"]
     whole = {one.stage: one for one in collect(plan, runs, baseline="more").costs}
     assert {one.stage: one for one in report.costs} == whole and whole["sft"].times == 0.25
@@ -229,6 +229,18 @@ def test_seeds_are_averaged_and_paired_seed_by_seed(finished):
     assert "62.5 ± 17.7 % [" in markdown(collect(plan, runs))
 
 
+def test_how_intervals_were_made_is_said_of_the_seeds_that_are_finished(finished):
+    scores = {"sft": {0: [1, 0, 0, 0]}, "bash": {0: [1, 1, 0, 0]}}
+    plan, runs = finished(scores, seeds=[0, 1])
+    text = markdown(collect(plan, runs))
+    assert "Wilson for shares" in text and "McNemar" in text and "±" not in text
+    plan, runs = finished(
+        {name: one | {1: [1, 1, 0, 0]} for name, one in scores.items()}, seeds=[0, 1]
+    )
+    text = markdown(collect(plan, runs))
+    assert "two-level bootstrap" in text and "McNemar" not in text
+
+
 def test_an_unfinished_stage_is_said_to_be_so_and_never_0(finished):
     plan, runs = finished({"sft": {0: [1, 0]}})
     report = collect(plan, runs)
@@ -288,7 +300,7 @@ def test_a_step_that_stages_share_is_each_of_theirs(finished):
     (shared,) = [of_rac[one] for one in of_rac.keys() & of_spin.keys()]
     said = {"metrics": {"warnings": ["answers were cut"], "figures": {"rows": 5}}}
     artifact.write_record(shared.directory(runs), RECORD | said)
-    whole, part = collect(plan, runs), collect(plan, runs, stages=["spin"])
+    whole, part = collect(plan, runs), collect(part_of(plan, ["spin"]), runs)
     assert whole.warnings == {"answers were cut": ["rac", "spin"]}
     assert [one.stage for one in whole.rounds] == ["rac"]
     assert part.warnings == {"answers were cut": ["spin"]}
@@ -454,8 +466,24 @@ def test_where_the_own_number_is_missing_none_takes_its_place(judged, lacking):
     assert marks[lacking].places is None and marks[lacking].words == "no LC win rate"
 
 
+def test_a_number_that_one_of_two_finished_seeds_has_says_so(judged):
+    plan, runs = judged(
+        {"sft": {0: [0.2] * 4, 1: [0.2] * 4}},
+        controlled={("sft", 0): (10.0, [9.0, 11.0])},
+        seeds=[0, 1],
+    )
+    report = collect(plan, runs)
+    assert report.rows[0].seeds == 2 and report.rows[0].primary.seeds == 1
+    line = next(line for line in markdown(report).splitlines() if line.startswith("| sft "))
+    assert "10.0 % [9.0, 11.0] (1 of 2 seeds)" in line
+    rows = {one["measure"]: one["seeds"] for one in csv.DictReader(io.StringIO(csv_text(report)))}
+    assert (rows["LC win rate"], rows["win rate"]) == ("1", "2")
+
+
 def test_a_number_over_fewer_examples_says_so():
     assert cell_words(Cell(50.0, 40.0, 60.0, n=98), 100) == "50.0 % [40.0, 60.0] (n 98)"
+    some = Cell(50.0, 40.0, 60.0, 98, spread=2.0, seeds=2)
+    assert cell_words(some, 100, 3) == "50.0 ± 2.0 % [40.0, 60.0] (n 98, 2 of 3 seeds)"
     assert cell_words(Cell(812.3, 800.0, 820.0, 100, "characters"), 100) == (
         "812.3 characters [800.0, 820.0]"
     )

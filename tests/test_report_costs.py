@@ -6,7 +6,7 @@ import io
 import pytest
 
 from eval.report.bill import bill_note, chain_table, own_table
-from eval.report.collect import collect
+from eval.report.collect import collect, part_of
 from eval.report.data import csv_text
 from eval.report.markdown import markdown
 from pipeline import artifact
@@ -113,8 +113,8 @@ def test_hours_of_gpus_count_every_process_and_have_a_price(recorded):
     assert head[-2:] == ["GPU-hours", "EUR"]
     assert body[1] == ["bash", "250 s", "2.50", "2,000", "7", "0.28", "1.00"]
     assert bill_note(report.bill) == (
-        "All finished steps of all seeds, each once: training and row-writing 450 s (0.50 GPU-hours, "
-        "1.80 EUR), evaluation 44 s (0.05 GPU-hours, 0.18 EUR). At 3.6 EUR an hour of a GPU."
+        "All finished steps of these stages, in all seeds, each once: training and row-writing 450 s "
+        "(0.50 GPU-hours, 1.80 EUR), evaluation 44 s (0.05 GPU-hours, 0.18 EUR). At 3.6 EUR an hour of a GPU."
     )
     lines = csv.DictReader(io.StringIO(csv_text(report)))
     (money,) = (
@@ -154,3 +154,18 @@ def test_the_command_prints_a_price_and_what_makes_the_report_again(recorded, ba
     assert f"Recipe fingerprint `{plan.fingerprint[:16]}`." in lines
     refused = bashrac("report", "recipe.yaml", "--price-per-hour", "-1")
     assert refused.returncode == 2 and "not a number above 0" in refused.stderr
+
+
+def test_a_part_without_the_first_stage_has_the_search_for_test_rows_all_the_same(recorded):
+    """Answers 10 s, grades 1 s for each of two stages, and the search for test rows 0.5 s."""
+    stages = {
+        "alone": {"method": "base"},
+        "sft": {"method": "sft"},
+        "bash": {"method": "bash", "from": "sft"},
+    }
+    plan, runs = recorded(stages=stages)
+    part = part_of(plan, ["bash"])
+    assert list(part.stages) == ["sft", "bash"] and len(part.steps) < len(plan.steps)
+    report = collect(part, runs)
+    assert report.overlaps == collect(plan, runs).overlaps != {}
+    assert report.bill.evaluation.seconds == 2 * 11 + 0.5

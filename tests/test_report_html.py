@@ -20,6 +20,7 @@ from eval.report.plots import nice_ticks
 from eval.report.samples import collect_samples
 from eval.report.types import Cell, Chart, Curve, Point
 from pipeline import artifact
+from pipeline.cli import main
 from pipeline.errors import visible
 from pipeline.execute import execute
 from pipeline.load import load_recipe
@@ -102,6 +103,16 @@ class Page(HTMLParser):
 
     def values(self, name):
         return [value for _, one, value in self.attributes if one == name]
+
+
+def test_a_page_of_some_stages_shows_no_answer_of_others(
+    finished, recipe_dict, write_recipe, tmp_path, capsys
+):
+    finished({"sft": {0: ["of the first"] * 4}, "bash": {0: ["of the other"] * 4}})
+    given = ["report", str(write_recipe(recipe_dict)), "--runs", str(tmp_path / "runs")]
+    assert main([*given, "--format", "html", "--stage", "sft"]) == 0
+    page = capsys.readouterr().out
+    assert "of the first" in page and "of the other" not in page
 
 
 def page_of(made):

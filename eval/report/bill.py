@@ -92,7 +92,7 @@ def bill_note(bill: Bill) -> str:
     if bill.price_per_hour is not None:
         money = f"{bill.price_per_hour:g} {bill.currency}".rstrip()
         rate = f" At {money} an hour of a {bill.device}."
-    return f"All finished steps of all seeds, each once: {', '.join(words)}.{rate}"
+    return f"All finished steps of these stages, in all seeds, each once: {', '.join(words)}.{rate}"
 
 
 def price(bill: Bill, device_seconds: float) -> float:

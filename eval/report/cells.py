@@ -41,7 +41,8 @@ def cell_of(results: list[Result], name: str) -> Cell | None:
     if "replicates" in first:
         values = [measure["value"] for measure in measures]
         interval = interval_of_replicates([measure["replicates"] for measure in measures])
-        return Cell(mean(values), interval.low, interval.high, first["n"], "%", stdev(values))
+        numbers = (mean(values), interval.low, interval.high)
+        return Cell(*numbers, first["n"], "%", stdev(values), seeds=len(values))
     columns = _on_common_ids([_scores(result, name) for result in having])
     if not columns[0]:
         return None
@@ -52,8 +53,8 @@ def cell_of(results: list[Result], name: str) -> Cell | None:
         interval = wilson_interval(round(summary.mean * summary.n_examples), summary.n_examples)
     scale = scale_of(first["unit"])
     value, low, high = (scale * one for one in (summary.mean, interval.low, interval.high))
-    spread = scale * (summary.standard_deviation or 0.0)
-    return Cell(value, low, high, summary.n_examples, first["unit"], spread, better)
+    spread, n = scale * (summary.standard_deviation or 0.0), summary.n_examples
+    return Cell(value, low, high, n, first["unit"], spread, better, summary.n_seeds)
 
 
 def difference_of(

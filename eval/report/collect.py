@@ -33,12 +33,44 @@ _COMPARED = ("slope, fixed contexts",)
 _READ = (artifact.RESULT, artifact.SAMPLES, GRADES)  # what reports are made of
 
 
+def baseline_of(recipe: Recipe) -> str | None:
+    """The stage a recipe compares the others with: its `baseline`, else its first SFT stage."""
+    methods = {name: stage.method for name, stage in recipe.stages.items()}
+    first_sft = next((name for name, method in methods.items() if method == "sft"), None)
+    return recipe.baseline or first_sft
+
+
+def part_of(plan: Plan, names: Sequence[str], baseline: str | None = None) -> Plan:
+    """The plan with these stages, what they start from, and the baseline; the same fingerprint.
+
+    Args:
+        plan: of a recipe.
+        names: of stages, or labels of swept ones.
+        baseline: the stage to compare with; by default `baseline_of` the recipe.
+
+    Raises:
+        InputError: for an unknown stage.
+    """
+    baseline = baseline or baseline_of(plan.recipe)
+    chosen = {label for name in names for label in plan.labels(name)}
+    chosen |= {plan.stages[label].beside.get(baseline or "") for label in chosen} - {None}
+    for label in reversed(plan.stages):  # each stands after the one it starts from
+        if label in chosen:
+            chosen |= {plan.stages[label].start} - {None}
+    kept = {label: stage for label, stage in plan.stages.items() if label in chosen}
+    # Steps that are of no stage stand with the first.
+    first = (next(iter(kept)), plan.recipe.seeds[0])
+    overlaps = [step for steps in plan.overlaps.values() for step in steps]
+    all_steps = {**plan.all_steps, first: [*overlaps, *plan.all_steps[first]]}
+    part = replace(plan, stages=kept, all_steps=all_steps)
+    return replace(part, steps=part.steps_of(kept))
+
+
 def collect(
     plan: Plan,
     runs: Path,
     *,
     baseline: str | None = None,
-    stages: Sequence[str] = (),
     command: str = "",
     price_per_hour: float | None = None,
     currency: str = "",
@@ -46,24 +78,18 @@ def collect(
     """Read the finished steps of a plan into a report. Unfinished stages have empty rows.
 
     Args:
-        plan: of a recipe.
+        plan: of a recipe, or a part of one (`part_of`).
         runs: the folder of all results.
-        baseline: the stage to compare the others with; by default the recipe's
-            `baseline`, else its first SFT stage.
-        stages: names or labels; only these, what they start from, and the baseline. All by default.
+        baseline: the stage to compare the others with; by default `baseline_of` the recipe.
         command: the one that makes the results, to be shown.
         price_per_hour: of a GPU, or of a machine without one.
         currency: of that price.
 
     Raises:
-        InputError: when a record, a result or an answer is not as it was written, or for an
-            unknown stage.
+        InputError: when a record, a result or an answer is not as it was written.
     """
     recipe = plan.recipe
-    methods = {name: stage.method for name, stage in recipe.stages.items()}
-    first_sft = next((name for name, method in methods.items() if method == "sft"), None)
-    baseline = baseline or recipe.baseline or first_sft
-    plan = _only(plan, stages, baseline) if stages else plan
+    baseline = baseline or baseline_of(recipe)
     finished = [step for step in plan.steps if artifact.is_finished(step.directory(runs))]
     records = {step.fingerprint: artifact.read_record(step.directory(runs)) for step in finished}
     for step in finished:
@@ -119,17 +145,6 @@ def _said(
             where = warnings.setdefault(warning, [])
             where += [one for one in needed_by[step.fingerprint] if one not in where]
     return rounds, figures, warnings
-
-
-def _only(plan: Plan, names: Sequence[str], baseline: str | None) -> Plan:
-    """The plan with fewer stages to show; the same results, so the same fingerprint."""
-    chosen = {label for name in names for label in plan.labels(name)}
-    chosen |= {plan.stages[label].beside.get(baseline or "") for label in chosen} - {None}
-    for label in reversed(plan.stages):  # each stands after the one it starts from
-        if label in chosen:
-            chosen |= {plan.stages[label].start} - {None}
-    kept = {label: stage for label, stage in plan.stages.items() if label in chosen}
-    return replace(plan, stages=kept, steps=plan.steps_of(kept))
 
 
 def _results(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> ByStage:

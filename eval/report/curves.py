@@ -36,6 +36,13 @@ def gap_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
         )
     ]
     if fixed is not None and len(plan.stages) > 1:
+        writers = {stage.beside.get(fixed) for stage in plan.stages.values()}
+        whose = f"All stages read the same contexts, written by {fixed}"
+        if len(writers) > 1:
+            whose = (
+                f"Stages read contexts that {fixed} wrote at their own point of the sweep, so only "
+                "those of one point the same ones"
+            )
         charts.append(
             Chart(
                 name=f"{NAME}-fixed",
@@ -44,8 +51,7 @@ def gap_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
                 x_title=_RATE.replace("the model", fixed),
                 y_title=_LOSS,
                 curves=_curves(results, "fixed", is_rate=True),
-                note=f"All stages read the same contexts, written by {fixed}: what differs is how "
-                "they read, not what they wrote.",
+                note=f"{whose}: what differs is how they read, not what they wrote.",
             )
         )
     charts.append(_by_length(results))

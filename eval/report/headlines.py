@@ -32,7 +32,7 @@ def headline_title(report: Report, benchmark: str) -> str:
     base = rows.get(report.baseline or "")
     if base is None:
         return title
-    words = cell_words(base.primary, base.n) if base.primary else missing_words(base)
+    words = cell_words(base.primary, base.n, base.seeds) if base.primary else missing_words(base)
     return f"{title}: {base.stage} {words}"
 
 
@@ -70,7 +70,7 @@ def _verdict(found: Difference) -> str:
 def _alone(row: Row, baseline: str | None) -> str:
     if row.primary is None:
         return missing_words(row)
-    words = cell_words(row.primary, row.n)
+    words = cell_words(row.primary, row.n, row.seeds)
     if row.is_baseline:
         return f"{words}, what others at its values are compared with"
     return words if baseline is None else f"{words}, not compared with {baseline}"
@@ -83,5 +83,5 @@ def headline_note(report: Report) -> str:
         return ""
     return (
         f"{count} comparisons in sentences and tables, each at 95 % and none corrected for their "
-        "number: of 20 that differ in nothing, one is expected to come out as better or worse."
+        "number: of 20 that differ in nothing, about one comes out as better or worse."
     )

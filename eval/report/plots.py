@@ -65,7 +65,9 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
     for row in rows:
         cell = row.primary
         numbers = None if cell is None else (cell.low, cell.value, cell.high)
-        lines.append((row.stage, cell_words(cell, row.n) or missing_words(row), "", numbers))
+        lines.append(
+            (row.stage, cell_words(cell, row.n, row.seeds) or missing_words(row), "", numbers)
+        )
     base = next((row.primary for row in rows if row.stage == baseline), None)
     plots = [
         _plot(

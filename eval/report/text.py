@@ -19,7 +19,8 @@ _MEANINGS = {
     "order decides": "comparisons whose winner changes with the order of the answers",
     "gap slope": "of a straight line through the loss of reference tokens over the rate of own "
     "tokens before them, from 0 to 1; lower is better",
-    "slope, fixed contexts": "the same on contexts that one stage wrote for all",
+    "slope, fixed contexts": "the same on contexts that one stage wrote for all (in a sweep of "
+    "that stage: at each of its points)",
     "NLL at 0": "the loss of a reference token after reference tokens",
     "tokens changed": "those of own contexts at the highest rate that are not the reference's",
     "agrees": "tokens of a greedy answer before the first that is not the reference's",
@@ -44,7 +45,9 @@ def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dic
     for row in rows:
         line = {"stage": row.stage, "published": row.published, own: missing_words(row)}
         if row.measures:
-            line |= {name: cell_words(cell, row.n) for name, cell in row.measures.items()}
+            line |= {
+                name: cell_words(cell, row.n, row.seeds) for name, cell in row.measures.items()
+            }
             line |= {
                 versus(report, name, own): difference_words(one, len(report.seeds))
                 for name, one in row.differences.items()
@@ -96,12 +99,18 @@ def _overlap_words(overlap: dict[str, int]) -> str:
 
 
 def interval_note(report: Report) -> str:
-    """How intervals and differences were computed, and what the words beside them mean."""
-    if len(report.seeds) == 1:
+    """How intervals and differences were computed, and what the words beside them mean.
+
+    Where several seeds are planned and one is finished, it is that one's.
+    """
+    if max((row.seeds for row in report.rows), default=0) <= 1:
         how = "Wilson for shares of right and wrong, else a bootstrap over examples"
         test = "McNemar's exact test for right and wrong, else a t test over examples"
     else:
-        how = "two-level bootstrap over seeds and examples, after ± the standard deviation of seeds"
+        how = (
+            "two-level bootstrap over seeds and examples, too narrow where few seeds differ much; "
+            "after ± the standard deviation of seeds"
+        )
         test = "a t test over seeds and examples, which few seeds rarely pass where they differ"
     note = f"In brackets: 95 % intervals ({how})."
     if report.baseline is None:
@@ -114,17 +123,19 @@ def interval_note(report: Report) -> str:
     )
 
 
-def cell_words(cell: Cell | None, n: int | None) -> str:
+def cell_words(cell: Cell | None, n: int | None, seeds: int = 1) -> str:
     """Such as '22.0 % [15.0, 31.1]'; with several seeds '22.0 ± 1.2 % [15.0, 31.1]'.
 
-    Where it is a mean over other than n examples, that stands there too.
+    Where it is a mean over other than n examples, or over fewer seeds, that stands there too.
     """
     if cell is None:
         return ""
     value, low, high = (number_words(one, cell.unit) for one in (cell.value, cell.low, cell.high))
     spread = "" if cell.spread is None else f" ± {number_words(cell.spread, cell.unit)}"
-    others = "" if cell.n == n else f" (n {cell.n})"
-    return f"{value}{spread} {cell.unit} [{low}, {high}]{others}"
+    others = [f"n {cell.n}"] if cell.n != n else []
+    others += [f"{cell.seeds} of {seeds} seeds"] if cell.seeds < seeds else []
+    more = f" ({', '.join(others)})" if others else ""
+    return f"{value}{spread} {cell.unit} [{low}, {high}]{more}"
 
 
 def number_words(value: float, unit: str, *, signed: bool = False) -> str:

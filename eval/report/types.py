@@ -13,6 +13,7 @@ class Cell:
         n: examples it is a mean over, in each seed.
         spread: standard deviation over seeds, None for one seed.
         better: which numbers are, 'higher' or 'lower'.
+        seeds: how many it is a mean over.
     """
 
     value: float
@@ -22,6 +23,7 @@ class Cell:
     unit: str = "%"
     spread: float | None = None
     better: str = "higher"
+    seeds: int = 1
 
 
 @dataclass(frozen=True)

@@ -177,10 +177,9 @@ def _several_seeds(found: FinishedStage) -> Iterator[str]:
     if len(found.plan.recipe.seeds) == 1:
         return
     for row in collect(found.plan, found.runs).rows:
-        if row.stage == found.name and row.seeds > 1 and row.primary is not None:
-            name, cell = row.own, row.primary
+        if row.stage == found.name and (cell := row.primary) is not None and cell.seeds > 1:
             yield (
-                f"Over {row.seeds} seeds of this stage, {row.benchmark} {name}: "
+                f"Over {cell.seeds} seeds of this stage, {row.benchmark} {row.own}: "
                 f"{cell_words(cell, cell.n)}, n {cell.n:,} in each, after ± the standard deviation "
                 "of seeds; these weights are one of them."
             )
