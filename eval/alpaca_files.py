@@ -65,7 +65,9 @@ def _read_json(path: str | Path) -> Any:
         return json.loads(gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data)
     except RecursionError:
         raise InputError(f"{path} is nested too deeply to be a file of AlpacaEval's") from None
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} must be a JSON file, plain or gzipped: {error}") from None
 
 

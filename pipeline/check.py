@@ -17,13 +17,14 @@ from pipeline.errors import InputError, Problem, suggest
 from pipeline.identity import adapter_base
 from pipeline.quantize import quantize_problems
 from pipeline.recipe import Recipe, Source, method_module, trainer_of
-from pipeline.rowfiles import rows_of_file
+from pipeline.rowfiles import READERS, rows_of_file
 from pipeline.tasks import RowError, example_of, preference_of
 from pipeline.weights import pickled_problem
 
 # What lies under runs beside the recipes' folders: see pipeline.planned_step, eval.judging, and
 # pipeline.training.
 SHARED_FOLDERS = ("steps", "judge", "trackers")
+_BUILTIN_OF = {"gsm8k": "maths", "tldr": "posts", "chat": "chat"}  # task -> set of such rows
 _MOST_ROUNDS = 10_000  # over all stages and seeds
 _LARGEST_SEED = 2**32 - 1  # numpy's
 
@@ -65,7 +66,7 @@ def _check_size(recipe: Recipe) -> list[Problem]:
     if rounds * len(recipe.seeds) <= _MOST_ROUNDS:
         return []
     message = (
-        f"come to {rounds * len(recipe.seeds)} rounds over {len(recipe.seeds)} seeds; "
+        f"come to {rounds * len(recipe.seeds)} rounds, over all stages and seeds; "
         f"at most {_MOST_ROUNDS} are planned: lower rounds, or split the recipe"
     )
     return [Problem("stages", message)]
@@ -108,6 +109,11 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
             problem = options.problem_with(options_class, name, value)
             if problem:
                 problems.append(Problem(f"{prefix}.{block}.{name}".strip("."), problem))
+    for name, stage in recipe.stages.items():
+        trainer = {} if trainer_of(stage.method) is None else recipe.trainer_for(stage)
+        if trainer.get("bf16") is True and trainer.get("fp16") is True:
+            message = "is true beside bf16: true; keep one of them"
+            problems.append(Problem(f"stages.{name}.trainer.fp16", message))
     return problems
 
 
@@ -166,6 +172,9 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
         if split not in splits:
             message = f"{source.source} has no split {split!r}: {', '.join(splits)}"
             return [Problem(f"{key}.split", message)]
+        if role != "preferences" and task in _BUILTIN_OF and source.builtin != _BUILTIN_OF[task]:
+            message = f"{source.source} holds no rows of {task}; take builtin:{_BUILTIN_OF[task]}"
+            return [Problem(place, message)]
         message = f"leaves none of the {SIZES[split]} rows of {source.source}, {split}; lower it"
         return [Problem(f"{key}.skip", message)] if source.skip >= SIZES[split] else []
     if source.path is None:
@@ -175,6 +184,8 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
         return [Problem(place, f"there is no file or folder {source.source}")]
     if source.path.suffix != kind:
         return [Problem(place, f"{source.source} must be AlpacaEval's own {kind} file")]
+    if source.path.is_file() and source.path.suffix not in READERS:
+        return [Problem(place, f"{source.source} is not a {', '.join(READERS)} file")]
     if task is None or source.path.suffix not in (".jsonl", ".csv") or source.path.is_dir():
         return []
     if source.skip_unusable:
@@ -205,8 +216,8 @@ def _check_judge(recipe: Recipe) -> list[Problem]:
     judged = [name for name in recipe.evaluate if name in BENCHMARKS and BENCHMARKS[name].judged]
     if judged and recipe.judge is None:
         message = (
-            f"is missing, and {' and '.join(judged)} compare answers: openai:MODEL (with base_url "
-            "for other endpoints), local:MODEL, or reference, for smoke runs only"
+            f"is missing, for {' and '.join(judged)} to compare answers: openai:MODEL (with "
+            "base_url for other endpoints), local:MODEL, or reference, for smoke runs only"
         )
         return [Problem("judge", message)]
     if recipe.judge is None:

@@ -48,8 +48,11 @@ def clean(runs: Path, *, yes: bool) -> str:
         yes: whether to remove without asking.
 
     Raises:
-        InputError: when a recipe's last run cannot be read, so that what it needs is not known.
+        InputError: when there is no such folder, or a recipe's last run cannot be read, so that
+            what it needs is not known.
     """
+    if not (runs / "steps").is_dir():
+        raise InputError(f"there is no folder {runs / 'steps'}; name the folder of results: --runs")
     found = find(runs)
     if not found:
         return f"nothing to remove in {runs / 'steps'}: every result belongs to a recipe's last run"

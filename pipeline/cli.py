@@ -64,6 +64,11 @@ def _load_plan(given: Any) -> Any:
     return make_plan(load_recipe(given.recipe, given.overrides, given.variant))
 
 
+def _check_price(given: Any) -> None:
+    if given.currency and given.price_per_hour is None:
+        raise InputError("--currency says what a price is in; give --price-per-hour too")
+
+
 def _check(given: Any) -> int:
     from pipeline.load import variants_of
 
@@ -102,8 +107,9 @@ def _plan(given: Any) -> int:
     from pipeline import shipped
     from pipeline.explain import explain
 
+    _check_price(given)
     plan = _load_plan(given)
-    launch = shipped.read_launch(given.launch or plan.recipe.launch)
+    launch = shipped.read_launch(plan.recipe.launch if given.launch is None else given.launch)
     print(explain(plan, given.runs, launch, given.through))
     asked = (given.estimate, given.gpu_memory, given.tokens_per_second, given.price_per_hour)
     if not any(asked):
@@ -129,7 +135,7 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     from pipeline.execute import leave_group
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
 
-    launch = shipped.read_launch(given.launch or plan.recipe.launch)
+    launch = shipped.read_launch(plan.recipe.launch if given.launch is None else given.launch)
     explain.check_judge_key(plan, given.runs, stage)
     explain.check_engine(plan, given.runs, stage)
     retry = retry_command(given)
@@ -198,10 +204,14 @@ def _report(given: Any) -> int:
     from eval.report.collect import collect, part_of
     from eval.report.files import report_text
 
+    _check_price(given)
     plan = _load_plan(given)
     if given.baseline is not None and given.baseline not in plan.recipe.stages:
         known = list(plan.recipe.stages)
         guess = suggest(given.baseline, known)
+        if given.baseline in plan.stages:  # a label of a sweep
+            name = plan.stages[given.baseline].name
+            guess = f"; each stage is compared at its own point of the sweep: write {name}"
         raise InputError(
             f"--baseline {given.baseline}: no such stage{guess}; stages: {', '.join(known)}"
         )
@@ -216,6 +226,10 @@ def _report(given: Any) -> int:
         currency=given.currency,
     )
     print(report_text(report, given.format, plan, given.runs))
+    if report.bill is None:
+        sentence = f"nothing of this report is finished under {given.runs}"
+        more = "what was run with --set, --variant or --runs is found with the same"
+        print(f"{sentence}; {more}", file=sys.stderr)
     return 0
 
 

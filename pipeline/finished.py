@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import artifact
+from pipeline.again import retry_command
 from pipeline.errors import InputError, suggest
 from pipeline.load import load_recipe
 from pipeline.plan import Plan, make_plan
@@ -92,6 +94,9 @@ def find_stage(
     recipe = load_recipe(source, overrides, variant)
     plan = make_plan(recipe)
     if name not in plan.stages:
+        points = [label for label, stage in plan.stages.items() if stage.name == name]
+        if points:
+            raise InputError(f"{name} of {source} is swept; name one of {', '.join(points)}")
         hint, known = suggest(name, list(plan.stages)), ", ".join(plan.stages)
         raise InputError(f"{source} has no stage {name!r}{hint}; stages: {known}")
     chosen = recipe.seeds[0] if seed is None else seed
@@ -102,16 +107,16 @@ def find_stage(
     if recipe.points:  # a stage is handed on with the recipe of its point, which sweeps nothing
         planned = plan.stages[name]
         plan, name = make_plan(planned.recipe), planned.name
-    chosen_variant = "" if variant is None else f" --variant {variant}"
     model = plan.models[name, chosen]
     made = [step for step in (model.base, model.adapter) if step is not None]
     if not made:
         raise InputError(f"{named} trains nothing: it is {recipe.model} as it is")
     for step in made:
         if not artifact.is_finished(step.directory(runs)):
+            given = Namespace(recipe=source, variant=variant, overrides=[*overrides], runs=runs)
             raise InputError(
                 f"{named}, seed {chosen}, is not finished under {runs}; "
-                f"`bashrac run {source}{chosen_variant}` makes it"
+                f"`{retry_command(given)}` makes it"
             )
         artifact.verify(step.directory(runs))
     return FinishedStage(plan, name, chosen, runs)

@@ -20,13 +20,22 @@ from pipeline.chat_template import read_chat_template
 from pipeline.check import cross_check
 from pipeline.errors import InputError, Problem, RecipeError, suggest
 from pipeline.keys import key_problems
-from pipeline.plain_yaml import read_yaml, read_yaml_file
+from pipeline.plain_yaml import read_yaml, read_yaml_file, yaml_words
 from pipeline.recipe import Recipe, StageOptions, SweepPoint, method_module
 from pipeline.stages import METHODS
 from pipeline.variants import KEY as VARIANTS
 from pipeline.variants import set_key, take_variant, variant_names
 
 _LARGEST = 2**63 - 1
+# Blocks whose keys are fields of these classes, and are often written beside them.
+_PASSED_THROUGH = {"trainer": ("trl.SFTConfig", "trl.DPOConfig"), "lora": ("peft.LoraConfig",)}
+# What pydantic says of a value of another shape.
+_SHAPES = {
+    "list_type": "must be a list, such as [1, 2]",
+    **dict.fromkeys(
+        ("dict_type", "model_type", "model_attributes_type"), "must be a mapping of keys"
+    ),
+}
 # Control characters but tab and line ends, and half characters, which UTF-8 cannot hold.
 _UNREADABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -123,10 +132,13 @@ def _apply_override(raw: dict[str, Any], override: str) -> str:
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"--set {key}: the value is not valid YAML: {reason}") from None
+        raise InputError(f"--set {key}: the value is not valid YAML: {yaml_words(error)}") from None
     if parts[0] == sweep.KEY and len(parts) > 1:  # a swept key is one key, dots and all
         parts = [sweep.KEY, ".".join(parts[1:])]
+        swept = raw.get(sweep.KEY)
+        if value is None and isinstance(swept, dict) and parts[1] not in swept:
+            hint, known = suggest(parts[1], list(swept)), ", ".join(swept)
+            raise InputError(f"--set {key}: no such key in the sweep{hint}; it has {known}")
     set_key(raw, parts, value)
     return ".".join(parts)
 
@@ -181,6 +193,9 @@ def _sentence(schema: type[BaseModel], item: Any, path: list[str]) -> str:
     kind, value = item["type"], item.get("input")
     if kind == "extra_forbidden":
         known = _keys_at(schema, path[:-1])
+        for block, classes in _PASSED_THROUGH.items():
+            if block in known and any(path[-1] in options.fields_of(one) for one in classes):
+                return f"stands below {block}: write {block}: {{{path[-1]}: ...}}"
         hint = suggest(path[-1], known) or f"; keys: {', '.join(known)}"
         return f"not a key bashrac knows{hint}"
     if kind == "missing":
@@ -191,8 +206,20 @@ def _sentence(schema: type[BaseModel], item: Any, path: list[str]) -> str:
         hint = options.number_hint(value)
         if hint:
             return hint
+    shown = "" if isinstance(value, (dict, list)) else f"{_as_yaml(value)}: "
+    if kind in _SHAPES:
+        return f"{shown}{_SHAPES[kind]}"
+    if kind == "too_short":
+        least = item["ctx"]["min_length"]
+        return f"{shown}must hold at least {least} {'value' if least == 1 else 'values'}"
     message = item["msg"].replace("Input should be", "should be").replace("'", "")
-    return f"{value!r}: {message}" if not isinstance(value, (dict, list)) else message
+    return f"{shown}{message}"
+
+
+def _as_yaml(value: Any) -> str:
+    """A single value as it stands in a recipe."""
+    is_word = value is None or isinstance(value, bool)
+    return {None: "null", True: "true", False: "false"}[value] if is_word else repr(value)
 
 
 def _keys_at(schema: type[BaseModel], path: list[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """Options of trl and peft that bashrac sets, that have a new name, or that change no result."""
 
+from collections.abc import Callable
+
 # What older recipes say, and what the installed versions call it.
 RENAMED = {
     "max_seq_length": "max_length",
@@ -96,6 +98,27 @@ LORA_OWNED = {
     "lora_ga_config": "a step does not look at data before it adds an adapter",
     "arrow_config": "a stage trains one adapter",
 }
+
+# What numbers may be, and in words: trl and peft find out late, or never.
+_NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda number: number >= 0, "0 or more")
+_POSITIVE: tuple[Callable[[float], bool], str] = (lambda number: number > 0, "above 0")
+_COUNT: tuple[Callable[[float], bool], str] = (lambda number: number >= 1, "1 or more")
+_SHARE: tuple[Callable[[float], bool], str] = (
+    lambda number: 0 <= number < 1,
+    "0 or more and below 1",
+)
+RANGES = {
+    "learning_rate": _NOT_NEGATIVE, "warmup_steps": _NOT_NEGATIVE, "weight_decay": _NOT_NEGATIVE,
+    "max_grad_norm": _NOT_NEGATIVE, "neftune_noise_alpha": _NOT_NEGATIVE,
+    "num_train_epochs": _POSITIVE, "beta": _POSITIVE, "lora_alpha": _POSITIVE,
+    "adam_epsilon": _POSITIVE, "logging_steps": _POSITIVE,
+    "max_length": _COUNT, "r": _COUNT,
+    "lora_dropout": _SHARE, "adam_beta1": _SHARE, "adam_beta2": _SHARE,
+    "max_steps": (
+        lambda number: number >= 1 or number == -1,
+        "1 or more; take it out to train num_train_epochs",
+    ),
+}  # fmt: skip
 
 # Ways to begin an adapter that change the base's own weights, or look at data before.
 BASE_CHANGING = ("pissa", "olora", "loftq", "corda", "eva", "lora_ga")

@@ -8,6 +8,7 @@ a machine without a GPU). `tests/test_options.py` compares the result with `data
 from __future__ import annotations
 
 import ast
+import math
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from typing import Any
 
 from pipeline.errors import InputError, suggest
 from pipeline.extras import missing
-from pipeline.option_names import BASE_CHANGING, LORA_OWNED, OWNED, RENAMED, TRACKERS
+from pipeline.option_names import BASE_CHANGING, LORA_OWNED, OWNED, RANGES, RENAMED, TRACKERS
 
 # Each options class with the classes it inherits fields from, nearest first.
 SOURCES = {
@@ -35,6 +36,11 @@ SOURCES = {
         ("peft", "config.py", "PeftConfig"),
         ("peft", "config.py", "PeftConfigMixin"),
     ),
+}
+# Fields whose values are the members of an enum, whatever text their annotation lets through.
+_ENUMS = {
+    "optim": ("transformers", "training_args.py", "OptimizerNames"),
+    "lr_scheduler_type": ("transformers", "trainer_utils.py", "SchedulerType"),
 }
 
 
@@ -67,6 +73,12 @@ def _choices(options_class: str) -> dict[str, list[str]]:
                         is_list = isinstance(listed, ast.List)
                         if is_list and isinstance(key, ast.Constant) and key.value == "choices":
                             found.setdefault(node.target.id, ast.literal_eval(listed))
+    for name in _ENUMS.keys() & fields_of(options_class).keys():
+        members = [
+            node.value for node in _class_body(*_ENUMS[name]) if isinstance(node, ast.Assign)
+        ]
+        texts = [one.value for one in members if isinstance(one, ast.Constant)]
+        found[name] = [text for text in texts if isinstance(text, str)]
     return found
 
 
@@ -113,11 +125,18 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
     if annotation is None or _accepts(annotation, value):
         choices = _choices(options_class).get(name)
         if choices is None or value is None or value in choices:
-            return None
+            return _out_of_range(name, value)
         return f"{value!r} is none of {', '.join(choices)}{suggest(str(value), choices)}"
     if isinstance(value, str) and (hint := number_hint(value)):
         return hint
     return f"{value!r} is {_type_word(value)}, expected {_readable(annotation)}"
+
+
+def _out_of_range(name: str, value: Any) -> str | None:
+    if name not in RANGES or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None  # the reader has said what is wrong with NaN and infinity
+    is_inside, words = RANGES[name]
+    return None if is_inside(value) else f"{value} must be {words}"
 
 
 def _problem_with_trackers(named: list[Any]) -> str | None:
@@ -175,9 +194,12 @@ def number_hint(text: str) -> str | None:
         number = float(text)
     except ValueError:
         return None
+    if not math.isfinite(number):
+        return f"text '{text}': no number that is large or small enough"
     mantissa, exponent, power = text.strip().lower().partition("e")
-    if exponent and "." not in mantissa:
-        return f"text '{text}': YAML needs a point, {mantissa}.0e{int(power)}"
+    if exponent and ("." not in mantissa or power[0] not in "+-"):
+        point = "" if "." in mantissa else ".0"
+        return f"YAML takes '{text}' for text; write {mantissa}{point}e{int(power):+d}"
     return f"text '{text}': a number stands without quotes, {number:g}"
 
 

@@ -64,6 +64,8 @@ def find_recipe(source: str) -> Path:
         return named
     names = recipe_names()
     hint = suggest(path.stem, names)
+    if path.is_dir():
+        hint = ", which is a folder"
     raise InputError(
         f"there is no recipe file {source}{hint}\n  shipped recipes: {', '.join(names)}\n"
         "  `bashrac copy demo my.yaml` writes one to start from"
@@ -85,6 +87,12 @@ class Launch:
     kind: str
 
 
+_ACCELERATE_KEYS = {
+    "compute_environment", "distributed_type", "mixed_precision", "num_machines", "num_processes",
+    "use_cpu",
+}  # fmt: skip
+
+
 def read_launch(name_or_file: str) -> Launch:
     """Read a launch config by shipped name or by path.
 
@@ -103,6 +111,8 @@ def read_launch(name_or_file: str) -> Launch:
         )
     config = read_yaml_file(path)
     if not isinstance(config, dict):
+        raise InputError(f"{path}: not an accelerate config; `accelerate config` writes one")
+    if not _ACCELERATE_KEYS & config.keys():
         raise InputError(f"{path}: not an accelerate config; `accelerate config` writes one")
     counts = {key: config.get(key, 1) for key in ("num_processes", "num_machines")}
     for key, count in counts.items():

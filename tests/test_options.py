@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-from pipeline.option_names import LORA_OWNED, OWNED, RENAMED
+from pipeline.option_names import LORA_OWNED, OWNED, RANGES, RENAMED
 from pipeline.options import SOURCES, fields_of, problem_with
 
 
@@ -46,9 +46,17 @@ def test_owned_options_exist_so_that_refusing_them_matters():
     ("name", "value", "expected"),
     [
         ("learning_rte", 0.1, "did you mean learning_rate?"),
-        ("learning_rate", "5e-7", "text '5e-7': YAML needs a point, 5.0e-7"),
+        ("learning_rate", "5e-7", "YAML takes '5e-7' for text; write 5.0e-7"),
         ("learning_rate", "1.5E-5", "without quotes, 1.5e-05"),
         ("learning_rate", True, "expected a number"),
+        ("learning_rate", "1.0e2", "write 1.0e+2"),
+        ("learning_rate", "1e400", "no number that is large"),
+        ("learning_rate", -1.0, "-1.0 must be 0 or more"),
+        ("num_train_epochs", 0, "0 must be above 0"),
+        ("max_steps", 0, "0 must be 1 or more; take it out to train num_train_epochs"),
+        ("max_length", -5, "1 or more"),
+        ("optim", "adamw_torhc", "did you mean adamw_torch?"),
+        ("lr_scheduler_type", "linaer", "did you mean linear?"),
         ("max_steps", 1.5, "expected a whole number"),
         ("max_steps", "12", "without quotes, 12"),
         ("max_seq_length", 512, "use max_length"),
@@ -70,6 +78,8 @@ def test_a_wrong_trainer_option_is_named_with_a_way_out(name, value, expected):
         ("trl.SFTConfig", "learning_rate", 1),
         ("trl.SFTConfig", "lr_scheduler_type", "cosine"),
         ("trl.SFTConfig", "max_length", None),
+        ("trl.SFTConfig", "max_steps", -1),
+        ("trl.SFTConfig", "warmup_steps", 0.1),
         ("trl.SFTConfig", "optim", "adamw_8bit"),
         ("trl.DPOConfig", "loss_type", ["sigmoid", "sft"]),
         ("trl.DPOConfig", "loss_weights", [1, 0.5]),
@@ -87,6 +97,23 @@ def test_a_right_option_is_accepted(options_class, name, value):
 def test_a_beginning_that_changes_the_base_is_refused(value):
     """Later steps read the base as it was: adapter and base would no longer belong together."""
     assert "a base stays as it is" in problem_with("peft.LoraConfig", "init_lora_weights", value)
+
+
+@pytest.mark.parametrize(
+    ("options_class", "name", "value", "expected"),
+    [
+        ("trl.DPOConfig", "beta", -1, "above 0"),
+        ("peft.LoraConfig", "r", 0, "1 or more"),
+        ("peft.LoraConfig", "lora_dropout", 2, "below 1"),
+    ],
+)
+def test_what_no_number_of_its_kind_may_be_is_refused(options_class, name, value, expected):
+    assert expected in problem_with(options_class, name, value)
+
+
+def test_ranges_are_of_fields_that_there_are():
+    fields = fields_of("trl.SFTConfig") | fields_of("trl.DPOConfig") | fields_of("peft.LoraConfig")
+    assert set(RANGES) <= set(fields)
 
 
 def test_literal_values_are_checked():

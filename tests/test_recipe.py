@@ -25,7 +25,7 @@ def test_all_problems_come_at_once_each_with_a_way_out(recipe_dict, write_recipe
     found = problems_of(write_recipe(recipe_dict))
     assert "did you mean learning_rate?" in found["stages.sft.trainer.learning_rte"]
     assert 'no stage "bsh" above it; did you mean bash?' in found["stages.bash-dpo.from"]
-    assert found["trainer.learning_rate"] == "text '5e-7': YAML needs a point, 5.0e-7"
+    assert found["trainer.learning_rate"] == "YAML takes '5e-7' for text; write 5.0e-7"
     assert "no file or folder no/such.jsonl" in found["data.train.source"]
     assert "did you mean gsm8k?" in found["evaluate"]
     assert "did you mean cpu?" in found["launch"]
@@ -51,6 +51,16 @@ def test_a_file_of_other_rows_is_named_before_anything_runs(recipe_dict, write_r
     ("change", "key", "message"),
     [
         ({"sedes": [1]}, "sedes", "did you mean seeds?"),
+        ({"learning_rate": 1.0e-4}, "learning_rate", "write trainer: {learning_rate: ...}"),
+        ({"r": 8}, "r", "write lora: {r: ...}"),
+        ({"stages": {"a": {"method": "sft", "beta": 1}}}, "stages.a.beta", "write trainer: {beta: ...}"),
+        ({"trainer": {"bf16": True, "fp16": True}}, "stages.sft.trainer.fp16", "keep one"),
+        ({"trainer": {"num_train_epochs": 0}}, "trainer.num_train_epochs", "above 0"),
+        ({"stages": {"a": {"method": "bash", "excluded_ids": [-1]}}}, "stages.a.excluded_ids.0", "or equal to 0"),
+        ({"seeds": None}, "seeds", "null: must be a list"),
+        ({"benchmarks": {"gsm8k": 3}}, "benchmarks.gsm8k", "3: must be a mapping of keys"),
+        ({"data": {"train": "builtin:posts", "test": "builtin:maths"}}, "data.train.source", "take builtin:maths"),
+        ({"data": {"train": __file__, "test": "builtin:maths"}}, "data.train.source", "is not a .jsonl, .json"),
         ({"batch_size": "4"}, "batch_size", "without quotes, 4"),
         ({"batch_size": "many"}, "batch_size", "should be a valid integer"),
         ({"batch_size": 0}, "batch_size", "greater than or equal to 1"),
@@ -184,8 +194,7 @@ def test_overrides_reach_any_key_and_are_checked_like_the_file(recipe_dict, writ
     assert recipe.seeds == [0, 1]
     assert recipe.trainer["learning_rate"] == 1.0e-5
     assert (
-        "YAML needs a point"
-        in problems_of(path, "trainer.learning_rate=1e-5")["trainer.learning_rate"]
+        "write 1.0e-5" in problems_of(path, "trainer.learning_rate=1e-5")["trainer.learning_rate"]
     )
     assert "did you mean limit?" in problems_of(path, "data.train.limits=64")["data.train.limits"]
     with pytest.raises(InputError, match="key=value"):

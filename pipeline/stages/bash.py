@@ -66,7 +66,7 @@ class Options(RoundOptions):
     ratio: float = Field(default=1.0, ge=0, alias="lambda")
     context: Literal["mixed", "gold"] = "mixed"
     engine: Literal["parallel", "sequential"] = "parallel"
-    excluded_ids: list[int] | None = None
+    excluded_ids: list[Annotated[int, Field(ge=0)]] | None = None
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
