@@ -77,6 +77,11 @@ def test_what_a_last_run_points_at_stays_and_an_earlier_text_s_goes(leave, runs,
     assert bashrac("clean", "--yes").stdout.startswith("nothing to remove")
 
 
+def test_a_folder_that_is_not_there_is_no_clean_one(bashrac):
+    listed = bashrac("clean", "--runs", "rnus")
+    assert listed.returncode == 2 and "there is no folder rnus/steps" in listed.stderr
+
+
 def test_a_variant_is_kept_under_a_name_of_its_own(leave, runs, bashrac):
     """Without one, the second `--set` run is the recipe's last, and the first is listed."""
     leave("seeds=[0]")

@@ -42,10 +42,12 @@ def test_a_stage_of_a_variant_is_found_by_it(recipe_dict, write_recipe, tmp_path
     path = write_recipe({**recipe_dict, "variants": variants})
     _finish(make_plan(load_recipe(path, variant="large")).models["sft", 0].base, tmp_path)
     assert find_stage(f"{path}:sft", tmp_path, variant="large").plan.recipe.name == "tiny-large"
-    with pytest.raises(InputError, match=r"recipe\.yaml` makes it"):
+    with pytest.raises(InputError, match=r"recipe\.yaml --runs \S+` makes it"):
         find_stage(f"{path}:sft", tmp_path)
-    with pytest.raises(InputError, match=r"recipe\.yaml --variant small` makes it"):
-        find_stage(f"{path}:sft", tmp_path, variant="small")
+    with pytest.raises(
+        InputError, match=r"recipe\.yaml --variant small --set batch_size=4 --runs \S+`"
+    ):
+        find_stage(f"{path}:sft", tmp_path, overrides=["batch_size=4"], variant="small")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_a_light_command_imports_nothing_heavy(command, tmp_path):
         "except SystemExit: pass\n"
         "print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
     )
+    (tmp_path / "runs" / "steps").mkdir(parents=True)
     done = subprocess.run(
         [sys.executable, "-c", code, *command],
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -496,3 +496,11 @@ def test_a_baseline_that_is_no_stage_is_an_error_with_the_nearest_stage(tmp_path
     assert (
         "--baseline sft-mor: no such stage; did you mean sft-more?; stages: sft, sft-more" in said
     )
+
+
+def test_a_report_of_nothing_says_where_it_looked(tmp_path, capsys):
+    assert main(["report", "demo", "--runs", str(tmp_path / "rnus")]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"nothing of this report is finished under {tmp_path / 'rnus'}; ")
+    assert main(["report", "demo", "--currency", "EUR"]) == 2
+    assert "give --price-per-hour too" in capsys.readouterr().err
