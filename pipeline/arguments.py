@@ -48,16 +48,22 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _command(commands: Commands, name: str, words: str) -> argparse.ArgumentParser:
+    """A command's own parser; what it parses has `command`, this name."""
+    parser = commands.add_parser(name, help=words)
+    parser.set_defaults(command=name)
+    return parser
+
+
 def _check(commands: Commands) -> None:
-    parser = commands.add_parser("check", help="list every problem of recipes")
+    parser = _command(commands, "check", "list every problem of recipes")
     parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="file or shipped name")
     _add_variant(parser, "only this variant (default: each)")
     _add_set(parser)
-    parser.set_defaults(command="check")
 
 
 def _plan(commands: Commands) -> None:
-    parser = commands.add_parser("plan", help="list the steps, and why each would run")
+    parser = _command(commands, "plan", "list the steps, and why each would run")
     _add_recipe(parser)
     _add_launch(parser)
     parser.add_argument(
@@ -73,21 +79,19 @@ def _plan(commands: Commands) -> None:
         help="estimate, with hours at this speed rather than at that of finished steps",
     )  # fmt: skip
     _add_price(parser, "estimate, and say what the time still to run costs")
-    parser.set_defaults(command="plan")
 
 
 def _run(commands: Commands) -> None:
-    parser = commands.add_parser("run", help="run what is not finished, then print the table")
+    parser = _command(commands, "run", "run what is not finished, then print the table")
     _add_recipe(parser)
     parser.add_argument("--stage", metavar="S", help="only this stage")
     _add_launch(parser)
     _add_max_judge_calls(parser)
     _add_verify(parser)
-    parser.set_defaults(command="run")
 
 
 def _report(commands: Commands) -> None:
-    parser = commands.add_parser("report", help="print the table of what is finished")
+    parser = _command(commands, "report", "print the table of what is finished")
     _add_recipe(parser)
     parser.add_argument("--format", choices=("md", "csv", "json", "html"), default="md")
     parser.add_argument(
@@ -99,11 +103,10 @@ def _report(commands: Commands) -> None:
         help="only this one, what it starts from and the baseline (repeatable)",
     )  # fmt: skip
     _add_price(parser, "adds what each stage has cost")
-    parser.set_defaults(command="report")
 
 
 def _evaluate(commands: Commands) -> None:
-    parser = commands.add_parser("evaluate", help="run benchmarks on a model, outside a recipe")
+    parser = _command(commands, "evaluate", "run benchmarks on a model, outside a recipe")
     parser.add_argument("model", metavar="MODEL", help="folder, adapter, step or hub id")
     parser.add_argument(
         "--benchmark", action="append", required=True, metavar="NAME", dest="benchmarks",
@@ -127,11 +130,10 @@ def _evaluate(commands: Commands) -> None:
     _add_launch(parser)
     _add_max_judge_calls(parser)
     _add_verify(parser)
-    parser.set_defaults(command="evaluate")
 
 
 def _score(commands: Commands) -> None:
-    parser = commands.add_parser("score", help="win rates of official AlpacaEval annotation files")
+    parser = _command(commands, "score", "win rates of official AlpacaEval annotation files")
     parser.add_argument("files", nargs="+", type=Path, metavar="annotations.json")
     parser.add_argument(
         "--reference", type=Path, metavar="FILE",
@@ -139,54 +141,45 @@ def _score(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("--difficulty", type=Path, metavar="CSV", help="instruction difficulties")
     parser.add_argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv")
-    parser.set_defaults(command="score")
 
 
 def _merge(commands: Commands) -> None:
-    parser = commands.add_parser("merge", help="write a finished stage as a plain model")
+    parser = _command(commands, "merge", "write a finished stage as a plain model")
     _add_stage(parser)
     parser.add_argument("out", metavar="OUT", type=_place, help="a folder that does not exist")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"),
         help="of the weights (default: that of the model an adapter lies on)",
     )  # fmt: skip
-    parser.set_defaults(command="merge")
 
 
 def _recipes(commands: Commands) -> None:
-    parser = commands.add_parser("recipes", help="list the shipped recipes")
-    parser.set_defaults(command="recipes")
+    _command(commands, "recipes", "list the shipped recipes")
 
 
 def _copy(commands: Commands) -> None:
-    parser = commands.add_parser("copy", help="write a shipped recipe to a file of yours")
+    parser = _command(commands, "copy", "write a shipped recipe to a file of yours")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("file", metavar="FILE", type=_place)
-    parser.set_defaults(command="copy")
 
 
 def _clean(commands: Commands) -> None:
-    parser = commands.add_parser("clean", help="list and remove results no recipe points at")
+    parser = _command(commands, "clean", "list and remove results no recipe points at")
     _add_runs(parser)
     parser.add_argument("--yes", action="store_true", help="remove without asking")
-    parser.set_defaults(command="clean")
 
 
 def _push(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "push", help="show what a stage's page on the hub would be; send it"
-    )
+    parser = _command(commands, "push", "show what a stage's page on the hub would be; send it")
     _add_stage(parser)
     parser.add_argument("--to", required=True, metavar="USER/NAME", help="repository on the hub")
     parser.add_argument("--private", action="store_true", help="for a repository that is not there")
     parser.add_argument("--yes", action="store_true", help="send it (default: only show it)")
-    parser.set_defaults(command="push")
 
 
 def _step(commands: Commands) -> None:
-    parser = commands.add_parser("step", help="run prepared steps (what `run` launches)")
+    parser = _command(commands, "step", "run prepared steps (what `run` launches)")
     parser.add_argument("specs", nargs="+", metavar="step.json", type=Path)
-    parser.set_defaults(command="step")
 
 
 def _count(text: str) -> int:

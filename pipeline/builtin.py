@@ -27,6 +27,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "posts": ("train", "test"),
     "chat": ("train", "test", "preferences"),
 }
+TASK_OF: dict[str, str] = {"maths": "gsm8k", "posts": "tldr", "chat": "chat"}  # what rows are of
 SIZES: dict[str, int] = {"train": 4000, "test": 1000, "preferences": 2000}
 _SPLIT_OF_REMAINDER = ("train",) * 6 + ("test",) * 2 + ("preferences",) * 2
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from eval import benchmarks
 from eval.benchmarks import BENCHMARKS
 from pipeline import options, shipped
-from pipeline.builtin import SIZES, SPLITS
+from pipeline.builtin import SIZES, SPLITS, TASK_OF
 from pipeline.errors import InputError, Problem, suggest
 from pipeline.identity import adapter_base
 from pipeline.quantize import quantize_problems
@@ -24,7 +24,6 @@ from pipeline.weights import pickled_problem
 # What lies under runs beside the recipes' folders: see pipeline.planned_step, eval.judging, and
 # pipeline.training.
 SHARED_FOLDERS = ("steps", "judge", "trackers")
-_BUILTIN_OF = {"gsm8k": "maths", "tldr": "posts", "chat": "chat"}  # task -> set of such rows
 _MOST_ROUNDS = 10_000  # over all stages and seeds
 _LARGEST_SEED = 2**32 - 1  # numpy's
 
@@ -172,8 +171,9 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
         if split not in splits:
             message = f"{source.source} has no split {split!r}: {', '.join(splits)}"
             return [Problem(f"{key}.split", message)]
-        if role != "preferences" and task in _BUILTIN_OF and source.builtin != _BUILTIN_OF[task]:
-            message = f"{source.source} holds no rows of {task}; take builtin:{_BUILTIN_OF[task]}"
+        if role != "preferences" and TASK_OF[source.builtin] != task:
+            fitting = " or ".join(f"builtin:{name}" for name in SPLITS if TASK_OF[name] == task)
+            message = f"{source.source} holds no rows of {task}; take {fitting}"
             return [Problem(place, message)]
         message = f"leaves none of the {SIZES[split]} rows of {source.source}, {split}; lower it"
         return [Problem(f"{key}.skip", message)] if source.skip >= SIZES[split] else []

@@ -64,6 +64,12 @@ def _load_plan(given: Any) -> Any:
     return make_plan(load_recipe(given.recipe, given.overrides, given.variant))
 
 
+def _launch_of(plan: Any, given: Any) -> Any:
+    from pipeline.shipped import read_launch
+
+    return read_launch(plan.recipe.launch if given.launch is None else given.launch)
+
+
 def _check_price(given: Any) -> None:
     if given.currency and given.price_per_hour is None:
         raise InputError("--currency says what a price is in; give --price-per-hour too")
@@ -104,12 +110,11 @@ def _check_one(source: str, overrides: list[str], variant: str | None) -> str | 
 
 
 def _plan(given: Any) -> int:
-    from pipeline import shipped
     from pipeline.explain import explain
 
     _check_price(given)
     plan = _load_plan(given)
-    launch = shipped.read_launch(plan.recipe.launch if given.launch is None else given.launch)
+    launch = _launch_of(plan, given)
     print(explain(plan, given.runs, launch, given.through))
     asked = (given.estimate, given.gpu_memory, given.tokens_per_second, given.price_per_hour)
     if not any(asked):
@@ -131,11 +136,11 @@ def _run(given: Any) -> int:
 def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
     from eval.report.collect import collect
     from eval.report.files import write_report
-    from pipeline import changes, explain, launched, shipped
+    from pipeline import changes, explain, launched
     from pipeline.execute import leave_group
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
 
-    launch = shipped.read_launch(plan.recipe.launch if given.launch is None else given.launch)
+    launch = _launch_of(plan, given)
     explain.check_judge_key(plan, given.runs, stage)
     explain.check_engine(plan, given.runs, stage)
     retry = retry_command(given)

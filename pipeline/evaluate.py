@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks import BENCHMARKS
+from pipeline import builtin
 from pipeline.artifact import fingerprint
 from pipeline.errors import InputError, suggest
 from pipeline.recipe import Source, written_out
@@ -85,7 +86,7 @@ def _task_of(data: str) -> str | None:
     """What the rows of a built-in set or a local file are, where the first one can be but one."""
     source = Source(source=data)
     if source.builtin is not None:
-        return {"maths": "gsm8k", "posts": "tldr", "chat": "chat"}.get(source.builtin)
+        return builtin.TASK_OF.get(source.builtin)
     if source.path is None or not source.path.is_file():
         return None
     _, row = next(iter(rows_of_file(source.path)), (None, None))

@@ -73,13 +73,19 @@ def _choices(options_class: str) -> dict[str, list[str]]:
                         is_list = isinstance(listed, ast.List)
                         if is_list and isinstance(key, ast.Constant) and key.value == "choices":
                             found.setdefault(node.target.id, ast.literal_eval(listed))
-    for name in _ENUMS.keys() & fields_of(options_class).keys():
-        members = [
-            node.value for node in _class_body(*_ENUMS[name]) if isinstance(node, ast.Assign)
-        ]
-        texts = [one.value for one in members if isinstance(one, ast.Constant)]
-        found[name] = [text for text in texts if isinstance(text, str)]
     return found
+
+
+@cache
+def _members(package: str, file: str, class_name: str) -> list[str]:
+    """The values of an enum of texts."""
+    values = [
+        node.value
+        for node in _class_body(package, file, class_name)
+        if isinstance(node, ast.Assign)
+    ]
+    texts = [one.value for one in values if isinstance(one, ast.Constant)]
+    return [text for text in texts if isinstance(text, str)]
 
 
 @cache
@@ -89,13 +95,18 @@ def _class_body(package: str, file: str, class_name: str) -> list[ast.stmt]:
         raise InputError(f"the package {package} is not installed; pip install {package}")
     path = Path(spec.origin).parent / file
     if path.exists():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in _parsed(path).body:
             if isinstance(node, ast.ClassDef) and node.name == class_name:
                 return node.body
     raise InputError(
         f"{path} does not define {class_name}: this {package} differs from the versions bashrac "
         "knows; install with constraints.txt"
     )
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def class_label(options_class: str) -> str:
@@ -123,7 +134,8 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
         return f"not a field of {class_label(options_class)}{suggest(name, list(fields))}"
     annotation = fields[name]
     if annotation is None or _accepts(annotation, value):
-        choices = _choices(options_class).get(name)
+        enum = _ENUMS.get(name)  # read where it is asked for: its file is long
+        choices = _members(*enum) if enum else _choices(options_class).get(name)
         if choices is None or value is None or value in choices:
             return _out_of_range(name, value)
         return f"{value!r} is none of {', '.join(choices)}{suggest(str(value), choices)}"

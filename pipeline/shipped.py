@@ -110,9 +110,7 @@ def read_launch(name_or_file: str) -> Launch:
             f"give a file, or one of {', '.join(names)}"
         )
     config = read_yaml_file(path)
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: not an accelerate config; `accelerate config` writes one")
-    if not _ACCELERATE_KEYS & config.keys():
+    if not isinstance(config, dict) or not _ACCELERATE_KEYS & config.keys():
         raise InputError(f"{path}: not an accelerate config; `accelerate config` writes one")
     counts = {key: config.get(key, 1) for key in ("num_processes", "num_machines")}
     for key, count in counts.items():
