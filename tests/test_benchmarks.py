@@ -446,7 +446,11 @@ def test_rouge_scores_the_answers_that_the_tasks_own_benchmark_has_asked(
 
 
 def test_without_rows_of_its_own_a_benchmark_asks_its_set_on_the_hub(recipe_dict, write_recipe):
-    recipe = load_recipe(write_recipe(recipe_dict | {"task": "chat", "evaluate": ["gsm8k"]}))
+    recipe_dict |= {"task": "chat", "evaluate": ["gsm8k"], "stages": {"sft": {"method": "sft"}}}
+    recipe_dict["data"] = {
+        role: {"source": "builtin:chat", "limit": 4} for role in ("train", "test")
+    }
+    recipe = load_recipe(write_recipe(recipe_dict))
     source = benchmarks.test_source(recipe, "gsm8k")
     assert (source.source, source.name, source.split) == ("openai/gsm8k", "main", "test")
 
@@ -482,7 +486,7 @@ def test_a_stages_adapter_is_evaluated_outside_its_recipe_with_the_same_answers(
         (["--benchmark", "rouge", "--data", "x.jsonl"], "add --task"),
         (["--benchmark", "tldr"], "judge  is missing"),
         (["--benchmark", "tldr", "--judge-url", "http://x"], "--judge-url needs --judge"),
-        (["--benchmark", "gsm8k", "--limit", "0"], "0 is not a whole number above 0"),
+        (["--benchmark", "gsm8k", "--limit", "0"], "'0' is not a whole number above 0"),
         (["--benchmark", "gsm8k", "--data", "builtin:maths", "--set", "benchmarks.gsm8k.few_shots=3"], "1 problem"),
     ],
     ids=" ".join,

@@ -612,7 +612,7 @@ def test_an_empty_list_of_outputs_is_a_file_too(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(None, "a.json must be a JSON file", id="missing"),
+        pytest.param(None, "a.json cannot be read: No such file", id="missing"),
         pytest.param(b"[{", "a.json must be a JSON file", id="cut"),
         pytest.param(b"\xff\xfe\xfa", "a.json must be a JSON file", id="binary"),
         pytest.param(b"\x1f\x8b\x08cut", "a.json must be a JSON file", id="damaged-gzip"),
