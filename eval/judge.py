@@ -51,7 +51,6 @@ __all__ = [
     "as_given",
     "judge",
     "load_template",
-    "plan_calls",
     "question_key",
 ]
 _CHARACTERS_PER_TOKEN = 4  # of English text; an estimate, and said to be one
@@ -84,22 +83,6 @@ def question_key(engine: Engine, template: Template | None, question: Question) 
     if question.repeat:
         identity["repeat"] = question.repeat
     return fingerprint(identity)
-
-
-def plan_calls(
-    comparisons: Sequence[Comparison],
-    engine: Engine,
-    template: Template | None,
-    cache_path: str | Path,
-    *,
-    both_orders: bool = True,
-    single_order: Callable[[Comparison], str] = as_given,
-    price: Price | None = None,
-) -> Plan:
-    """Say what `judge` would ask and what it would cost, and ask nothing."""
-    template = _fitting(engine, template)
-    questions = _questions(comparisons, engine, template, both_orders, single_order)
-    return _plan(comparisons, questions, ReplyCache(cache_path), engine, template, price)
 
 
 def judge(

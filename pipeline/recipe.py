@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from pipeline import options
+from pipeline.rowfiles import READERS
 from pipeline.stages import METHODS
 
 # TRL's own default, in SFT and DPO, written down so that nothing need import trl (a test compares).
@@ -86,12 +87,9 @@ class Source(Strict):
         if self.builtin is not None:
             return None
         path = Path(self.source).expanduser()
-        looks_local = path.exists() or path.suffix in LOCAL_SUFFIXES
+        looks_local = path.exists() or path.suffix in READERS
         looks_local = looks_local or self.source.startswith(("./", "../", "/", "~"))
         return path if looks_local else None
-
-
-LOCAL_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def written_out(key: str, value: Any) -> Any:

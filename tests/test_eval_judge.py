@@ -32,7 +32,6 @@ from eval.judge import (
     alpaca_eval_order,
     judge,
     load_template,
-    plan_calls,
     question_key,
 )
 from eval.judge_openai import read_logprobs
@@ -528,8 +527,8 @@ def test_calls_and_cost_are_said_before_anything_is_asked(serve, tmp_path):
     assert found.plan.cost == pytest.approx(6 * 0.5 + 54 + 6 * 2)
     line = "3 comparisons, 6 questions: 0 answered before, 6 calls to make, estimated cost 69.00"
     assert lines == [(line, 0)]
-    planned = plan_calls(rows, engine_for(server), template, tmp_path / "c", price=price)
-    assert (planned.calls, planned.cached, planned.cost) == (0, 6, 0.0)
+    again = judge(rows, engine_for(server), template, tmp_path / "c", price=price, announce=quiet)
+    assert (again.plan.calls, again.plan.cached, again.plan.cost) == (0, 6, 0.0)
     assert server.asked == 6
 
 

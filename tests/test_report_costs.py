@@ -96,6 +96,14 @@ def test_a_swept_baseline_is_that_of_the_stage_itself(recorded):
     assert times["bash@sft.learning_rate=0.01"] == 2.5 and len(times) == 8
 
 
+def test_a_stage_beside_which_a_swept_baseline_has_several_points_is_said_to_be_alone(recorded):
+    plan, runs = recorded(sweep={"stages.bash.beta": [0.1, 0.2]})
+    report = collect(plan, runs, baseline="bash")
+    (found,) = (item for item in report.warnings.items() if "not compared with bash" in item[0])
+    assert found[1] == ["sft", "sft-dpo"] and "--baseline" in found[0]
+    assert not any("not compared" in warning for warning in collect(plan, runs).warnings)
+
+
 def test_the_recipe_that_is_shown_makes_the_same_results(recorded, tmp_path):
     sweep = {"stages.bash.beta": [0.1, 0.2]}
     for change in ({"seeds": [3]}, {"sweep": sweep}, {"system": "Say: #1, {x}\n", "evaluate": []}):

@@ -99,6 +99,11 @@ def collect(
     results = {name: _results(plan, runs, name, baseline) for name in recipe.evaluate}
     rows = [row for name in results for row in _rows(plan, name, results[name], baseline)]
     rounds, figures, warnings = _said(plan, finished, records)
+    if alone := _without_baseline(plan, baseline):
+        warnings[
+            f"not compared with {baseline}, of which the sweep makes several; "
+            "--baseline with a stage that it makes once compares all"
+        ] = alone
     costs = costs_of(plan, records, baseline)
     return Report(
         recipe=recipe.name,
@@ -145,6 +150,13 @@ def _said(
             where = warnings.setdefault(warning, [])
             where += [one for one in needed_by[step.fingerprint] if one not in where]
     return rounds, figures, warnings
+
+
+def _without_baseline(plan: Plan, baseline: str | None) -> list[str]:
+    """Stages beside which a swept baseline has several points, so that none is theirs."""
+    if baseline is None:
+        return []
+    return [label for label, stage in plan.stages.items() if baseline not in stage.beside]
 
 
 def _results(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> ByStage:
