@@ -10,7 +10,7 @@ from typing import Any
 
 def making_command(given: Any) -> str:
     """The command that makes the results, wherever and on whatever they were made."""
-    where = ("runs", "stage", "launch", "through", "max_judge_calls")
+    where = ("runs", "stages", "launch", "through", "max_judge_calls")
     kept = {name: value for name, value in vars(given).items() if name not in where}
     return retry_command(Namespace(**kept))
 
@@ -26,7 +26,7 @@ def retry_command(given: Any, *more: str) -> str:
     options = (
         ("to", "--to"), ("benchmarks", "--benchmark"), ("data", "--data"), ("limit", "--limit"),
         ("task", "--task"), ("judge", "--judge"), ("judge_url", "--judge-url"),
-        ("variant", "--variant"), ("overrides", "--set"), ("seed", "--seed"), ("stage", "--stage"),
+        ("variant", "--variant"), ("overrides", "--set"), ("seed", "--seed"), ("stages", "--stage"),
         ("launch", "--launch"), ("through", "--through"), ("runs", "--runs"),
         ("max_judge_calls", "--max-judge-calls"),
     )  # fmt: skip

@@ -84,7 +84,7 @@ def _plan(commands: Commands) -> None:
 def _run(commands: Commands) -> None:
     parser = _command(commands, "run", "run what is not finished, then print the table")
     _add_recipe(parser)
-    parser.add_argument("--stage", metavar="S", help="only this stage")
+    _add_stages(parser, "only this stage (repeatable)")
     _add_launch(parser)
     _add_max_judge_calls(parser)
     _add_verify(parser)
@@ -98,10 +98,7 @@ def _report(commands: Commands) -> None:
         "--baseline", metavar="STAGE",
         help="compare the other stages with it; by default the recipe's baseline, or its first SFT",
     )  # fmt: skip
-    parser.add_argument(
-        "--stage", action="append", default=[], metavar="STAGE", dest="stages",
-        help="only this one, what it starts from and the baseline (repeatable)",
-    )  # fmt: skip
+    _add_stages(parser, "only this one, what it starts from and the baseline (repeatable)")
     _add_price(parser, "adds what each stage has cost")
 
 
@@ -260,6 +257,12 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
         "--through", metavar="'COMMAND ...'", type=_words, default=(),
         help="start each step's command with this one, e.g. 'srun --nodes 2 on_node.sh'",
     )  # fmt: skip
+
+
+def _add_stages(parser: argparse.ArgumentParser, words: str) -> None:
+    parser.add_argument(
+        "--stage", action="append", default=[], metavar="STAGE", dest="stages", help=words
+    )
 
 
 def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:

@@ -130,22 +130,22 @@ def _plan(given: Any) -> int:
 
 
 def _run(given: Any) -> int:
-    return _run_plan(_load_plan(given), given, given.stage)
+    return _run_plan(_load_plan(given), given, given.stages)
 
 
-def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
+def _run_plan(plan: Any, given: Any, stages: Sequence[str] = ()) -> int:
     from eval.report.collect import collect
     from eval.report.files import write_report
     from pipeline import changes, explain, launched
-    from pipeline.execute import leave_group
+    from pipeline.execute import prepare_to_end
     from pipeline.run import RunSettings, launched_by_accelerate, run_in_these_processes, run_plan
 
     launch = _launch_of(plan, given)
-    explain.check_judge_key(plan, given.runs, stage)
-    explain.check_engine(plan, given.runs, stage)
+    explain.check_judge_key(plan, given.runs, stages)
+    explain.check_engine(plan, given.runs, stages)
     retry = retry_command(given)
     settings = RunSettings(
-        given.runs, launch, retry, stage, given.max_judge_calls, given.verify, given.through
+        given.runs, launch, retry, stages, given.max_judge_calls, given.verify, given.through
     )
 
     def written() -> str:
@@ -160,14 +160,14 @@ def _run_plan(plan: Any, given: Any, stage: str | None) -> int:
         if is_main and code == 0:
             print(written())
         if code == 0:
-            leave_group()
+            prepare_to_end()
         return code
     # The launched processes must end with us.
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(chosen, _interrupt)
     launched.check_launch(launch, given.through)
     changes.remember(plan, given.runs)
-    if calls := explain.judge_calls_words(plan, given.runs, stage):
+    if calls := explain.judge_calls_words(plan, given.runs, stages):
         print(calls, flush=True)
     run_plan(plan, settings)
     print(written())
@@ -195,7 +195,7 @@ def _evaluate(given: Any) -> int:
         overrides=given.overrides,
     )
     recipe = check_recipe(raw, given.overrides, name=f"bashrac evaluate {given.model}")
-    return _run_plan(make_plan(recipe), given, None)
+    return _run_plan(make_plan(recipe), given)
 
 
 def _score(given: Any) -> int:
@@ -299,12 +299,12 @@ def _push(given: Any) -> int:
 
 
 def _step(given: Any) -> int:
-    from pipeline.execute import end_with_parent, leave_group, run_steps
+    from pipeline.execute import end_with_parent, prepare_to_end, run_steps
 
     end_with_parent()
     code = run_steps(given.specs)
     if code == 0:
-        leave_group()
+        prepare_to_end()
     return code
 
 

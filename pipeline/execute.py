@@ -7,6 +7,7 @@ and `accelerate launch -m pipeline run RECIPE --stage S` (started by the user).
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -67,15 +68,15 @@ def run_steps(spec_files: list[Path]) -> int:
     return 0
 
 
-def leave_group() -> None:
-    """Leave the group of processes in good order, before the interpreter ends.
-
-    Its threads would run on until then, and now and then abort a process whose work is done.
-    """
+def prepare_to_end() -> None:
+    """Have the interpreter end in good order, and at once."""
     from torch import distributed
 
+    # The group's threads would run on, and now and then abort a process whose work is done.
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+    # Or it would look for garbage among all that imported libraries hold, for a second or more.
+    gc.freeze()
 
 
 @contextlib.contextmanager

@@ -49,33 +49,33 @@ def explain(plan: Plan, runs: Path, launch: shipped.Launch, through: Sequence[st
     return "\n".join(lines)
 
 
-def check_judge_key(plan: Plan, runs: Path, stage: str | None) -> None:
+def check_judge_key(plan: Plan, runs: Path, stages: Sequence[str]) -> None:
     """Find out now, and not after hours of training, that a judge has no key.
 
     Raises:
         InputError: when a judge that is going to be asked needs one.
     """
-    judges = [recipe.judge for recipe, _ in _to_judge(plan, runs, stage)]
+    judges = [recipe.judge for recipe, _ in _to_judge(plan, runs, stages)]
     for judge in {judge_words(judge): judge for judge in judges if judge is not None}.values():
         engine = engine_for(judge)
         if isinstance(engine, OpenAIJudge):
             engine.key()
 
 
-def check_engine(plan: Plan, runs: Path, stage: str | None) -> None:
+def check_engine(plan: Plan, runs: Path, stages: Sequence[str]) -> None:
     """Find out now that answers are to be written by vLLM and it is not there.
 
     Raises:
         InputError: when it is needed and not there.
     """
-    asked = [step for step in select_steps(plan, stage) if step.options.get("engine") == "vllm"]
+    asked = [step for step in select_steps(plan, stages) if step.options.get("engine") == "vllm"]
     if any(not artifact.is_finished(step.directory(runs)) for step in asked):
         check_vllm()
 
 
-def _to_judge(plan: Plan, runs: Path, stage: str | None) -> list[tuple[Recipe, str]]:
-    """Evaluations, of all stages or one, that a judge has still to see: recipe and benchmark."""
-    labels = plan.stages if stage is None else plan.labels(stage)
+def _to_judge(plan: Plan, runs: Path, stages: Sequence[str]) -> list[tuple[Recipe, str]]:
+    """Evaluations, of all stages or these, that a judge has still to see: recipe and benchmark."""
+    labels = plan.labels(*stages or plan.stages)
     pending = {
         step.fingerprint: (plan.stages[label].recipe, name)
         for (label, name, _), step in plan.results.items()
@@ -86,10 +86,10 @@ def _to_judge(plan: Plan, runs: Path, stage: str | None) -> list[tuple[Recipe, s
     return list(pending.values())
 
 
-def judge_calls_words(plan: Plan, runs: Path, stage: str | None = None) -> str:
+def judge_calls_words(plan: Plan, runs: Path, stages: Sequence[str] = ()) -> str:
     """What the steps that are still to run may ask of a judge that is paid or slow, or ''."""
     by_judge: dict[str, list[tuple[Recipe, str]]] = {}
-    for recipe, name in _to_judge(plan, runs, stage):
+    for recipe, name in _to_judge(plan, runs, stages):
         if recipe.judge is not None and recipe.judge.engine != "reference":
             by_judge.setdefault(judge_words(recipe.judge), []).append((recipe, name))
     return "\n".join(_calls_words(judge, pending) for judge, pending in by_judge.items())

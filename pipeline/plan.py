@@ -43,17 +43,18 @@ class Plan:
         steps = self.results.values() or self.steps  # of a recipe without benchmarks all
         return artifact.fingerprint(sorted({step.fingerprint for step in steps}))
 
-    def labels(self, stage: str) -> list[str]:
-        """The labels that a name stands for: itself, or those of the recipe's stage.
+    def labels(self, *stages: str) -> list[str]:
+        """The labels that names stand for, in order: itself, or those of the recipe's stage.
 
         Raises:
             InputError: for an unknown name.
         """
-        found = [label for label, one in self.stages.items() if stage in (label, one.name)]
-        if not found:
-            hint = suggest(stage, list(self.stages))
-            raise InputError(f"no stage {stage!r}{hint}; stages: {', '.join(self.stages)}")
-        return found
+        names = {label: (label, one.name) for label, one in self.stages.items()}
+        for stage in stages:
+            if not any(stage in both for both in names.values()):
+                hint = suggest(stage, list(self.stages))
+                raise InputError(f"no stage {stage!r}{hint}; stages: {', '.join(self.stages)}")
+        return [label for label, both in names.items() if set(both) & set(stages)]
 
     def steps_of(self, labels: Collection[str]) -> list[Step]:
         """The steps of these stages and of their evaluation, in order."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class RunSettings:
         runs: the folder of all results.
         launch: the launch config.
         retry: the command to print after a failure.
-        stage: run only this stage, or None for all.
+        stages: run only these; all where there are none.
         max_judge_calls: most questions put to judges, or None for no limit.
         verify_weights: whether to compare finished weights with their digests before running.
         through: the words of a command that starts each step's command elsewhere, or none.
@@ -44,7 +45,7 @@ class RunSettings:
     runs: Path
     launch: shipped.Launch
     retry: str
-    stage: str | None = None
+    stages: Sequence[str] = ()
     max_judge_calls: int | None = None
     verify_weights: bool = False
     through: tuple[str, ...] = ()
@@ -55,13 +56,13 @@ def launched_by_accelerate() -> bool:
     return "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_RANK" in os.environ
 
 
-def select_steps(plan: Plan, stage: str | None) -> list[Step]:
-    """The plan's steps, or those of one stage, of a swept one at all points or at those named.
+def select_steps(plan: Plan, stages: Sequence[str]) -> list[Step]:
+    """The plan's steps, or those of these stages, of swept ones at all points or at those named.
 
     Raises:
         InputError: for an unknown stage.
     """
-    return plan.steps if stage is None else plan.steps_of(plan.labels(stage))
+    return plan.steps_of(plan.labels(*stages)) if stages else plan.steps
 
 
 def run_plan(plan: Plan, settings: RunSettings) -> None:
@@ -73,7 +74,7 @@ def run_plan(plan: Plan, settings: RunSettings) -> None:
         InputError, StepFailedError: when a step fails; its sentence, log and retry command.
         KeyboardInterrupt: when stopped; the launched processes have ended by then.
     """
-    steps = select_steps(plan, settings.stage)
+    steps = select_steps(plan, settings.stages)
     pending = _pending(steps, settings)
     _check_inputs(pending, settings)
     display = Display(
@@ -130,14 +131,14 @@ def _show_finished(step: Step, runs: Path, display: Display) -> None:
 
 
 def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
-    """Run a stage's unfinished steps inside processes the user launched; returns the exit code."""
+    """Run the unfinished steps inside processes the user launched; returns the exit code."""
     from accelerate import PartialState
 
     kind = mismatch.asked_by_environment()
     state: Any = PartialState(cpu=mismatch.asked_for_cpu())
     mismatch.check_started(state)
     use_cpu = state.device.type == "cpu"
-    steps = select_steps(plan, settings.stage)
+    steps = select_steps(plan, settings.stages)
     # All processes decide together what is to do, before one of them can finish anything.
     pending = _pending(steps, settings)
     state.wait_for_everyone()

@@ -313,12 +313,12 @@ def test_a_fixed_stage_may_stand_below_those_that_read_it(plan_of):
 def test_the_stages_of_a_recipe_are_each_made_by_name(plan_of):
     """What base reads of sft is a matter of the stage sft, and the run says so."""
     plan = plan_of()
-    assert {step.stage for step in select_steps(plan, "sft")} == {"sft"}
+    assert {step.stage for step in select_steps(plan, ["sft"])} == {"sft"}
     missing = [
         value.stage
-        for step in select_steps(plan, "base")
+        for step in select_steps(plan, ["base"])
         for value in step.inputs.values()
-        if isinstance(value, Step) and value not in select_steps(plan, "base")
+        if isinstance(value, Step) and value not in select_steps(plan, ["base"])
     ]
     assert set(missing) == {"sft"}
 

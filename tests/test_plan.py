@@ -3,6 +3,7 @@ from importlib import import_module
 
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.load import load_recipe
 from pipeline.plan import make_plan
 from pipeline.run import select_steps
@@ -35,7 +36,7 @@ def test_test_rows_are_looked_for_in_the_training_rows_once_and_first(plan_of):
     plan = plan_of(overrides=["seeds=[0, 1]"])
     assert [step.kind for step in plan.steps].count("overlap") == 1
     assert [plan.steps[0]] == plan.overlaps["gsm8k"]
-    assert plan.steps[0] in select_steps(plan, "sft"), "--stage sft brings it too"
+    assert plan.steps[0] in select_steps(plan, ["sft"]), "--stage sft brings it too"
     assert plan_of(overrides=["data.preferences.limit=3"]).steps[0].fingerprint != (
         plan.steps[0].fingerprint
     )
@@ -90,7 +91,16 @@ def test_two_stages_with_the_same_options_are_one_step(recipe_dict, plan_of):
     plan = plan_of()
     assert [step.kind for step in plan.steps] == ["overlap", "train", "answers", "gsm8k"]
     assert plan.results["a", "gsm8k", 0].fingerprint == plan.results["b", "gsm8k", 0].fingerprint
-    assert select_steps(plan, "b") == plan.steps[1:], "--stage b must run what it shares with a"
+    assert select_steps(plan, ["b"]) == plan.steps[1:], "--stage b must run what it shares with a"
+
+
+def test_several_stages_are_chosen_in_the_order_of_the_recipe(recipe_dict, plan_of):
+    plan = plan_of()
+    chosen = select_steps(plan, ["bash", "sft"])
+    assert list(dict.fromkeys(step.stage for step in chosen)) == ["sft", "bash"]
+    assert select_steps(plan, []) == plan.steps
+    with pytest.raises(InputError, match="no stage 'bsh'; did you mean bash"):
+        select_steps(plan, ["sft", "bsh"])
 
 
 @pytest.mark.parametrize(

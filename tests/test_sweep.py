@@ -254,7 +254,7 @@ def test_a_sweep_over_seeds_from_steps_to_charts(swept, run_steps_here, bashrac,
     # A step of one point is made again by a real run of its stage, and nothing else is.
     lost = plan.results[LABELS[1], "gsm8k", 0].directory(runs)
     shutil.rmtree(lost)
-    chosen = [select_steps(plan, stage) for stage in (*LABELS, "bash")]
+    chosen = [select_steps(plan, [stage]) for stage in (*LABELS, "bash")]
     assert [len(steps) for steps in chosen] == [8, 8, 16]
     made = bashrac("run", path, "--stage", LABELS[1])
     assert made.stdout.count(": started") == 1 and (lost / "record.json").is_file(), made.stderr

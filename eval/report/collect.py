@@ -52,7 +52,7 @@ def part_of(plan: Plan, names: Sequence[str], baseline: str | None = None) -> Pl
         InputError: for an unknown stage.
     """
     baseline = baseline or baseline_of(plan.recipe)
-    chosen = {label for name in names for label in plan.labels(name)}
+    chosen = set(plan.labels(*names))
     chosen |= {plan.stages[label].beside.get(baseline or "") for label in chosen} - {None}
     for label in reversed(plan.stages):  # each stands after the one it starts from
         if label in chosen:
