@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -141,6 +142,18 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASHRAC_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def quick_collections():
+    """Trainers collect garbage often, and would each time look through all imported libraries."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) > before + 50:
+        import hypothesis  # noqa: F401 - it looks who holds random generators, before they freeze
+
+        gc.collect()
+        gc.freeze()
 
 
 def result_digests(runs: Path) -> dict[str, str]:
