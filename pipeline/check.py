@@ -97,7 +97,12 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
         found = [options.problem_with(options_class, name, value) for options_class in having]
         wrong = [problem for problem in found if problem]
         if wrong:
-            problems.append(Problem(f"trainer.{name}", wrong[0]))
+            apart = (
+                ""
+                if len(wrong) == len(found)
+                else (f"; {' and '.join(having)} differ in it: write it below stages.NAME.trainer")
+            )
+            problems.append(Problem(f"trainer.{name}", wrong[0] + apart))
     blocks = [("lora", "peft.LoraConfig", f"stages.{n}", s) for n, s in recipe.stages.items()]
     for name, stage in recipe.stages.items():
         if (trainer := trainer_of(stage.method)) is not None:
@@ -111,9 +116,10 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
     for name, stage in recipe.stages.items():
         trainer = {} if trainer_of(stage.method) is None else recipe.trainer_for(stage)
         if trainer.get("bf16") is True and trainer.get("fp16") is True:
+            own = f"stages.{name}." if {"fp16", "bf16"} & stage.trainer.keys() else ""
             message = "is true beside bf16: true; keep one of them"
-            problems.append(Problem(f"stages.{name}.trainer.fp16", message))
-    return problems
+            problems.append(Problem(f"{own}trainer.fp16", message))
+    return list(dict.fromkeys(problems))
 
 
 def _check_starts(recipe: Recipe, written: list[str]) -> list[Problem]:
@@ -123,6 +129,8 @@ def _check_starts(recipe: Recipe, written: list[str]) -> list[Problem]:
         if stage.start is not None and stage.start not in above:
             hint = suggest(stage.start, above)
             known = f"; stages: {', '.join(above)}" if above else "; it is the first stage"
+            if stage.start in written and stage.start != name:
+                hint, known = "", f"; {stage.start} stands below: move it above {name}"
             message = f'no stage "{stage.start}" above it{hint}{known}'
             problems.append(Problem(f"stages.{name}.from", message))
         elif stage.start in recipe.stages:

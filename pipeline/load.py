@@ -21,17 +21,17 @@ from pipeline.check import cross_check
 from pipeline.errors import InputError, Problem, RecipeError, suggest
 from pipeline.keys import key_problems
 from pipeline.plain_yaml import read_yaml, read_yaml_file, yaml_words
-from pipeline.recipe import Recipe, StageOptions, SweepPoint, method_module
+from pipeline.recipe import Recipe, StageOptions, SweepPoint, method_module, trainer_of
 from pipeline.stages import METHODS
 from pipeline.variants import KEY as VARIANTS
 from pipeline.variants import set_key, take_variant, variant_names
 
 _LARGEST = 2**63 - 1
-# Blocks whose keys are fields of these classes, and are often written beside them.
-_PASSED_THROUGH = {"trainer": ("trl.SFTConfig", "trl.DPOConfig"), "lora": ("peft.LoraConfig",)}
+# Their fields stand below `trainer`, and are often written beside it.
+_TRAINERS = ("trl.SFTConfig", "trl.DPOConfig")
 # What pydantic says of a value of another shape.
 _SHAPES = {
-    "list_type": "must be a list, such as [1, 2]",
+    "list_type": "must be a list",
     **dict.fromkeys(
         ("dict_type", "model_type", "model_attributes_type"), "must be a mapping of keys"
     ),
@@ -84,7 +84,7 @@ def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) ->
     Raises:
         InputError: for an override that is none; RecipeError with all problems at once.
     """
-    keys = [_apply_override(raw, override) for override in overrides]
+    keys = [_apply_override(raw, override, name) for override in overrides]
     rest, swept, wrong = sweep.take_sweep(raw)
     for key in keys:
         if over := next((other for other in swept if f"{key}.".startswith(f"{other}.")), None):
@@ -121,7 +121,7 @@ def _check_point(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     return recipe, problems
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> str:
+def _apply_override(raw: dict[str, Any], override: str, recipe: str) -> str:
     """Set a key; returns it."""
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
@@ -135,10 +135,10 @@ def _apply_override(raw: dict[str, Any], override: str) -> str:
         raise InputError(f"--set {key}: the value is not valid YAML: {yaml_words(error)}") from None
     if parts[0] == sweep.KEY and len(parts) > 1:  # a swept key is one key, dots and all
         parts = [sweep.KEY, ".".join(parts[1:])]
-        swept = raw.get(sweep.KEY)
+        swept = raw.get(sweep.KEY) or {}
         if value is None and isinstance(swept, dict) and parts[1] not in swept:
-            hint, known = suggest(parts[1], list(swept)), ", ".join(swept)
-            raise InputError(f"--set {key}: no such key in the sweep{hint}; it has {known}")
+            known = f"{suggest(parts[1], list(swept))}; its keys: {', '.join(swept) or 'none'}"
+            raise InputError(f"--set {key}: no such key in the sweep of {recipe}{known}")
     set_key(raw, parts, value)
     return ".".join(parts)
 
@@ -172,7 +172,9 @@ def _validate(schema: type[BaseModel], raw: Any, prefix: str, problems: list[Pro
             if not deeper and path not in seen:
                 seen.add(path)
                 key = ".".join([prefix, *path] if prefix else path)
-                problems.append(Problem(key or "recipe", _sentence(schema, item, list(path))))
+                sentence = _misplaced(schema, item, list(path), raw, prefix)
+                sentence = sentence or _sentence(schema, item, list(path))
+                problems.append(Problem(key or "recipe", sentence))
         return None
 
 
@@ -189,13 +191,29 @@ def _path_in(raw: Any, item: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
+def _misplaced(
+    schema: type[BaseModel], item: Any, path: list[str], raw: Any, prefix: str
+) -> str | None:
+    """Where an option of trl or peft belongs that stands beside `trainer` or `lora`, else None."""
+    if item["type"] != "extra_forbidden":
+        return None
+    *above, name = path
+    known = _keys_at(schema, above)
+    trainers: tuple[str | None, ...] = _TRAINERS
+    if prefix:  # a stage, whose method is known to be one
+        trainers = (trainer_of(raw["method"]),) if "method" in raw else ()
+    for block, classes in (("trainer", trainers), ("lora", ("peft.LoraConfig",))):
+        for one in classes if block in known else ():
+            if one is not None and name in options.fields_of(one):
+                place = ".".join(filter(None, [prefix, *above, block, name]))
+                return options.set_here(one, name) or f"stands below {block}: {place}"
+    return None
+
+
 def _sentence(schema: type[BaseModel], item: Any, path: list[str]) -> str:
     kind, value = item["type"], item.get("input")
     if kind == "extra_forbidden":
         known = _keys_at(schema, path[:-1])
-        for block, classes in _PASSED_THROUGH.items():
-            if block in known and any(path[-1] in options.fields_of(one) for one in classes):
-                return f"stands below {block}: write {block}: {{{path[-1]}: ...}}"
         hint = suggest(path[-1], known) or f"; keys: {', '.join(known)}"
         return f"not a key bashrac knows{hint}"
     if kind == "missing":
@@ -203,12 +221,14 @@ def _sentence(schema: type[BaseModel], item: Any, path: list[str]) -> str:
     if kind == "string_pattern_mismatch":
         return f"{value!r} may hold letters, digits, '.', '_', '-', starting with a letter or digit"
     if kind in ("float_type", "int_type") and isinstance(value, str):
-        hint = options.number_hint(value)
+        hint = options.number_hint(value, whole=kind == "int_type")
         if hint:
             return hint
     shown = "" if isinstance(value, (dict, list)) else f"{_as_yaml(value)}: "
     if kind in _SHAPES:
-        return f"{shown}{_SHAPES[kind]}"
+        one_value = kind == "list_type" and isinstance(value, (str, int, float))
+        example = f", such as [{_as_yaml(value)}]" if one_value else ""
+        return f"{shown}{_SHAPES[kind]}{example}"
     if kind == "too_short":
         least = item["ctx"]["min_length"]
         return f"{shown}must hold at least {least} {'value' if least == 1 else 'values'}"

@@ -116,7 +116,7 @@ RANGES = {
     "lora_dropout": _SHARE, "adam_beta1": _SHARE, "adam_beta2": _SHARE,
     "max_steps": (
         lambda number: number >= 1 or number == -1,
-        "1 or more; take it out to train num_train_epochs",
+        "1 or more, or -1 to train num_train_epochs",
     ),
 }  # fmt: skip
 

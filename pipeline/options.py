@@ -44,15 +44,20 @@ _ENUMS = {
 }
 
 
-@cache
 def fields_of(options_class: str) -> dict[str, ast.expr | None]:
     """Return field name -> annotation (as a syntax tree) of an options class in `SOURCES`.
 
     Raises:
         InputError: when the library is not installed or its source no longer has the class.
     """
+    return read_fields(SOURCES[options_class])
+
+
+@cache
+def read_fields(classes: tuple[tuple[str, str, str], ...]) -> dict[str, ast.expr | None]:
+    """The same of a class and those it inherits from, each as package, file and name."""
     fields: dict[str, ast.expr | None] = {}
-    for package, file, class_name in SOURCES[options_class]:
+    for package, file, class_name in classes:
         for node in _class_body(package, file, class_name):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 fields.setdefault(node.target.id, node.annotation)
@@ -118,12 +123,17 @@ def class_label(options_class: str) -> str:
         return options_class
 
 
+def set_here(options_class: str, name: str) -> str | None:
+    """Return where a user says what an option says that bashrac sets itself, None for others."""
+    owned = OWNED if options_class.startswith("trl.") else LORA_OWNED
+    return f"is set by bashrac: {owned[name]}" if name in owned else None
+
+
 def problem_with(options_class: str, name: str, value: Any) -> str | None:
     """Return what is wrong with one option as a sentence, or None when it is fine."""
     fields = fields_of(options_class)
-    owned = OWNED if options_class.startswith("trl.") else LORA_OWNED
-    if name in owned:
-        return f"is set by bashrac: {owned[name]}"
+    if words := set_here(options_class, name):
+        return words
     if name == "report_to":
         return _problem_with_trackers(value if isinstance(value, list) else [value])
     if name == "init_lora_weights" and str(value).startswith(BASE_CHANGING):
@@ -139,7 +149,7 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
         if choices is None or value is None or value in choices:
             return _out_of_range(name, value)
         return f"{value!r} is none of {', '.join(choices)}{suggest(str(value), choices)}"
-    if isinstance(value, str) and (hint := number_hint(value)):
+    if isinstance(value, str) and (hint := number_hint(value, whole=not _accepts(annotation, 0.5))):
         return hint
     return f"{value!r} is {_type_word(value)}, expected {_readable(annotation)}"
 
@@ -200,18 +210,24 @@ def _accepts_generic(annotation: ast.Subscript, value: Any) -> bool:
     return isinstance(value, dict) if outer in ("dict", "Dict") else True
 
 
-def number_hint(text: str) -> str | None:
-    """Say how to write a number that YAML took for text (5e-7, or '4' in quotes), else None."""
+def number_hint(text: str, *, whole: bool = False) -> str | None:
+    """Say how to write a number that YAML took for text (5e-7, or '4' in quotes), else None.
+
+    `whole` is for keys that take whole numbers only: 1e3 is 1000 there.
+    """
     try:
         number = float(text)
     except ValueError:
         return None
     if not math.isfinite(number):
-        return f"text '{text}': no number that is large or small enough"
+        return f"'{text}' is not a finite number"
+    if whole and not number.is_integer():
+        return f"'{text}' is not a whole number"
     mantissa, exponent, power = text.strip().lower().partition("e")
     if exponent and ("." not in mantissa or power[0] not in "+-"):
         point = "" if "." in mantissa else ".0"
-        return f"YAML takes '{text}' for text; write {mantissa}{point}e{int(power):+d}"
+        written = f"{number:.0f}" if whole else f"{mantissa}{point}e{int(power):+d}"
+        return f"YAML takes '{text}' for text; write {written}"
     return f"text '{text}': a number stands without quotes, {number:g}"
 
 

@@ -50,6 +50,9 @@ def yaml_words(error: yaml.YAMLError) -> str:
         return " ".join(str(error).split())
     problem = getattr(error, "problem", None) or "cannot be read"
     hint = "; indent with spaces" if "'\\t'" in problem else ""
+    context, begun = getattr(error, "context", None), getattr(error, "context_mark", None)
+    if context and begun and begun.line < mark.line:
+        problem = f"{context} (line {begun.line + 1}), {problem}"
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{hint}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from eval import benchmarks
 from pipeline import artifact
@@ -40,7 +41,7 @@ class Plan:
 
         It says what was run on what, as a step's does, and does not depend on names of stages.
         """
-        steps = self.results.values() or self.steps  # of a recipe without benchmarks all
+        steps = self.results.values() or chain(*self.stage_steps.values())
         return artifact.fingerprint(sorted({step.fingerprint for step in steps}))
 
     def labels(self, *stages: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, suggest
+from pipeline.options import read_fields
 from pipeline.plain_yaml import read_yaml_file
 
 # How weights lie in the processes of a launch; DeepSpeed's ways are `zero(stage)`.
@@ -87,10 +88,12 @@ class Launch:
     kind: str
 
 
-_ACCELERATE_KEYS = {
-    "compute_environment", "distributed_type", "mixed_precision", "num_machines", "num_processes",
-    "use_cpu",
-}  # fmt: skip
+# The class whose fields are the keys of a file, and keys that accelerate turns into others.
+_CONFIG = tuple(
+    ("accelerate", "commands/config/config_args.py", name)
+    for name in ("ClusterConfig", "BaseConfig")
+)
+_CONVERTED = ("fp16", "dynamo_backend")
 
 
 def read_launch(name_or_file: str) -> Launch:
@@ -110,12 +113,21 @@ def read_launch(name_or_file: str) -> Launch:
             f"give a file, or one of {', '.join(names)}"
         )
     config = read_yaml_file(path)
-    if not isinstance(config, dict) or not _ACCELERATE_KEYS & config.keys():
-        raise InputError(f"{path}: not an accelerate config; `accelerate config` writes one")
+    if not isinstance(config, dict) or "distributed_type" not in config:
+        raise InputError(
+            f"{path}: not an accelerate config, as it has no distributed_type; `accelerate config` "
+            "writes one"
+        )
+    known = [*read_fields(_CONFIG), *_CONVERTED]
+    for key in (key for key in config if key not in known):
+        raise InputError(f"{path}: {key} is no key of accelerate's{suggest(str(key), known)}")
+    for key in ("fsdp_config", "deepspeed_config"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise InputError(f"{path}: {key} must be a mapping of keys")
     counts = {key: config.get(key, 1) for key in ("num_processes", "num_machines")}
     for key, count in counts.items():
         if type(count) is not int or count < 1:
-            raise InputError(f"{path}: not an accelerate config ({key} must be a number above 0)")
+            raise InputError(f"{path}: {key} is {count!r}; write a whole number, 1 or more")
     use_cpu = config.get("use_cpu", False) is True
     if wrong := _wrong(config, use_cpu=use_cpu, **counts):
         raise InputError(f"{path}: {wrong}")
@@ -128,8 +140,14 @@ def read_launch(name_or_file: str) -> Launch:
     )
 
 
+def _asked(config: dict[str, Any]) -> str:
+    """The distributed type; YAML reads NO without quotes as false."""
+    asked = config["distributed_type"]
+    return "NO" if asked is False else str(asked)
+
+
 def _kind(config: dict[str, Any]) -> str:
-    asked = str(config.get("distributed_type", "NO"))
+    asked = _asked(config)
     if asked == "FSDP":
         return FSDP2
     if asked == "DEEPSPEED":
@@ -146,7 +164,7 @@ def _wrong(
     config: dict[str, Any], *, use_cpu: bool, num_processes: int, num_machines: int
 ) -> str | None:
     """Why a config cannot be used: accelerate would do something else, or results would change."""
-    asked = str(config.get("distributed_type", "NO"))
+    asked = _asked(config)
     fsdp, deepspeed = (config.get(f"{name}_config") or {} for name in ("fsdp", "deepspeed"))
     if str(config.get("mixed_precision", "no")) not in ("no", "None", "False") or "fp16" in config:
         return (

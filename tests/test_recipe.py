@@ -51,10 +51,19 @@ def test_a_file_of_other_rows_is_named_before_anything_runs(recipe_dict, write_r
     ("change", "key", "message"),
     [
         ({"sedes": [1]}, "sedes", "did you mean seeds?"),
-        ({"learning_rate": 1.0e-4}, "learning_rate", "write trainer: {learning_rate: ...}"),
-        ({"r": 8}, "r", "write lora: {r: ...}"),
-        ({"stages": {"a": {"method": "sft", "beta": 1}}}, "stages.a.beta", "write trainer: {beta: ...}"),
-        ({"trainer": {"bf16": True, "fp16": True}}, "stages.sft.trainer.fp16", "keep one"),
+        ({"learning_rate": 1.0e-4}, "learning_rate", "stands below trainer: trainer.learning_rate"),
+        ({"r": 8}, "r", "stands below lora: lora.r"),
+        ({"seed": 8}, "seed", "is set by bashrac: use seeds"),
+        ({"stages": {"a": {"method": "dpo", "beta": 1}}}, "stages.a.beta", "below trainer: stages.a.trainer.beta"),
+        ({"stages": {"a": {"method": "sft", "beta": 1}}}, "stages.a.beta", "not a key bashrac knows"),
+        ({"stages": {"a": {"method": "sft", "packing": True}}}, "stages.a.packing", "is set by bashrac"),
+        ({"sweep": {"stages.sft.max_steps": [1, 2]}}, "sweep.stages.sft.max_steps", "stages.sft.trainer.max_steps"),
+        ({"stages": {"b": {"method": "sft", "from": "a"}, "a": {"method": "sft"}}}, "stages.b.from", "move it above b"),
+        ({"trainer": {"loss_type": ["ipo"]}}, "trainer.loss_type", "differ in it: write it below stages.NAME"),
+        ({"evaluate": "gsm8k"}, "evaluate", "must be a list, such as ['gsm8k']"),
+        ({"trainer": {"bf16": True, "fp16": True}}, "trainer.fp16", "keep one"),
+        ({"trainer": {"bf16": True}, "stages": {"a": {"method": "sft", "trainer": {"fp16": True}}}},
+         "stages.a.trainer.fp16", "keep one"),
         ({"trainer": {"num_train_epochs": 0}}, "trainer.num_train_epochs", "above 0"),
         ({"stages": {"a": {"method": "bash", "excluded_ids": [-1]}}}, "stages.a.excluded_ids.0", "or equal to 0"),
         ({"seeds": None}, "seeds", "null: must be a list"),
@@ -161,6 +170,7 @@ def test_a_key_given_twice_is_refused_where_yaml_would_take_the_last(tmp_path):
         (b"- a\n- b\n", "a recipe is a mapping"),
         (b"", "a recipe is a mapping"),
         (b"name: [\n", "not valid YAML"),
+        (b'name: "x\ntask: chat\n', r"line 3, column 1: .* \(line 1\), found unexpected end"),
         (b"name: \xff\xfe\n", "not UTF-8"),
         (b"!!python/object/apply:os.system ['true']", "not valid YAML"),
         (b"? [a, b]\n: 1\n", "plain text"),
@@ -208,7 +218,12 @@ def test_an_override_may_go_below_a_source_given_as_plain_text(recipe_dict, writ
 
 
 def test_a_launch_config_may_not_change_results(recipe_dict, write_recipe, tmp_path):
-    config = {"num_processes": 1, "mixed_precision": "bf16", "use_cpu": True}
+    config = {
+        "distributed_type": "NO",
+        "num_processes": 1,
+        "mixed_precision": "bf16",
+        "use_cpu": True,
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
     found = problems_of(write_recipe(recipe_dict | {"launch": str(tmp_path / "mine.yaml")}))
     assert "trainer: {bf16: true}" in found["launch"]

@@ -95,6 +95,11 @@ def test_a_report_of_some_stages_shows_what_they_start_from_and_the_baseline_too
         shown("bsh")
 
 
+def test_a_part_of_a_recipe_without_benchmarks_has_its_fingerprint_too(finished):
+    plan, _ = finished({}, evaluate=[])
+    assert part_of(plan, ["sft"]).fingerprint == plan.fingerprint
+
+
 def test_a_baseline_shown_beside_an_earlier_stage_brings_what_it_starts_from(finished):
     stages = {
         "sft": {"method": "sft"},

@@ -100,7 +100,7 @@ def test_a_stage_beside_which_a_swept_baseline_has_several_points_is_said_to_be_
     plan, runs = recorded(sweep={"stages.bash.beta": [0.1, 0.2]})
     report = collect(plan, runs, baseline="bash")
     (found,) = (item for item in report.warnings.items() if "not compared with bash" in item[0])
-    assert found[1] == ["sft", "sft-dpo"] and "--baseline" in found[0]
+    assert found[1] == ["sft", "sft-dpo"] and "--baseline sft or sft-dpo compares all" in found[0]
     assert not any("not compared" in warning for warning in collect(plan, runs).warnings)
 
 

@@ -5,7 +5,8 @@ import yaml
 
 from pipeline import shipped
 from pipeline.errors import InputError
-from pipeline.shipped import FSDP2, WHOLE, read_launch
+from pipeline.options import read_fields
+from pipeline.shipped import _CONFIG, FSDP2, WHOLE, read_launch
 
 CONFIGS = {
     "cpu": (1, 1, True, WHOLE),
@@ -57,10 +58,29 @@ def test_a_launch_config_is_read_alike_by_accelerate_and_by_us(name):
         ({"mixed_precision": "bf16"}, "trainer: {bf16: true}"),
         ({"fp16": True}, "trainer: {bf16: true}"),
         ({"parallelism_config": {"parallelism_config_tp_size": 2}}, "shares a row"),
+        ({"num_procesess": 2}, "did you mean num_processes"),
+        ({"num_processes": "2"}, "num_processes is '2'; write a whole number"),
+        ({"fsdp_config": "x"}, "fsdp_config must be a mapping"),
     ],
 )  # fmt: skip
-def test_a_config_that_would_do_something_else_is_a_sentence(tmp_path, change, said):
+def test_a_config_that_is_not_what_it_seems_is_a_sentence(tmp_path, change, said):
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"distributed_type": "NO", "num_processes": 1} | change))
     with pytest.raises(InputError, match=said):
         read_launch(str(file))
+
+
+def test_a_config_that_accelerate_itself_would_refuse_is_none(tmp_path):
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    assert set(read_fields(_CONFIG)) == set(ClusterConfig.__dataclass_fields__)
+    file = tmp_path / "mine.yaml"
+    file.write_text("use_cpu: true\nnum_processes: 1\n")
+    with pytest.raises(InputError, match="has no distributed_type"):
+        read_launch(str(file))
+
+
+def test_no_without_quotes_is_no(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("distributed_type: NO\nuse_cpu: true\nnum_processes: 1\n")
+    assert read_launch(str(file)).kind == WHOLE

@@ -183,6 +183,12 @@ def test_set_goes_into_a_sweep_and_takes_out_of_it(swept):
     assert len(load_recipe(path).points) == 4
     assert len(load_recipe(path, [f"sweep.{BETA}=[0.1, 0.2, 0.3]"]).points) == 6
     assert len(load_recipe(path, [f"sweep.{BETA}=null"]).points) == 2
+    with pytest.raises(
+        InputError, match=r"no such key in the sweep of .*recipe.yaml; did you mean"
+    ):
+        load_recipe(path, [f"sweep.{BETA}s=null"])
+    with pytest.raises(InputError, match="its keys: none"):
+        load_recipe("demo", [f"sweep.{BETA}=null"])
     alone = load_recipe(path, ["sweep=null", f"{BETA}=0.3"])
     assert not alone.points and alone.stages["bash"].beta == 0.3
     for key in (BETA, f"{BETA}.start"):
@@ -248,6 +254,7 @@ def test_a_sweep_over_seeds_from_steps_to_charts(swept, run_steps_here, bashrac,
     assert all(point.cell.low <= point.cell.value <= point.cell.high for point in curve.points)
     assert "At every value: sft 0.0 ± 0.0 % [0.0, " in chart.note
     few, many = changed.curves[0].points
+    assert few.cell.seeds == 2
     assert 0 < few.cell.value < many.cell.value and few.cell.spread is not None
     assert curve.points[1].label == f"{many.cell.value:.1f} % changed"
 

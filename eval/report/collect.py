@@ -100,10 +100,9 @@ def collect(
     rows = [row for name in results for row in _rows(plan, name, results[name], baseline)]
     rounds, figures, warnings = _said(plan, finished, records)
     if alone := _without_baseline(plan, baseline):
-        warnings[
-            f"not compared with {baseline}, of which the sweep makes several; "
-            "--baseline with a stage that it makes once compares all"
-        ] = alone
+        once = [name for name in recipe.stages if not _without_baseline(plan, name)]
+        way_out = f"; --baseline {' or '.join(once)} compares all" if once else ""
+        warnings[f"not compared with {baseline}, of which the sweep makes several{way_out}"] = alone
     costs = costs_of(plan, records, baseline)
     return Report(
         recipe=recipe.name,

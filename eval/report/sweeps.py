@@ -118,4 +118,6 @@ def _share(plan: Plan, label: str, figures: Figures) -> Cell | None:
     if not shares:
         return None
     spread = stdev(shares) if len(shares) > 1 else None
-    return Cell(mean(shares), min(shares), max(shares), round(mean(counts)), "%", spread)
+    return Cell(
+        mean(shares), min(shares), max(shares), round(mean(counts)), "%", spread, seeds=len(shares)
+    )
