@@ -96,13 +96,11 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
         having = [kind for kind in classes if name in options.fields_of(kind)] or classes[:1]
         found = [options.problem_with(options_class, name, value) for options_class in having]
         wrong = [problem for problem in found if problem]
+        if wrong and len(wrong) < len(found):
+            both = " and ".join(having)
+            wrong[0] += f"; {both} differ in it: write it below stages.NAME.trainer"
         if wrong:
-            apart = (
-                ""
-                if len(wrong) == len(found)
-                else (f"; {' and '.join(having)} differ in it: write it below stages.NAME.trainer")
-            )
-            problems.append(Problem(f"trainer.{name}", wrong[0] + apart))
+            problems.append(Problem(f"trainer.{name}", wrong[0]))
     blocks = [("lora", "peft.LoraConfig", f"stages.{n}", s) for n, s in recipe.stages.items()]
     for name, stage in recipe.stages.items():
         if (trainer := trainer_of(stage.method)) is not None:

@@ -28,7 +28,7 @@ from pipeline.variants import set_key, take_variant, variant_names
 
 _LARGEST = 2**63 - 1
 # Their fields stand below `trainer`, and are often written beside it.
-_TRAINERS = ("trl.SFTConfig", "trl.DPOConfig")
+_TRAINERS = ["trl.SFTConfig", "trl.DPOConfig"]
 # What pydantic says of a value of another shape.
 _SHAPES = {
     "list_type": "must be a list",
@@ -195,15 +195,13 @@ def _misplaced(
     schema: type[BaseModel], item: Any, path: list[str], raw: Any, prefix: str
 ) -> str | None:
     """Where an option of trl or peft belongs that stands beside `trainer` or `lora`, else None."""
-    if item["type"] != "extra_forbidden":
-        return None
-    *above, name = path
+    *above, name = path or [""]
     known = _keys_at(schema, above)
-    trainers: tuple[str | None, ...] = _TRAINERS
-    if prefix:  # a stage, whose method is known to be one
-        trainers = (trainer_of(raw["method"]),) if "method" in raw else ()
-    for block, classes in (("trainer", trainers), ("lora", ("peft.LoraConfig",))):
-        for one in classes if block in known else ():
+    if item["type"] != "extra_forbidden" or not {"trainer", "lora"} <= set(known):
+        return None
+    trainers = [trainer_of(raw["method"])] if prefix else _TRAINERS  # a stage has its method's
+    for block, classes in (("trainer", trainers), ("lora", ["peft.LoraConfig"])):
+        for one in classes:
             if one is not None and name in options.fields_of(one):
                 place = ".".join(filter(None, [prefix, *above, block, name]))
                 return options.set_here(one, name) or f"stands below {block}: {place}"
