@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -107,11 +108,16 @@ def _two_sided_t(t: float, df: float) -> float:
     """P(|T| > t) of Student's distribution: what cos^(df-1) has beyond atan(t / sqrt(df))."""
     start = math.atan(t / math.sqrt(df))
     end = min(math.pi / 2, start + 12 / math.sqrt(df))
-    nodes, weights = np.polynomial.legendre.leggauss(200)
+    nodes, weights = _legendre()
     angles = start + (end - start) * (nodes + 1) / 2
     scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(math.pi) / 2
     densities = np.exp(scale + (df - 1) * np.log(np.cos(angles)))
     return min(1.0, float((end - start) * (weights @ densities)))
+
+
+@cache
+def _legendre() -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(200)
 
 
 def _variance(values_N: np.ndarray) -> float:

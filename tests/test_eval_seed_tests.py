@@ -56,7 +56,7 @@ def test_p_of_examples_that_all_differ_alike_is_that_of_their_signs(n, expected)
     assert p_over_seeds([[0.0] * n] * 3) == 1.0
 
 
-def found_better_or_worse(seed_effect, *, trials=200, n_seeds=3, n=60):
+def found_better_or_worse(seed_effect, *, trials=400, n_seeds=3, n=60):
     """Shares of trials without any difference where p is below 0.05, and the interval excludes 0."""
     rng = np.random.default_rng(1)
     by_p = by_interval = 0
