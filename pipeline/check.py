@@ -125,11 +125,13 @@ def _check_starts(recipe: Recipe, written: list[str]) -> list[Problem]:
     for name, stage in recipe.stages.items():
         above = written[: written.index(name)]
         if stage.start is not None and stage.start not in above:
-            hint = suggest(stage.start, above)
-            known = f"; stages: {', '.join(above)}" if above else "; it is the first stage"
             if stage.start in written and stage.start != name:
-                hint, known = "", f"; {stage.start} stands below: move it above {name}"
-            message = f'no stage "{stage.start}" above it{hint}{known}'
+                way_out = f"; {stage.start} stands below: move it above {name}"
+            elif above:
+                way_out = f"{suggest(stage.start, above)}; stages: {', '.join(above)}"
+            else:
+                way_out = "; it is the first stage"
+            message = f'no stage "{stage.start}" above it{way_out}'
             problems.append(Problem(f"stages.{name}.from", message))
         elif stage.start in recipe.stages:
             parent = recipe.lora_for(recipe.stages[stage.start])

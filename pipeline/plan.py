@@ -41,11 +41,12 @@ class Plan:
 
         It says what was run on what, as a step's does, and does not depend on names of stages.
         """
+        # Without benchmarks all steps count, those of stages that are not shown too.
         steps = self.results.values() or chain(*self.stage_steps.values())
         return artifact.fingerprint(sorted({step.fingerprint for step in steps}))
 
     def labels(self, *stages: str) -> list[str]:
-        """The labels that names stand for, in order: itself, or those of the recipe's stage.
+        """The labels that names stand for, in order: a label for itself, a stage for all it has.
 
         Raises:
             InputError: for an unknown name.

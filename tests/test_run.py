@@ -12,36 +12,33 @@ ROOT = Path(__file__).parents[1]
 def test_a_recipe_runs_to_its_table_and_a_second_run_does_nothing(
     bashrac, recipe_dict, write_recipe, tmp_path
 ):
-    """The demo's arms, DPO once. spin and rac share the answers of sft, so 20 steps and not 21."""
+    """All eight arms. spin and rac share the answers of sft, so 29 steps and not 30."""
     arms = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())["stages"]
     assert len(arms) == 8 and arms["spin"].pop("prompts")
-    arms = {
-        name: arm for name, arm in arms.items() if name not in ("neftune", "sft-dpo", "rac-dpo")
-    }
     path = write_recipe(recipe_dict | {"stages": arms})
     first = bashrac("run", path)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "| bash-dpo" in first.stdout and "bash, contexts: done in" in first.stdout
     records = sorted(tmp_path.glob("runs/steps/*/record.json"))
-    assert len(records) == 20
+    assert len(records) == 29
     times = [path.stat().st_mtime_ns for path in records]
     second = bashrac("run", path)
     assert second.returncode == 0 and "started" not in second.stdout
     assert [path.stat().st_mtime_ns for path in records] == times
     table = lambda text: [line for line in text.splitlines() if line.startswith("|")]  # noqa: E731
-    # Four times head, rule and five arms (grades, grades against cost, costs of each, costs in all);
+    # Four times head, rule and eight arms (grades, grades against cost, costs of each, costs in all);
     # then head, rule and a row for pairs, contexts and corrections.
-    assert table(second.stdout) == table(first.stdout) and len(table(first.stdout)) == 28 + 3 * 3
+    assert table(second.stdout) == table(first.stdout) and len(table(first.stdout)) == 40 + 3 * 3
     for suffix in ("md", "csv", "json", "html"):
         assert (tmp_path / "runs" / "tiny" / f"report.{suffix}").stat().st_size > 100
     record = json.loads(records[0].read_text())
     assert {"kind", "fingerprint", "identity", "inputs", "seed", "versions", "host", "device",
             "started", "ended", "seconds", "peak_memory_bytes", "metrics", "files"} <= set(record)  # fmt: skip
     plan = bashrac("plan", path)
-    assert "20 steps: 20 done, 0 to run" in plan.stdout
+    assert "29 steps: 29 done, 0 to run" in plan.stdout
     changed = bashrac("plan", path, "--set", "stages.bash.beta=0.3")
     assert "changed since the last run: beta 0.2 -> 0.3" in changed.stdout
-    assert "20 steps: 13 done, 7 to run" in changed.stdout
+    assert "29 steps: 22 done, 7 to run" in changed.stdout
     assert "accelerate launch --config_file" in changed.stdout
 
 
