@@ -18,8 +18,8 @@ Decisions:
    at one rate is replaced at every larger one.
 3. `fixed` is the first SFT stage, or the first stage where there is none, of the same training seed
    as the model that reads. For that stage both curves are one.
-4. Excluded tokens are those of BASH's contexts. Precision is `generation.dtype`; log probabilities
-   are taken in float32.
+4. Excluded tokens are those of BASH's contexts. The precision is that of all reading
+   (pipeline/precision.py); log probabilities are taken in float32.
 5. `agrees` counts token ids: how many tokens of the model's greedy answer are the reference's
    before the first that is not. Answers that a benchmark of the recipe's own task has asked for are
    taken where they are greedy (for `tldr`: at its 0.01) and hold the same rows.
@@ -136,7 +136,7 @@ def _contexts(build: Builder, model: Model) -> Step:
         "top_p": 1.0,
         "excluded_ids": None,
         "max_length": recipe.trainer.get("max_length", DEFAULT_MAX_LENGTH),
-        "dtype": recipe.generation.dtype,
+        "dtype": recipe.reading_dtype,
     }
     if given.max_prompt_length is not None:
         options["max_prompt_length"] = given.max_prompt_length
@@ -160,7 +160,7 @@ def _losses(build: Builder, model: Model, contexts: Step, words: str) -> Step:
         title=f"losses on {words}",
         model=model,
         steps={"contexts": contexts},
-        options={"dtype": build.recipe.generation.dtype},
+        options={"dtype": build.recipe.reading_dtype},
         neutral=build.writing,
         renders=False,
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StepFailedError
+from pipeline.precision import NOT_FINITE
 
 if TYPE_CHECKING:
     from pipeline.data import TokenRow
@@ -105,8 +106,7 @@ def write_losses(step: StepRun) -> None:
 def _loss_row(row: Row, nats: float) -> Row:
     if not math.isfinite(nats):
         raise StepFailedError(
-            f"the loss of row {row['id'] + 1} at rate {row['rate']:g} is {nats}: the model's "
-            "weights are damaged, or too large for its dtype; try generation.dtype float32"
+            f"the loss of row {row['id'] + 1} at rate {row['rate']:g} is {nats}: {NOT_FINITE}"
         )
     known = {"id": row["id"], "rate": row["rate"], "nats": nats}
     return {**known, "tokens": len(labels_of(row)), "changed": _changed(row)}

@@ -14,7 +14,7 @@ from pipeline import artifact, health
 from pipeline.data import load_examples, prompts_cut
 from pipeline.errors import InputError
 from pipeline.generate import Answering, Prompt, answers_as_done
-from pipeline.model import load_to_read, resolve_dtype, weights_of
+from pipeline.model import load_to_read, weights_of
 from pipeline.render import Renderer, renderer_for
 from pipeline.shards import similar, write_in_shards
 from pipeline.step import StepRun
@@ -118,7 +118,7 @@ def _with_vllm(
     """Ask many at a time: vLLM batches them itself, and what is answered is stored in between."""
     from pipeline.vllm_engine import VllmEngine
 
-    dtype = resolve_dtype(step.options["dtype"], trains_all_weights=False)
+    dtype = step.precision.weights
     longest = max((len(prompt.ids) for prompt in prompts), default=0) + how.max_new_tokens
     with VllmEngine(**weights_of(step), dtype=dtype, longest=longest) as engine:
         for start in range(0, len(prompts), _ASKED_AT_ONCE):

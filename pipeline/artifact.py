@@ -79,6 +79,20 @@ def _result_files(directory: Path) -> list[Path]:
     )
 
 
+def is_begun(directory: Path) -> bool:
+    """Whether an attempt that was stopped has left rows or checkpoints to go on from."""
+    return bool(_result_files(directory))
+
+
+def empty(directory: Path) -> None:
+    """Remove what an attempt that was stopped has left, so that the step begins anew."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (SPEC, LOCK, HOLDER):
+            path.unlink()
+
+
 def remove_leftovers(directory: Path) -> None:
     """Remove what killed writers left half-written in a folder nobody else writes to."""
     for path in list(directory.rglob(".*.tmp")):

@@ -157,7 +157,7 @@ class Builder:
             options={
                 "trainer": result,
                 "lora": lora,
-                "dtype": recipe.dtype,
+                "dtype": recipe.base_dtype_for(stage),
                 "batch_size": recipe.batch_size_for(stage),
                 **(more or {}),
             },
@@ -201,7 +201,7 @@ class Builder:
         options: dict[str, Any] = {
             "task": task or self.recipe.task,
             "max_new_tokens": max_new_tokens or generation.max_new_tokens,
-            "dtype": generation.dtype,
+            "dtype": self.recipe.reading_dtype,
             "samples": samples,
             "round": round_number,
             "temperature": sampling.temperature if sampling else temperature,

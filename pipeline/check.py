@@ -113,6 +113,10 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
                 problems.append(Problem(f"{prefix}.{block}.{name}".strip("."), problem))
     for name, stage in recipe.stages.items():
         trainer = {} if trainer_of(stage.method) is None else recipe.trainer_for(stage)
+        trains_all = trainer and recipe.lora_for(stage) is None
+        if trains_all and recipe.dtype == "float16" and trainer.get("fp16"):
+            message = "float16 would also be that of trained weights; write precision: float16"
+            problems.append(Problem("dtype", message))
         if trainer.get("bf16") is True and trainer.get("fp16") is True:
             own = f"stages.{name}." if {"fp16", "bf16"} & stage.trainer.keys() else ""
             message = "is true beside bf16: true; keep one of them"

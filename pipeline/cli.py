@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pipeline.errors import (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    _write_any_text()
     parser = make_parser()
     given = parser.parse_args(arguments)
     if not hasattr(given, "command"):
@@ -48,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         print("error: nobody reads the output any more, so the run has stopped", file=sys.stderr)
         return EXIT_FAILED
+    except UnicodeEncodeError as error:
+        if "surrogates" not in error.reason:
+            raise
+        # Of a path whose name is no UTF-8; nothing else that is written has passed the reader.
+        print(f"error: {_as_bytes(error)} is a name that is not UTF-8; rename it", file=sys.stderr)
+        return EXIT_INPUT
     except OSError as error:
         from pipeline.artifact import DISK_ERRNOS, disk_error
 
@@ -55,6 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {disk_error(Path(error.filename or '.'), error)}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _as_bytes(error: UnicodeEncodeError) -> str:
+    """The text that could not be written, in which bytes that are no UTF-8 are shown as such."""
+    return error.object.encode(errors="surrogateescape").decode(errors="backslashreplace").strip()
+
+
+def _write_any_text() -> None:
+    """Print what a terminal cannot show as escapes, and UTF-8 into files and pipes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            if stream.isatty():
+                stream.reconfigure(errors="backslashreplace")
+            else:
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _load_plan(given: Any) -> Any:
@@ -65,9 +88,13 @@ def _load_plan(given: Any) -> Any:
 
 
 def _launch_of(plan: Any, given: Any) -> Any:
+    from pipeline.artifact import is_finished
+    from pipeline.precision import refuse_float16
     from pipeline.shipped import read_launch
 
-    return read_launch(plan.recipe.launch if given.launch is None else given.launch)
+    launch = read_launch(plan.recipe.launch if given.launch is None else given.launch)
+    refuse_float16((s for s in plan.steps if not is_finished(s.directory(given.runs))), launch)
+    return launch
 
 
 def _check_price(given: Any) -> None:
@@ -97,9 +124,12 @@ def _check_one(source: str, overrides: list[str], variant: str | None) -> str | 
     """Say that there is nothing wrong with a recipe, or return what is."""
     from pipeline.load import load_recipe
     from pipeline.plan import make_plan
+    from pipeline.precision import refuse_float16
+    from pipeline.shipped import read_launch
 
     try:
         plan = make_plan(load_recipe(source, overrides, variant))
+        refuse_float16(plan.steps, read_launch(plan.recipe.launch))
     except InputError as error:
         return str(error)
     which = "" if variant is None else f" (variant {variant})"

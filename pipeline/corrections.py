@@ -23,7 +23,7 @@ import torch
 
 from pipeline import noise
 from pipeline.passes import in_order, logits_to_keep, pad_left, pad_right, tokens_of_a_pass
-from pipeline.sampling import Sampling
+from pipeline.sampling import Sampling, greedy
 
 # Logits that exist at once, and float32 copies of some of them, stay below this many numbers.
 _LOGITS = 1 << 26
@@ -181,7 +181,7 @@ def _label(
     """Labels [B, C] of a chunk of answer positions that begins at `first`."""
     logits_NV = logits_BCV.flatten(0, 1)
     if label == "argmax":
-        label_N = logits_NV.argmax(dim=-1)
+        label_N = greedy(logits_NV)
     else:
         positions = torch.arange(first, first + logits_BCV.shape[1])
         key_BC = noise.keys(seed, torch.tensor(row_ids)[:, None], positions, stream=noise.LABEL)

@@ -32,8 +32,10 @@ from pipeline.errors import (
     StepHeldError,
 )
 from pipeline.mismatch import check_processes
+from pipeline.precision import choose, goes_on, hardware
+from pipeline.precision import warning as precision_warning
 from pipeline.record import make_record, reset_peak_memory
-from pipeline.step import StepRun
+from pipeline.step import StepRun, read_progress
 
 # Set where standard input is a pipe that ends with the process that started this one.
 LIFELINE = "BASHRAC_LIFELINE"
@@ -140,6 +142,8 @@ def _execute(step: StepRun) -> None:
     module, _, function = step.run.partition(":")
     if module.split(".")[0] not in ("pipeline", "eval"):
         raise InputError(f"{step.directory / SPEC} names code outside bashrac: {step.run}")
+    if step.computes:
+        settle_precision(step)
     step.start_clock()
     started = datetime.now(UTC)
     reset_peak_memory(step)
@@ -156,6 +160,34 @@ def _execute(step: StepRun) -> None:
             (step.directory / leftover).unlink(missing_ok=True)
     if not step.alone:
         step.state.wait_for_everyone()
+
+
+def settle_precision(step: StepRun) -> None:
+    """Choose what a step computes in, once for all its processes, and say so.
+
+    One that was stopped goes on in what it was begun in, or begins anew: see
+    `pipeline.precision.goes_on`.
+    """
+    here = hardware(step.device.type)
+    chosen, emptied = choose(step.options, here), False
+    if step.state.is_main_process and artifact.is_begun(step.directory):
+        begun = read_progress(step.directory).get("precision") or {}
+        kept = goes_on(begun, chosen, here)
+        chosen, emptied = kept or chosen, kept is None
+    chosen, emptied = step.from_main_process([chosen, emptied])
+    step.precision = chosen
+    if step.state.is_main_process:
+        print(f"precision: {chosen.words}", flush=True)
+        if emptied:
+            artifact.empty(step.directory)
+    if emptied:
+        step.warn(
+            f"it was begun in another precision, which is not native here, so it begins anew in "
+            f"{chosen.compute}"
+        )
+    if costly := precision_warning(chosen, here):
+        step.warn(costly)
+    step.state.wait_for_everyone()
 
 
 def _wait_for_main_process(step: StepRun) -> None:

@@ -18,6 +18,7 @@ from pipeline.changes import MEMORY, Memory, read_identities
 from pipeline.launched import command
 from pipeline.plan import Plan
 from pipeline.planned_step import Step
+from pipeline.precision import asked_words
 from pipeline.recipe import Recipe, Source
 from pipeline.run import select_steps
 from pipeline.vllm_process import check_vllm
@@ -44,6 +45,7 @@ def explain(plan: Plan, runs: Path, launch: shipped.Launch, through: Sequence[st
             lines.append(f"     {shlex.join(command(launch, [directory / SPEC], through))}")
     if calls := judge_calls_words(plan, runs):
         lines.append(calls)
+    lines.append(f"precision: {asked_words(plan.recipe)}")
     total = len(plan.steps)
     lines.append(f"{total} steps: {done} done, {total - done} to run")
     return "\n".join(lines)

@@ -20,7 +20,7 @@ import torch
 
 from pipeline import noise
 from pipeline.passes import in_order, pad_left, without_adapter
-from pipeline.sampling import Sampling
+from pipeline.sampling import Sampling, check_finite, greedy
 
 ENGINES = ("auto", "transformers")
 
@@ -141,7 +141,7 @@ def _in_parallel(
         model,
         rows,
         seed=how.seed,
-        pick=how.sampling.pick if how.sampling else lambda logits_NV, _: logits_NV.argmax(dim=-1),
+        pick=how.sampling.pick if how.sampling else greedy,
         batch_size=batch_size,
         stop=_stop(how, model.device),
     )
@@ -174,10 +174,9 @@ def _generate(model: Any, prompts: Sequence[Prompt], how: Answering) -> list[lis
     from transformers import GenerationConfig, LogitsProcessorList
 
     input_ids, mask = pad_left([prompt.ids for prompt in prompts], model.device)
-    processors = LogitsProcessorList()
+    processors: Any = LogitsProcessorList([_check_scores])
     if how.sampling:
-        keyed = _KeyedSampling(prompts, how.sampling, start=input_ids.shape[1])
-        processors.append(keyed)  # type: ignore[arg-type]
+        processors.append(_KeyedSampling(prompts, how.sampling, start=input_ids.shape[1]))
     output = model.generate(
         input_ids=input_ids,
         attention_mask=mask,
@@ -193,6 +192,13 @@ def _generate(model: Any, prompts: Sequence[Prompt], how: Answering) -> list[lis
     )
     stops = set(how.stop_ids)
     return [_until_stop(row, stops) for row in output[:, input_ids.shape[1] :].tolist()]
+
+
+def _check_scores(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """A logits processor that changes nothing."""
+    del input_ids
+    check_finite(scores, scores.argmax(dim=-1))
+    return scores
 
 
 class _KeyedSampling:

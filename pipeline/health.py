@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pipeline.corrections import Own, batches, log_probabilities, logits_at_answers
 from pipeline.errors import StepFailedError
 from pipeline.passes import tokens_of_a_pass
+from pipeline.precision import NOT_FINITE
 
 if TYPE_CHECKING:
     from pipeline.data import TokenRow
@@ -91,8 +92,7 @@ def compare_losses(
     if not (math.isfinite(here) and math.isfinite(there)):
         raise StepFailedError(
             f"the model that wrote these rows has a loss of {here} on them and of {there} on the "
-            "reference: its weights are damaged, or too large for its dtype; try generation.dtype "
-            "float32, or start from another model"
+            f"reference: {NOT_FINITE}"
         )
     step.metrics["figures"] |= losses
     if there > 0:

@@ -23,10 +23,13 @@ from pipeline.errors import InputError
 from pipeline.execute import LIFELINE
 from pipeline.extras import missing
 from pipeline.lock import held_by
+from pipeline.threads import ADAPT, usable_cores
 
 # glibc gives large blocks back to the kernel and takes them again, zeroed page by page, at every
 # tensor. Keeping them makes training on a CPU faster (benchmarks/allocator.py prints by how much).
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+# Threads that wait for another sleep rather than spin, which would keep it from its core.
+CPU_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 _STOP_SECONDS = 8
 _STOP_SECONDS_THROUGH = 60  # a scheduler hands signals on at its own pace
 
@@ -70,6 +73,7 @@ def start(
         surroundings.pop(LIFELINE)
         if "OMP_NUM_THREADS" not in os.environ:  # those of this machine say nothing of others
             surroundings.pop("OMP_NUM_THREADS")
+            surroundings.pop(ADAPT, None)
     try:
         return subprocess.Popen(
             [*through, *module],
@@ -112,13 +116,16 @@ def end(process: Any) -> None:
 def environment(launch: shipped.Launch) -> dict[str, str]:
     """What launched processes find in their environment; the user's own goes over defaults."""
     here = launch.processes // launch.machines
-    threads = str(max((os.cpu_count() or 1) // here, 1))
+    threads = str(max(usable_cores() // here, 1))
     defaults = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"TRANSFORMERS_VERBOSITY": "warning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     # A file eval.py in the user's folder must not be taken for our package.
     fixed = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", LIFELINE: "1"}
+    fixed |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}  # what they write is read as UTF-8
     if launch.use_cpu:
-        defaults |= CPU_ALLOCATOR
+        defaults |= CPU_ALLOCATOR | CPU_WAITING
         # From a config of several processes accelerate does not hand this on to them.
         fixed["ACCELERATE_USE_CPU"] = "true"
+        if "OMP_NUM_THREADS" not in os.environ:
+            fixed[ADAPT] = "1"
     return {**defaults, **quiet, **os.environ, **fixed}

@@ -21,6 +21,7 @@ from pipeline.check import cross_check
 from pipeline.errors import InputError, Problem, RecipeError, suggest
 from pipeline.keys import key_problems
 from pipeline.plain_yaml import read_yaml, read_yaml_file, yaml_words
+from pipeline.precision import SHORT
 from pipeline.recipe import Recipe, StageOptions, SweepPoint, method_module, trainer_of
 from pipeline.stages import METHODS
 from pipeline.variants import KEY as VARIANTS
@@ -230,8 +231,13 @@ def _sentence(schema: type[BaseModel], item: Any, path: list[str]) -> str:
     if kind == "too_short":
         least = item["ctx"]["min_length"]
         return f"{shown}must hold at least {least} {'value' if least == 1 else 'values'}"
+    if kind == "literal_error" and isinstance(value, str):
+        choices = re.findall("'([^']*)'", item["ctx"]["expected"])
+        hint = suggest(SHORT.get(value.lower(), value), choices)
+    else:
+        hint = ""
     message = item["msg"].replace("Input should be", "should be").replace("'", "")
-    return f"{shown}{message}"
+    return f"{shown}{message}{hint}"
 
 
 def _as_yaml(value: Any) -> str:

@@ -66,7 +66,7 @@ def asked_by_environment() -> str:
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         raise InputError(
             "mixed precision changes results, so it belongs into the recipe: launch with "
-            "--mixed_precision no and write trainer: {bf16: true}"
+            "--mixed_precision no and write precision: bfloat16 (or leave auto)"
         )
     if _is_set("ACCELERATE_USE_FSDP"):
         version = os.environ.get("FSDP_VERSION", "1")

@@ -1,10 +1,9 @@
 """Finds, loads and saves models: the embedded one, local folders, hub ids, and LoRA adapters.
 
-Decisions: (1) `dtype: auto` means float32 where all weights are trained (an update of 1e-5 of a
-weight is lost in bfloat16), bfloat16 for a base frozen under an adapter and for generation;
-(2) an adapter is only ever merged by a `merge` step, which a recipe asks for; (3) a model from
-outside may be a folder with a LoRA adapter: its base is what `adapter_config.json` names; (4) code
-and pickled weights among a model's files are refused, unless its recipe trusts them.
+Decisions: (1) an adapter is only ever merged by a `merge` step, which a recipe asks for; (2) a
+model from outside may be a folder with a LoRA adapter: its base is what `adapter_config.json`
+names; (3) code and pickled weights among a model's files are refused, unless its recipe trusts
+them.
 """
 
 from __future__ import annotations
@@ -201,15 +200,15 @@ def _load_whole(
     return model if quantize is None else finish_loading(model, dtype)
 
 
-def load_for(step: StepRun, *, dtype: str, trainable_adapter: bool = False) -> Any:
-    """Load the model a step reads: its inputs `base` and `adapter`.
+def load_for(step: StepRun, *, trainable_adapter: bool = False) -> Any:
+    """Load the model a step reads, its inputs `base` and `adapter`, in the step's precision.
 
     Raises:
         InputError: when the model is not there, or a local one has changed since the plan.
     """
     return load_model(
         **weights_of(step),
-        dtype=dtype,
+        dtype=step.precision.weights,
         quantize=step.options.get("quantize"),
         device=step.device,
         trainable_adapter=trainable_adapter,
@@ -231,9 +230,8 @@ def weights_of(step: StepRun) -> dict[str, Any]:
 
 
 def load_to_read(step: StepRun) -> Any:
-    """Load the model of a step that writes rows, in its `dtype` option, on its device."""
-    dtype = resolve_dtype(step.options["dtype"], trains_all_weights=False)
-    return load_for(step, dtype=dtype).to(step.device)
+    """Load the model of a step that writes rows, on its device."""
+    return load_for(step).to(step.device)
 
 
 def tokenizer_for(step: StepRun) -> Any:
@@ -250,13 +248,6 @@ def end_ids_for(step: StepRun) -> tuple[int, ...]:
 def window_for(step: StepRun) -> int | None:
     """Return how many tokens the model a step reads can read, where its config says."""
     return window_of(step.inputs["base"], **_terms(step))
-
-
-def resolve_dtype(dtype: str, *, trains_all_weights: bool) -> str:
-    """Turn `auto` into a dtype (decision 1)."""
-    if dtype != "auto":
-        return dtype
-    return "float32" if trains_all_weights else "bfloat16"
 
 
 def merge(step: StepRun) -> None:

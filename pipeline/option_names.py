@@ -6,7 +6,7 @@ from collections.abc import Callable
 RENAMED = {
     "max_seq_length": "max_length",
     "max_prompt_length": "max_prompt_length, at the top of the recipe",
-    "torch_dtype": "dtype, at the top of the recipe",
+    "torch_dtype": "precision, at the top of the recipe",
     "warmup_ratio": "warmup_steps (a value below 1 is a share of all steps)",
     "evaluation_strategy": "nothing: every stage is evaluated after training",
     "tokenizer": "nothing: the tokenizer comes with the model",
@@ -46,7 +46,7 @@ OWNED = {
     "resume_from_checkpoint": "a step resumes from its own last checkpoint",
     "dataset_kwargs": "rows are tokenised before they reach the trainer",
     "remove_unused_columns": "rows are tokenised before they reach the trainer",
-    "model_init_kwargs": "use model:, revision: and dtype:",
+    "model_init_kwargs": "use model:, revision: and precision:",
     "eos_token": "the end-of-turn token is found from the chat template",
     "chat_template_path": "training, generation and evaluation share the model's own template",
     "push_to_hub": _NO_UPLOAD,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from pipeline import options
+from pipeline.precision import AUTOCAST
 from pipeline.rowfiles import READERS
 from pipeline.stages import METHODS
 
@@ -21,7 +22,7 @@ TRAINER_DEFAULTS = {
     "max_length": DEFAULT_MAX_LENGTH,
     "train_sampling_strategy": "group_by_length",  # as pipeline.training does it
 }
-DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
+PRECISION = Literal["auto", "bfloat16", "float16", "float32"]  # see pipeline.precision
 
 
 class Strict(BaseModel):
@@ -122,7 +123,7 @@ class Generation(Strict):
     max_new_tokens: int = Field(default=256, ge=1)
     batch_tokens: int = Field(default=32768, ge=1)
     engine: Literal["auto", "transformers", "vllm"] = "auto"
-    dtype: DTYPES = "auto"
+    dtype: PRECISION = "auto"  # over precision
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -234,7 +235,8 @@ class Recipe(Strict):
     revision: str | None = None
     trust_remote_code: bool = False  # whether Python code among the model's files may run
     pickled_weights: bool = False  # whether its weights may be pickled, which can hold code too
-    dtype: DTYPES = "auto"
+    precision: PRECISION = "auto"
+    dtype: PRECISION = "auto"  # of a base under an adapter; over precision
     quantize: Literal["nf4"] | None = None  # a base frozen under an adapter, in 4 bits
     system: str | None = None
     chat_template: str | None = Field(default=None, min_length=1)  # for a model that has none
@@ -277,13 +279,29 @@ class Recipe(Strict):
         """The recipe's trainer options that the stage's trainer knows, under the stage's own.
 
         `max_length`, the longest row in tokens, and `train_sampling_strategy`, the order of rows,
-        are always among them.
+        are always among them, and `bf16` or `fp16` where the recipe names a precision.
         """
         trainer = trainer_of(stage.method)
         assert trainer is not None  # only stages that train ask
         known = options.fields_of(trainer)
         shared = {key: value for key, value in self.trainer.items() if key in known}
-        return {**TRAINER_DEFAULTS, **shared, **stage.trainer}
+        given = {**TRAINER_DEFAULTS, **shared, **stage.trainer}
+        if self.precision == "auto" or any(given.get(key) is not None for key in AUTOCAST):
+            return given
+        half = {key: True for key, name in AUTOCAST.items() if name == self.precision}
+        return {**given, **(half or {"bf16": False})}
+
+    def base_dtype_for(self, stage: StageOptions) -> str:
+        """In what a stage's training keeps weights that are not trained: a name, or 'auto'."""
+        if self.dtype != "auto" or self.lora_for(stage) is None:
+            return self.dtype
+        return self.precision
+
+    @property
+    def reading_dtype(self) -> str:
+        """In what models are read that write rows or answers: a name, or 'auto'."""
+        chosen = self.generation.dtype
+        return self.precision if chosen == "auto" else chosen
 
     def batch_size_for(self, stage: StageOptions) -> int:
         """The global batch of a stage: its own when given, else the recipe's."""

@@ -9,11 +9,13 @@ import os
 import platform
 import resource
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import artifact
+from pipeline.threads import threads_of_launch
 
 if TYPE_CHECKING:
     from pipeline.step import StepRun
@@ -36,6 +38,8 @@ def make_record(step: StepRun, *, started: datetime, seconds: float) -> dict[str
         "versions": _versions(),
         "host": platform.node(),
         "device": _device_words(step),
+        "precision": asdict(step.precision) if step.computes else None,
+        "threads": _threads(),
         "processes": step.state.num_processes,
         "git_commit": _git_commit(),
         "started": started.isoformat(timespec="seconds"),
@@ -77,6 +81,14 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _threads() -> list[int]:
+    """How many threads computed; several where others used the machine for a time."""
+    import torch
+
+    known = threads_of_launch()
+    return sorted(known.used) if known else [torch.get_num_threads()]
 
 
 def _device_words(step: StepRun) -> str:

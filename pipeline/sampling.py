@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from pipeline import noise
+from pipeline.errors import StepFailedError
+from pipeline.precision import NOT_FINITE
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,36 @@ class Sampling:
         return scores + noise.gumbel(key_N, scores.shape[-1])
 
     def pick(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
-        """Return one sampled token id per row, [N]."""
-        return self.noisy(logits_NV, key_N).argmax(dim=-1)
+        """Return one sampled token id per row, [N].
+
+        Raises:
+            StepFailedError: for scores that are NaN or infinite.
+        """
+        return greedy(self.noisy(logits_NV, key_N))
+
+
+def greedy(scores_NV: torch.Tensor, key_N: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the token with the largest score per row, [N]; no noise is drawn.
+
+    Raises:
+        StepFailedError: for scores that are NaN or infinite.
+    """
+    del key_N
+    token_N = scores_NV.argmax(dim=-1)
+    check_finite(scores_NV, token_N)
+    return token_N
+
+
+def check_finite(scores_NV: torch.Tensor, token_N: torch.Tensor) -> None:
+    """See that the largest scores, those of `token_N`, are numbers: argmax prefers NaN.
+
+    Without this a model whose float16 overflows would go on writing any one token.
+
+    Raises:
+        StepFailedError: when one is NaN or infinite.
+    """
+    if not bool(scores_NV.gather(1, token_N[:, None]).isfinite().all()):
+        raise StepFailedError(f"scores of the model are NaN or infinite: {NOT_FINITE}")
 
 
 def warp(scores_NV: torch.Tensor, *, top_k: int, top_p: float) -> torch.Tensor:

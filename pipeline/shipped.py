@@ -169,7 +169,7 @@ def _wrong(
     if str(config.get("mixed_precision", "no")) not in ("no", "None", "False") or "fp16" in config:
         return (
             "mixed_precision changes results, so it belongs into the recipe: set it to 'no' here "
-            "and write trainer: {bf16: true}"
+            "and write precision: bfloat16 (or leave auto)"
         )
     if num_processes % num_machines:
         return f"num_processes {num_processes} is for all of the {num_machines} machines together"

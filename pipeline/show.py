@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.planned_step import Step
+from pipeline.precision import Precision
 
 _PLAIN_SECONDS = 30  # between two lines about the same step, where nobody watches a table
 
@@ -44,6 +45,7 @@ class Display:
         }
         self.live: Any = None
         self.last_line = 0.0
+        self.precision = ""
         self.began = time.monotonic()
 
     def __enter__(self) -> Display:
@@ -72,6 +74,7 @@ class Display:
         """A step goes on; `progress` is {'done', 'total', 'unit', 'left'}, or empty."""
         row = self.rows[step.fingerprint]
         row.seconds = time.monotonic() - (row.started or time.monotonic())
+        self._tell_precision(progress.get("precision"))
         if progress and progress["total"]:
             row.left = progress["left"]
             row.detail = f"{progress['done']} of {progress['total']} {progress['unit']}"
@@ -81,6 +84,13 @@ class Display:
             expected = f", {duration(row.left)} left" if row.left is not None else ""
             detail = f": {row.detail}" if row.detail else ": starting"
             self._changed(f"{self._name(step)}{detail}, {duration(row.seconds)}{expected}")
+
+    def _tell_precision(self, known: dict[str, Any] | None) -> None:
+        """Say what steps compute in, and again where it changes."""
+        words = Precision(**known).words if known else self.precision
+        if words != self.precision:
+            self.precision = words
+            self.say(f"computing in {words}")
 
     def finish(self, step: Step, warnings: list[str]) -> None:
         """A step is done; `warnings` are what its user should read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 from pipeline import artifact
 from pipeline.artifact import PROGRESS, SPEC
 from pipeline.errors import InputError
+from pipeline.precision import Precision, choose, hardware
 from pipeline.shipped import WHOLE
+from pipeline.threads import threads_of_launch
 
 
 @dataclass
@@ -75,6 +77,16 @@ class StepRun:
         """The torch device of this process."""
         return self.state.device
 
+    @property
+    def computes(self) -> bool:
+        """Whether the step runs the recipe's model, and so has a precision."""
+        return "dtype" in self.options
+
+    @cached_property
+    def precision(self) -> Precision:
+        """What a new attempt computes in; one that goes on has been given its own."""
+        return choose(self.options, hardware(self.device.type))
+
     def seed_of_round(self) -> int:
         """A seed of this step's round: rounds must not repeat each other's positions and noise."""
         return self.seed * 1_000_003 + self.options["round"]
@@ -86,6 +98,8 @@ class StepRun:
 
     def progress(self, done: int, total: int, unit: str) -> None:
         """Say how far the step is, at most once a second, from the main process only."""
+        if (threads := threads_of_launch()) is not None:
+            threads.adapt()
         now = time.monotonic()
         if self._first_progress is None:
             self._first_progress = (now, done)
@@ -95,17 +109,29 @@ class StepRun:
         # What was done before a stop, and loading the model, say nothing about the rest.
         began, before = self._first_progress
         left = (total - done) * (now - began) / (done - before) if done > before else None
-        state = {"done": done, "total": total, "unit": unit, "left": left}
+        state: dict[str, Any] = {"done": done, "total": total, "unit": unit, "left": left}
+        if self.computes:
+            state["precision"] = asdict(self.precision)
         artifact.write_json(self.directory / PROGRESS, {**state, "seconds": self.seconds()})
 
     def start_clock(self) -> None:
         """Count seconds from now on, and those before a stop to them."""
         self._seconds_before = read_progress(self.directory).get("seconds", 0.0)
         self._began = time.monotonic()
+        if (threads := threads_of_launch()) is not None:
+            threads.used = {threads.count}
 
     def seconds(self) -> float:
         """Seconds spent on the step so far, those before a stop included."""
         return self._seconds_before + time.monotonic() - self._began
+
+    def from_main_process(self, values: list[Any]) -> list[Any]:
+        """Return what the main process gives, in every process."""
+        if self.state.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(values)
+        return values
 
     def source(self, role: str) -> Any:
         """The place of a data input, if it still holds what the plan has seen.
@@ -174,5 +200,5 @@ def write_spec(
 
 
 def read_progress(directory: Path) -> dict[str, Any]:
-    """Return {'done', 'total', 'unit', 'left', 'seconds'} of a step that runs or was stopped."""
+    """Return {'done', 'total', 'unit', 'left', 'precision', 'seconds'} of a running step, or {}."""
     return artifact.read_object(directory / PROGRESS)

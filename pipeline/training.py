@@ -16,7 +16,8 @@ from pipeline import artifact, trackers
 from pipeline.batches import micro_batches
 from pipeline.errors import StepFailedError
 from pipeline.mismatch import check_trainer
-from pipeline.model import MODEL_FOLDER, load_for, resolve_dtype
+from pipeline.model import MODEL_FOLDER, load_for
+from pipeline.precision import AUTOCAST
 from pipeline.quantize import check_whole
 from pipeline.shipped import FSDP2, WHOLE
 from pipeline.step import StepRun
@@ -46,6 +47,7 @@ def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
         "save_total_limit": 1,
         "dataloader_pin_memory": step.device.type != "cpu",
         **trainer,
+        **{key: name == step.precision.autocast for key, name in AUTOCAST.items()},
         # The first loss and any NaN must be seen; transformers would log NaN as 0.
         "logging_strategy": "steps",
         "logging_first_step": True,
@@ -57,13 +59,14 @@ def training_arguments(step: StepRun, config_class: Any, **more: Any) -> Any:
         "use_cpu": step.use_cpu,
     }
     built = config_class(**arguments, **more)
-    if step.launch_kind == FSDP2 and built.bf16:
-        built.fsdp_plugin_args = {"mixed_precision_policy": _rounded_passes_only()}
+    if step.launch_kind == FSDP2 and step.precision.autocast:
+        policy = _rounded_passes_only(step.precision.autocast)
+        built.fsdp_plugin_args = {"mixed_precision_policy": policy}
     return built
 
 
-def _rounded_passes_only() -> Any:
-    """Let FSDP2 compute in bfloat16, and return results and add up gradients in float32.
+def _rounded_passes_only(autocast: str) -> Any:
+    """Let FSDP2 compute in 16 bits, and return results and add up gradients in float32.
 
     Accelerate would round those too, and so TRL's log probabilities: their sum over an answer, some
     hundreds, would come in steps of 1 to 2, and DPO looks at differences of less.
@@ -71,7 +74,7 @@ def _rounded_passes_only() -> Any:
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
+    return MixedPrecisionPolicy(getattr(torch, autocast), torch.float32, torch.float32)
 
 
 def load_trainable(step: StepRun) -> tuple[Any, Any]:
@@ -84,8 +87,7 @@ def load_trainable(step: StepRun) -> tuple[Any, Any]:
     lora = step.options["lora"]
     if step.options.get("quantize"):
         check_whole(step.launch_kind)
-    dtype = resolve_dtype(step.options["dtype"], trains_all_weights=lora is None)
-    model = load_for(step, dtype=dtype, trainable_adapter=lora is not None)
+    model = load_for(step, trainable_adapter=lora is not None)
     if lora is None or "adapter" in step.inputs:
         return model, None
     from peft import LoraConfig
@@ -102,7 +104,8 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
     """
     check_trainer(trainer.accelerator, kind=step.launch_kind)
     trainer.remove_callback(PrinterCallback)
-    for callback in (_Progress(step), _Checkpoints(step), _Finite(step)):
+    loss_scale = _LossScale(step, trainer.accelerator)
+    for callback in (_Progress(step), _Checkpoints(step), _Finite(step), loss_scale):
         trainer.add_callback(callback)
     checkpoint = last_checkpoint(step.directory / CHECKPOINTS, layout(step))
     step.state.wait_for_everyone()  # nobody removes or writes one before everybody has looked
@@ -118,13 +121,14 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step.stops_itself = False
     trackers.end()
+    loss_scale.check()
     if step.stop_asked:
         raise KeyboardInterrupt
     whole = whole_weights(trainer)
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     weights = trained if whole is None else whole.values()
     finite = all(bool(weight.isfinite().all()) for weight in weights)
-    if not all(_as_main_process(step, [finite])):
+    if not all(step.from_main_process([finite])):
         raise diverged(step, "a weight is infinite or NaN")
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
@@ -237,12 +241,59 @@ class _Finite(TrainerCallback):
         self.step = step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        # In float16 gradients may overflow: the scaler leaves such steps out.
+        # In float16 gradients may overflow: see _LossScale.
         for key in ("loss",) if args.fp16 else ("loss", "grad_norm"):
             if not math.isfinite(float((logs or {}).get(key, 0.0))):
                 name = key.replace("grad_norm", "gradient norm")
                 what = f"the {name} is {logs[key]} at optimizer step {state.global_step}"
                 raise diverged(self.step, what)
+
+
+class _LossScale(TrainerCallback):
+    """Counts optimizer steps that float16 left out, and stops where it overflows for good.
+
+    Loss scaling leaves a step out whose gradients overflow, and halves the scale, which begins at
+    2^16: the first few steps are often lost so. Below a scale of 1 it is the gradients themselves
+    that overflow, and no step will be taken any more.
+    """
+
+    _LEFT_OUT_IN_A_ROW = 20  # from 2^16 to below 1, and a few more
+    _SHARE = 0.05  # of all steps, from where on it is worth a warning
+
+    def __init__(self, step: StepRun, accelerator: Any):
+        self.step, self.accelerator = step, accelerator
+        self.steps = self.left_out = self.in_a_row = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        skipped = args.fp16 and self.accelerator.optimizer_step_was_skipped
+        self.steps += 1
+        self.left_out += skipped
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+        if self.in_a_row >= self._LEFT_OUT_IN_A_ROW:
+            raise self._overflows()
+
+    def check(self) -> None:
+        """Say what was left out.
+
+        Raises:
+            StepFailedError: when most steps were, so that there is hardly a training to speak of.
+        """
+        if 2 * self.left_out > self.steps:
+            raise self._overflows()
+        if self.left_out:
+            self.step.metrics["optimizer_steps_left_out"] = self.left_out
+        if self.left_out > self._SHARE * self.steps:
+            self.step.warn(
+                f"{self.left_out} of {self.steps} optimizer steps were left out, for gradients "
+                "overflowed float16; precision: float32 leaves none out"
+            )
+
+    def _overflows(self) -> StepFailedError:
+        shutil.rmtree(self.step.directory / CHECKPOINTS, ignore_errors=True)
+        return StepFailedError(
+            f"{self.left_out} of {self.steps} optimizer steps were left out, for gradients "
+            "overflow float16 at every loss scale; write precision: float32"
+        )
 
 
 class _Checkpoints(TrainerCallback):
@@ -260,7 +311,7 @@ class _Checkpoints(TrainerCallback):
         wanted = max(_CHECKPOINT_SECONDS, self.took / _CHECKPOINT_SHARE)
         due = args.save_strategy != "no" and self.began - self.saved > wanted
         # Their clocks and signals differ, and a checkpoint is written by all processes together.
-        stop, due = _as_main_process(self.step, [self.step.stop_asked, due])
+        stop, due = self.step.from_main_process([self.step.stop_asked, due])
         self.step.stop_asked = stop
         control.should_save |= stop or due
         control.should_training_stop |= stop
@@ -268,12 +319,3 @@ class _Checkpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.saved = time.monotonic()
         self.took = self.saved - self.began
-
-
-def _as_main_process(step: StepRun, facts: list[bool]) -> list[bool]:
-    """Return what the main process says, in every process."""
-    if step.state.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        broadcast_object_list(facts)
-    return facts

@@ -15,8 +15,11 @@ import judge_servers
 import pytest
 import yaml
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads are in the way
+# Fixed, for steps would adapt it to what else runs, and with it the last bits of numbers. Workers are
+# as many as cores: more threads are in the way.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 from several import alone, place  # noqa: F401 - fixtures
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some tests send.
@@ -223,6 +226,7 @@ def tiny_recipe(model: str) -> dict:
         "name": "tiny",
         "task": "gsm8k",
         "model": model,
+        "precision": "float32",
         "data": {
             "train": {"source": "builtin:maths", "limit": 6},
             "test": {"source": "builtin:maths", "limit": 4},
@@ -231,8 +235,8 @@ def tiny_recipe(model: str) -> dict:
         "launch": "cpu",
         "batch_size": 4,
         "micro_batch_size": 2,
-        "trainer": {"learning_rate": 0.001, "max_steps": 2, "max_length": 256, "bf16": False},
-        "generation": {"max_new_tokens": 8, "batch_tokens": 256, "dtype": "float32"},
+        "trainer": {"learning_rate": 0.001, "max_steps": 2, "max_length": 256},
+        "generation": {"max_new_tokens": 8, "batch_tokens": 256},
         "stages": {
             "sft": {"method": "sft"},
             "bash": {"method": "bash", "from": "sft"},

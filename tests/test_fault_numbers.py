@@ -83,7 +83,7 @@ def test_weights_that_give_nan_stop_the_step_that_reads_them(
         model.lm_head.weight[9] = math.nan
     model.save_pretrained(folder)
     found["model"] = str(folder)
-    with pytest.raises(StepFailedError, match=r"a loss of nan .* generation.dtype float32"):
+    with pytest.raises(StepFailedError, match=r"NaN or infinite: .* precision: float32"):
         run_steps_here(write_recipe(found))
     injected("NaN weights", f"a model with NaN in its output layer, {method}", 1, "stops")
 

@@ -85,14 +85,6 @@ def test_a_model_folder_is_known_by_its_content(tiny_model, tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("dtype", "trains_all", "expected"),
-    [("auto", True, "float32"), ("auto", False, "bfloat16"), ("float16", True, "float16")],
-)
-def test_auto_dtype_is_float32_only_where_all_weights_are_trained(dtype, trains_all, expected):
-    assert model.resolve_dtype(dtype, trains_all_weights=trains_all) == expected
-
-
 def test_an_adapter_is_read_in_the_bases_dtype_and_trained_in_float32(tiny_model, tmp_path):
     """Also guards the rotary frequencies, which must stay float32 in a bfloat16 model."""
     from peft import LoraConfig, get_peft_model

@@ -226,7 +226,7 @@ def test_a_launch_config_may_not_change_results(recipe_dict, write_recipe, tmp_p
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
     found = problems_of(write_recipe(recipe_dict | {"launch": str(tmp_path / "mine.yaml")}))
-    assert "trainer: {bf16: true}" in found["launch"]
+    assert "precision: bfloat16" in found["launch"]
 
 
 def test_a_recipe_is_frozen(recipe_dict, write_recipe):

@@ -153,6 +153,7 @@ def test_a_saved_stage_gives_the_logits_it_had_when_training_ended(
     from pipeline.training import fit
 
     recipe_dict |= {"lora": lora, "evaluate": [], "stages": {method: {"method": method}}}
+    recipe_dict["dtype"] = "bfloat16" if lora else "auto"
     recipe_dict["trainer"]["learning_rate"] = 0.05
     step = make_plan(load_recipe(write_recipe(recipe_dict))).steps[-1]
     run = StepRun.read(write_spec(step, tmp_path / "runs", processes=1, use_cpu=True))

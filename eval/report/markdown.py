@@ -41,7 +41,8 @@ def _notes(report: Report) -> list[str]:
         lines.append(interval_note(report))
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     if report.machines:
-        lines.append(f"Made with {versions} on {'; '.join(report.machines)}.")
+        computed = f", computed in {report.precision}" if report.precision else ""
+        lines.append(f"Made with {versions} on {'; '.join(report.machines)}{computed}.")
     return lines
 
 

@@ -265,6 +265,7 @@ class Report:
         bill: what everything took; None where nothing is finished.
         made: what makes it again.
         warnings: sentence -> stages whose steps said it.
+        precision: what steps computed in, in words; '' where none is known.
     """
 
     recipe: str
@@ -282,6 +283,7 @@ class Report:
     warnings: dict[str, list[str]]
     versions: dict[str, str]
     machines: list[str]
+    precision: str = ""
     bill: Bill | None = None
     made: Made | None = None
 

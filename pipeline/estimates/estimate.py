@@ -21,9 +21,10 @@ from pipeline.estimates.simulate import TrainingPass, writing_peak
 from pipeline.estimates.skeleton import build
 from pipeline.estimates.workload import Work, Workload, terms_of
 from pipeline.identity import model_identity
-from pipeline.model import load_config, resolve_dtype
+from pipeline.model import load_config
 from pipeline.plan import Plan
 from pipeline.planned_step import Step
+from pipeline.precision import Precision, choose, hardware_of_launch
 from pipeline.shipped import Launch
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
 
@@ -46,6 +47,7 @@ class Estimate:
         rows: rows that training reads in a pass (pairs, where it trains on pairs).
         less: memory with one of them, where all do not fit.
         unknown: why memory is not known, or ''.
+        precision: what the step will compute in; None where it is done, or computes nothing.
     """
 
     step: Step
@@ -60,6 +62,7 @@ class Estimate:
     rows: int = 0
     less: Memory | None = None
     unknown: str = ""
+    precision: Precision | None = None
 
     @property
     def bytes(self) -> int | None:
@@ -134,6 +137,7 @@ class Reckoner:
     def __init__(self, config: Any, launch: Launch, trust: Any):
         self.config, self.launch, self.trust = config, launch, trust
         self.kind = launch.kind
+        self.hardware = hardware_of_launch(use_cpu=launch.use_cpu)
         self._known: dict[str, Any] = {}
 
     def of(self, step: Step, work: Work, limit: float = math.inf) -> Estimate:
@@ -155,7 +159,8 @@ class Reckoner:
         rows, passes = micro_batches(
             step.options["batch_size"], self.launch.processes, step.neutral["micro_batch_size"]
         )
-        settings = Training.of_step(step, use_cpu=self.launch.use_cpu)
+        precision = choose(step.options, self.hardware)
+        settings = Training.of_step(step, precision, use_cpu=self.launch.use_cpu)
         length = padded(work.longest, settings.multiple)
         given = TrainingPass(
             rows=2 * rows if pairs else rows,
@@ -167,7 +172,9 @@ class Reckoner:
             on_gpu=not self.launch.use_cpu,
         )
         found, total, trained = self._once(settings, given)
-        made = Estimate(step, work, memory=found, total=total, trained=trained, rows=rows)
+        made = Estimate(
+            step, work, memory=found, total=total, trained=trained, rows=rows, precision=precision
+        )
         if rows == 1 or found.total <= limit:
             return made
         one = replace(given, rows=2 if pairs else 1, accumulates=step.options["batch_size"] > 1)
@@ -192,7 +199,8 @@ class Reckoner:
         given = writing_pass(
             step, work, processes=self.launch.processes, use_cpu=self.launch.use_cpu
         )
-        dtype = resolve_dtype(options["dtype"], trains_all_weights=False)
+        precision = choose(options, self.hardware)
+        dtype = precision.weights
         adapter = step.inputs.get("adapter")
         lora = adapter.options["lora"] if isinstance(adapter, Step) else None
         quantize = options.get("quantize")
@@ -207,4 +215,4 @@ class Reckoner:
             return Memory(weights=weights, cache=cache, passes=most - weights - cache), total
 
         found, total = self._remember(repr((dtype, lora, quantize, given)), make)
-        return Estimate(step, work, memory=found, total=total)
+        return Estimate(step, work, memory=found, total=total, precision=precision)

@@ -109,7 +109,20 @@ def _head(shown: Sequence[Estimate], plan: Plan, launch: Launch) -> list[str]:
         f"model   {plan.recipe.model}{size}",
         f"launch  {launch.path.stem}: {launch.processes} process{several} {device}; memory is that "
         "of one process, 1 GB = 10^9 bytes",
+        *_precision_lines(shown),
     ]
+
+
+def _precision_lines(shown: Sequence[Estimate]) -> list[str]:
+    """What steps will compute in, and why; training apart where it differs."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for one in shown:
+        if one.precision:
+            found["training" if one.step.kind == "train" else "reading"].add(one.precision.words)
+    words = {kind: " or ".join(sorted(several)) for kind, several in found.items()}
+    if len(set(words.values())) > 1:
+        return [f"precision  {kind} in {precision}" for kind, precision in words.items()]
+    return [f"precision  {precision}" for precision in set(words.values())]
 
 
 def _row(number: int, one: Estimate, limit: float | None) -> list[str]:

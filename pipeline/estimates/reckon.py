@@ -10,8 +10,8 @@ from pipeline.estimates.memory import Memory
 from pipeline.estimates.simulate import TrainingPass, WritingPass, training_peak
 from pipeline.estimates.skeleton import build
 from pipeline.estimates.workload import Work
-from pipeline.model import resolve_dtype
 from pipeline.planned_step import Step
+from pipeline.precision import Precision
 from pipeline.shipped import WHOLE
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
 
@@ -46,13 +46,10 @@ class Training:
     multiple: int = 1
 
     @classmethod
-    def of_step(cls, step: Step, *, use_cpu: bool) -> Training:
+    def of_step(cls, step: Step, precision: Precision, *, use_cpu: bool) -> Training:
         """The settings of a training step, TRL's and our own defaults included."""
         trainer = {**step.options["trainer"], **step.neutral.get("trainer", {})}
         lora = step.options["lora"]
-        fp16 = bool(trainer.get("fp16"))
-        bf16 = trainer.get("bf16")
-        sixteen = (not fp16) if bf16 is None else bool(bf16)  # TRL's default
         checkpointing = trainer.get(
             "gradient_checkpointing", trainer.get("activation_checkpointing")
         )
@@ -60,11 +57,11 @@ class Training:
         if step.run == TRAIN_DPO and not trainer.get("precompute_ref_log_probs"):
             reference = "model" if lora is None else "adapter"
         return cls(
-            dtype=resolve_dtype(step.options["dtype"], trains_all_weights=lora is None),
+            dtype=precision.weights,
             optimizer=trainer.get("optim", memory.DEFAULT_OPTIMIZER),
             lora=lora,
             quantize=step.options.get("quantize"),
-            autocast="float16" if fp16 else "bfloat16" if sixteen else None,
+            autocast=precision.autocast,
             checkpointing=(not use_cpu) if checkpointing is None else bool(checkpointing),
             reference=reference,
             copies_adapter=reference is not None and "adapter" in step.inputs,

@@ -108,7 +108,7 @@ def plan(stage: Options, build: Builder) -> Model:
                 "top_p": stage.top_p,
                 "excluded_ids": stage.excluded_ids,
                 "max_length": build.recipe.trainer_for(stage)["max_length"],
-                "dtype": build.recipe.generation.dtype,
+                "dtype": build.recipe.reading_dtype,
             },
             neutral={**build.writing, "engine": stage.engine},
         )

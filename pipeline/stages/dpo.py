@@ -170,7 +170,7 @@ def make_trainer(step: StepRun, rows: list[tuple[Row, Row]], tokenizer: Any) -> 
     from trl import DPOConfig, DPOTrainer
 
     from pipeline.batches import arrange_batches
-    from pipeline.model import load_for, resolve_dtype
+    from pipeline.model import load_for
     from pipeline.quantize import restore_adapter
     from pipeline.training import load_trainable, training_arguments
 
@@ -178,8 +178,7 @@ def make_trainer(step: StepRun, rows: list[tuple[Row, Row]], tokenizer: Any) -> 
     arguments = training_arguments(step, DPOConfig, remove_unused_columns=False)
     reference = None  # of an adapter, TRL keeps a frozen copy itself
     if step.options["lora"] is None:
-        dtype = resolve_dtype(step.options["dtype"], trains_all_weights=True)
-        reference = load_for(step, dtype=dtype)
+        reference = load_for(step)
     no_text = {"prompt": "", "chosen": "", "rejected": ""}
     columns = [
         {
