@@ -28,8 +28,10 @@ from pipeline.threads import ADAPT, usable_cores
 # glibc gives large blocks back to the kernel and takes them again, zeroed page by page, at every
 # tensor. Keeping them makes training on a CPU faster (benchmarks/allocator.py prints by how much).
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
-# Threads that wait for another sleep rather than spin, which would keep it from its core.
-CPU_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Threads that wait for another spin for some 0.1 ms and then sleep. GNU's OpenMP, which torch uses
+# on Linux, would spin for milliseconds, and keep the other from its core; not spinning at all slows
+# down decoding, whose operations are short (benchmarks/busy.py).
+CPU_WAITING = {"GOMP_SPINCOUNT": "10000"}
 _STOP_SECONDS = 8
 _STOP_SECONDS_THROUGH = 60  # a scheduler hands signals on at its own pace
 

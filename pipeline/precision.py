@@ -156,9 +156,21 @@ def choose(options: Mapping[str, Any], found: Hardware) -> Precision:
 
 
 def warning(precision: Precision, found: Hardware) -> str | None:
-    """What a precision costs that the hardware emulates, or None."""
+    """What a precision costs that the hardware emulates, or None.
+
+    Raises:
+        InputError: for one that it cannot even emulate.
+    """
     if precision.compute in found.natively:
         return None
+    if found.device != "cpu":
+        from transformers.utils import is_torch_bf16_gpu_available
+
+        if not is_torch_bf16_gpu_available():
+            raise InputError(
+                f"{precision.compute} is asked for, and torch does not compute in it here; take "
+                f"the key out, for precision: auto chooses {found.best}"
+            )
     where = "CPU" if found.device == "cpu" else "GPU"
     cost = (
         "a training step takes tens of times as long as in float32 (docs/performance.md)"

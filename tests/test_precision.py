@@ -250,6 +250,16 @@ def test_what_is_asked_for_and_emulated_warns_with_its_cost(
         assert all("precision: auto chooses float32 here" in words for words in warned)
 
 
+def test_what_cannot_even_be_emulated_is_a_sentence(gpu, monkeypatch):
+    gpu("Tesla K80", 3, 7)
+    chosen = choose({"dtype": "bfloat16"}, hardware("cuda"))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert "takes more memory than float16" in (precision.warning(chosen, hardware("cuda")) or "")
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: False)
+    with pytest.raises(InputError, match=r"precision: auto chooses float16"):
+        precision.warning(chosen, hardware("cuda"))
+
+
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize(
     ("found", "expected"), [(OLD_CPU, "float32"), (NEW_CPU, "bfloat16"), (T4, "float16")]

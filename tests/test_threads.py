@@ -76,18 +76,18 @@ def test_processes_of_a_launch_share_the_cores(monkeypatch):
     cores = threads.usable_cores()
     assert one["OMP_NUM_THREADS"] == str(cores)
     assert two["OMP_NUM_THREADS"] == str(max(cores // 2, 1))
-    assert one["OMP_WAIT_POLICY"] == "PASSIVE" and one[ADAPT] == "1"
+    assert one["GOMP_SPINCOUNT"] == "10000" and one[ADAPT] == "1"
 
 
 def test_what_the_user_sets_stays(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     found = environment(read_launch("cpu"))
-    assert found["OMP_NUM_THREADS"] == "3" and found["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert found["OMP_NUM_THREADS"] == "3" and found["GOMP_SPINCOUNT"] == "7"
     assert ADAPT not in found
     monkeypatch.delenv("OMP_NUM_THREADS")
     gpu = environment(read_launch("single_gpu"))  # whose work is not the CPU's
-    assert ADAPT not in gpu and "OMP_WAIT_POLICY" not in {*gpu} - {*os.environ}
+    assert ADAPT not in gpu and "GOMP_SPINCOUNT" not in {*gpu} - {*os.environ}
 
 
 def test_a_process_that_nobody_launched_adapts_nothing(monkeypatch):

@@ -111,6 +111,7 @@ def make_card(found: FinishedStage, repository: str) -> Any:
     ]
     notes = [plain(note) for row in rows for note in benchmark_notes(report, row.benchmark)]
     records = [artifact.read_record(step.directory(found.runs)) for _, step in made_by(found)]
+    computed = f", computed in {report.precision}" if report.precision else ""
     return ModelCard.from_template(
         metadata(found, repository, rows),
         template_path=str(_TEMPLATE),
@@ -124,7 +125,7 @@ def make_card(found: FinishedStage, repository: str) -> Any:
         data=_data(found),
         training=_training(found, report),
         versions=", ".join(f"{inline(name)} {inline(v)}" for name, v in report.versions.items()),
-        devices="; ".join(sorted({inline(record["device"]) for record in records})),
+        devices="; ".join(sorted({inline(record["device"]) for record in records})) + computed,
         fingerprint=found.step.fingerprint,
         warnings="\n".join(warnings),
         command="bashrac run recipe.yaml",
