@@ -64,7 +64,8 @@ class Builder:
 
         Args:
             kind: the directory's prefix.
-            run: 'module:function' that makes it; named, not imported: most need torch.
+            run: names the function that makes it (pipeline/functions.py), which is not imported:
+                most need torch.
             title: words for people, after the stage's name.
             options: what decides the result; what decides how text becomes tokens is added to it.
             model: weights it reads.

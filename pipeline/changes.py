@@ -82,7 +82,7 @@ class Memory:
         if before is None:
             return None
         found = []
-        if any(before.get(key) != now[key] for key in ("format", "kind", "run")):
+        if any(before.get(key) != now.get(key) for key in ("format", "kind", "run", "version")):
             found.append("bashrac itself makes it differently now")
         found += _differences(before["options"], now["options"], "")
         inputs = before["inputs"]

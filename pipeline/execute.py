@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from pipeline.errors import (
     StepFailedError,
     StepHeldError,
 )
+from pipeline.functions import function_of
 from pipeline.mismatch import check_processes
 from pipeline.precision import choose, goes_on, hardware
 from pipeline.precision import warning as precision_warning
@@ -139,9 +139,7 @@ def _execute(step: StepRun) -> None:
             )
         if step.state.is_main_process:
             artifact.verify(folder)
-    module, _, function = step.run.partition(":")
-    if module.split(".")[0] not in ("pipeline", "eval"):
-        raise InputError(f"{step.directory / SPEC} names code outside bashrac: {step.run}")
+    make = function_of(step.run)
     if step.computes:
         settle_precision(step)
     step.start_clock()
@@ -150,7 +148,7 @@ def _execute(step: StepRun) -> None:
     if step.alone and not step.state.is_main_process:
         _wait_for_main_process(step)
         return
-    getattr(import_module(module), function)(step)
+    make(step)
     if not step.alone:
         step.state.wait_for_everyone()
     if step.state.is_main_process:

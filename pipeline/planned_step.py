@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifact
+from pipeline.functions import version_of
 
 # Raised when the meaning of steps changes, so that results made before it are not taken for new.
 FORMAT = 2
@@ -32,7 +33,8 @@ class Step:
     Attributes:
         kind: what it makes: answers, contexts, corrections, pairs, train, merge, overlap,
             gap-contexts, gap-losses, or a benchmark's grades.
-        run: 'module:function' that makes it, given a `pipeline.step.StepRun`.
+        run: the name of the function that makes it, given a `pipeline.step.StepRun`
+            (pipeline/functions.py says where it lies).
         options: everything but the inputs that decides the result.
         inputs: name -> another step, or the identity of data or a model from outside.
         places: input name -> where it lies (a data source, a model name); not part of identity.
@@ -58,10 +60,12 @@ class Step:
             name: value.fingerprint if isinstance(value, Step) else value
             for name, value in self.inputs.items()
         }
+        version = version_of(self.run)
         return {
             "format": FORMAT,
             "kind": self.kind,
             "run": self.run,
+            **({"version": version} if version > 1 else {}),
             "options": self.options,
             "seed": self.seed,
             "inputs": inputs,
