@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifact, lock
-from pipeline.artifact import ERROR, PROGRESS, SPEC
+from pipeline.artifact import ERROR, PROGRESS
 from pipeline.errors import (
     EXIT_FAILED,
     EXIT_STOPPED,
     BashracError,
-    InputError,
     StepFailedError,
     StepHeldError,
 )

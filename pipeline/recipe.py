@@ -134,9 +134,9 @@ class WarnAt(Strict):
 
     Attributes:
         labels_changed: RAC labels other than the model's own token. Labels far from the generated
-            tokens are how RAC collapses (Cen et al. 2025); on 192 word problems a fifth of them differ.
+            tokens are how RAC collapses (Cen et al. 2025); on 192 word problems a fifth differ.
         tokens_changed: tokens of BASH contexts other than the reference's. The paper keeps beta
-            small, and its 0.2 changes no more than a fifth (192 word problems: 3 %, at beta 0.7 31 %).
+            small, and its 0.2 changes no more than a fifth (on those 3 %, at beta 0.7 31 %).
         loss_ratio: loss on self-generated over loss on reference rows, of the model that wrote
             them. Contexts too far from the reference train slowly (the same paper); after the
             SFT on those it is 3 at beta 0.2, 5 at 0.4 and 15 at 0.7, and 2 on RAC's rows.
