@@ -113,10 +113,13 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
                 problems.append(Problem(f"{prefix}.{block}.{name}".strip("."), problem))
     for name, stage in recipe.stages.items():
         trainer = {} if trainer_of(stage.method) is None else recipe.trainer_for(stage)
-        trains_all = trainer and recipe.lora_for(stage) is None
-        if trains_all and recipe.dtype == "float16" and trainer.get("fp16"):
-            message = "float16 would also be that of trained weights; write precision: float16"
+        if trainer and recipe.dtype == "float16" and recipe.lora_for(stage) is None:
+            message = "float16 would be that of trained weights too; write precision: float16 alone"
             problems.append(Problem("dtype", message))
+        own = {**recipe.trainer, **stage.trainer}
+        if recipe.precision == "float16" and own.get("fp16") is False:
+            message = "is false beside precision: float16; keep one of them"
+            problems.append(Problem("trainer.fp16", message))
         if trainer.get("bf16") is True and trainer.get("fp16") is True:
             own = f"stages.{name}." if {"fp16", "bf16"} & stage.trainer.keys() else ""
             message = "is true beside bf16: true; keep one of them"

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ from pipeline.errors import (
 )
 from pipeline.functions import function_of
 from pipeline.mismatch import check_processes
-from pipeline.precision import choose, goes_on, hardware
+from pipeline.precision import choose, goes_on, hardware, of_earlier_version, read_precision
 from pipeline.precision import warning as precision_warning
 from pipeline.record import make_record, reset_peak_memory
-from pipeline.step import StepRun, read_progress
+from pipeline.step import BEGUN, StepRun, read_progress
 
 # Set where standard input is a pipe that ends with the process that started this one.
 LIFELINE = "BASHRAC_LIFELINE"
@@ -167,9 +168,10 @@ def settle_precision(step: StepRun) -> None:
     """
     here = hardware(step.device.type)
     chosen, emptied = choose(step.options, here), False
+    progress = read_progress(step.directory)
     if step.state.is_main_process and artifact.is_begun(step.directory):
-        begun = read_progress(step.directory).get("precision") or {}
-        kept = goes_on(begun, chosen, here)
+        noted = read_precision(progress.get("precision") or progress.get(BEGUN))
+        kept = goes_on(noted or of_earlier_version(step.options), chosen, here)
         chosen, emptied = kept or chosen, kept is None
     chosen, emptied = step.from_main_process([chosen, emptied])
     step.precision = chosen
@@ -177,10 +179,14 @@ def settle_precision(step: StepRun) -> None:
         print(f"precision: {chosen.words}", flush=True)
         if emptied:
             artifact.empty(step.directory)
+            progress = {}
+        # At once, so that an attempt that is stopped before its first row is known too.
+        start = {"done": 0, "total": 0, "unit": "", "left": None, "seconds": 0.0, **progress}
+        artifact.write_json(step.directory / PROGRESS, {**start, "precision": asdict(chosen)})
     if emptied:
         step.warn(
-            f"it was begun in another precision, which is not native here, so it begins anew in "
-            f"{chosen.compute}"
+            f"what a stopped attempt left was made in a precision that is not native here, so it "
+            f"begins anew in {chosen.compute}"
         )
     if costly := precision_warning(chosen, here):
         step.warn(costly)
@@ -210,6 +216,8 @@ def _known_failure(step: StepRun, error: BaseException) -> BashracError | None:
             f"out of memory: {str(error).splitlines()[0]}; lower micro_batch_size or "
             "generation.batch_tokens (neither changes results), or use lora"
         )
+    if "loss scale already at minimum" in str(error):  # DeepSpeed's own words
+        return BashracError("gradients overflow float16 for good; write precision: float32")
     # What writes weights has many words for a full disk.
     if sentence := artifact.little_space(step.directory):
         return BashracError(f"{type(error).__name__}: {error}; {sentence}")

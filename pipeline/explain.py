@@ -45,7 +45,7 @@ def explain(plan: Plan, runs: Path, launch: shipped.Launch, through: Sequence[st
             lines.append(f"     {shlex.join(command(launch, [directory / SPEC], through))}")
     if calls := judge_calls_words(plan, runs):
         lines.append(calls)
-    lines.append(f"precision: {asked_words(plan.recipe)}")
+    lines.append(f"precision: {asked_words(one.recipe for one in plan.stages.values())}")
     total = len(plan.steps)
     lines.append(f"{total} steps: {done} done, {total - done} to run")
     return "\n".join(lines)

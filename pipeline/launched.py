@@ -125,9 +125,12 @@ def environment(launch: shipped.Launch) -> dict[str, str]:
     fixed = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", LIFELINE: "1"}
     fixed |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}  # what they write is read as UTF-8
     if launch.use_cpu:
-        defaults |= CPU_ALLOCATOR | CPU_WAITING
+        defaults |= CPU_ALLOCATOR
+        if "OMP_WAIT_POLICY" not in os.environ:  # which the count of spins would go over
+            defaults |= CPU_WAITING
         # From a config of several processes accelerate does not hand this on to them.
         fixed["ACCELERATE_USE_CPU"] = "true"
-        if "OMP_NUM_THREADS" not in os.environ:
+        # Several processes would take each other for other programs.
+        if "OMP_NUM_THREADS" not in os.environ and here == 1:
             fixed[ADAPT] = "1"
     return {**defaults, **quiet, **os.environ, **fixed}

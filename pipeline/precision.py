@@ -47,8 +47,6 @@ _REFUSED = (
     "this launch it is slow and overflows; write precision: auto, or float32, or launch on a GPU"
 )
 _NAMED = "the recipe says so"
-# What a step computed in that was begun by an earlier version, which did not note it.
-_BEFORE_NOTED = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,15 @@ class Precision:
     why: str
 
     @property
+    def short(self) -> str:
+        """Such as 'bfloat16 over float32 weights'."""
+        kept = "" if self.weights == self.compute else f" over {self.weights} weights"
+        return f"{self.compute}{kept}"
+
+    @property
     def words(self) -> str:
         """Such as 'bfloat16 over float32 weights (this CPU has avx512_bf16)'."""
-        kept = "" if self.weights == self.compute else f" over {self.weights} weights"
-        return f"{self.compute}{kept} ({self.why})"
+        return f"{self.short} ({self.why})"
 
 
 def hardware(device: str) -> Hardware:
@@ -135,24 +138,50 @@ def choose(options: Mapping[str, Any], found: Hardware) -> Precision:
         found: what it runs on.
 
     Raises:
-        InputError: for float16 on a CPU.
+        InputError: for float16 on a CPU, and for float16 weights whose training scales no loss.
     """
     if found.device == "cpu" and _asks_float16(options):
         raise InputError(_REFUSED)
     asked, trainer = options["dtype"], options.get("trainer")
     weights = found.best if asked == "auto" else asked
-    autocast = None
-    if trainer is not None:
-        if options["lora"] is None and asked == "auto":
-            weights = "float32"
-        given = [key for key in AUTOCAST if trainer.get(key) is not None]
-        chosen = [AUTOCAST[key] for key in given if trainer[key]]
-        autocast = next(iter(chosen), None) if given else _sixteen(found.best)
-        named = bool(given)
-    else:
-        named = asked != "auto"
-    compute = autocast or weights
-    return Precision(compute, weights, autocast, _NAMED if named else found.why)
+    if trainer is None:
+        return Precision(weights, weights, None, found.why if asked == "auto" else _NAMED)
+    named = named_autocast(trainer)
+    autocast = _sixteen(named or found.best)
+    scaled = options["lora"] is not None and autocast == "float16"
+    if asked == "auto" and (options["lora"] is None or (weights == "float16" and not scaled)):
+        weights = "float32"
+    elif weights == "float16" and not scaled:
+        raise InputError(
+            "dtype: float16 would train without scaling the loss, and small gradients would be 0; "
+            "take it out: precision: float16 scales the loss and trains float32 weights"
+        )
+    is_named = named if autocast else asked != "auto"
+    return Precision(autocast or weights, weights, autocast, _NAMED if is_named else found.why)
+
+
+def named_autocast(trainer: Mapping[str, Any]) -> str | None:
+    """What `bf16` and `fp16` of a trainer's options say to compute in; None where they say nothing.
+
+    `fp16: false` alone says nothing: it is what stands there anyway.
+    """
+    for key, name in AUTOCAST.items():
+        if trainer.get(key):
+            return name
+    return "float32" if trainer.get("bf16") is False else None
+
+
+def of_earlier_version(options: Mapping[str, Any]) -> Precision:
+    """What a step computed in that noted none: `auto` was bfloat16 on any hardware."""
+    return choose(options, Hardware("any", "bfloat16", "made by an earlier version", ()))
+
+
+def read_precision(known: Any) -> Precision | None:
+    """The precision that a file holds, None where it holds none."""
+    try:
+        return Precision(**known)
+    except TypeError:
+        return None
 
 
 def warning(precision: Precision, found: Hardware) -> str | None:
@@ -161,56 +190,66 @@ def warning(precision: Precision, found: Hardware) -> str | None:
     Raises:
         InputError: for one that it cannot even emulate.
     """
-    if precision.compute in found.natively:
+    emulated = {precision.compute, precision.weights} - set(found.natively)
+    if not emulated:
         return None
+    (name,) = emulated  # only bfloat16 is emulated anywhere
     if found.device != "cpu":
         from transformers.utils import is_torch_bf16_gpu_available
 
         if not is_torch_bf16_gpu_available():
             raise InputError(
-                f"{precision.compute} is asked for, and torch does not compute in it here; take "
+                f"{name} is asked for, and torch does not compute in it here; take "
                 f"the key out, for precision: auto chooses {found.best}"
             )
     where = "CPU" if found.device == "cpu" else "GPU"
     cost = (
-        "a training step takes tens of times as long as in float32 (docs/performance.md)"
+        "it takes many times as long as float32 (docs/performance.md)"
         if found.device == "cpu"
         else "it is slow, and takes more memory than float16"
     )
     return (
-        f"{precision.compute} is asked for, and this {where} has it not natively, so that torch "
+        f"{name} is asked for, and this {where} has it not natively, so that torch "
         f"emulates it: {cost}; take the key out, for precision: auto chooses {found.best} here"
     )
 
 
-def goes_on(begun: Mapping[str, Any], now: Precision, found: Hardware) -> Precision | None:
+def goes_on(begun: Precision, now: Precision, found: Hardware) -> Precision | None:
     """The precision in which a step that was stopped goes on; None where it has to begin anew.
 
     Rows and weights of two precisions are not mixed: what was begun elsewhere goes on as it was
     begun where the hardware computes that natively.
 
     Args:
-        begun: the fields of what its first attempt chose, or nothing.
+        begun: what its first attempt chose.
         now: what would be chosen for a new one.
         found: what it runs on.
     """
-    if not begun:
-        return now if now.why == _NAMED or now.compute == _BEFORE_NOTED else None
-    before = Precision(**begun)
-    if replace(before, why=now.why) == now:
+    if replace(begun, why=now.why) == now:
         return now
-    if not {before.compute, before.weights} <= set(found.natively):
+    if not {begun.compute, begun.weights} <= set(found.natively):
         return None
-    return replace(before, why="as it was begun")
+    return replace(begun, why="as it was begun")
 
 
-def asked_words(recipe: Recipe) -> str:
-    """What a recipe asks for, without asking the hardware."""
+def asked_words(recipes: Iterable[Recipe]) -> str:
+    """What recipes, those of a sweep's points, ask for, without asking the hardware."""
+    return " or ".join(dict.fromkeys(map(_asked, recipes)))
+
+
+def _asked(recipe: Recipe) -> str:
+    words = "auto, chosen where it runs" if recipe.precision == "auto" else recipe.precision
     older = {"dtype": recipe.dtype, "generation.dtype": recipe.generation.dtype}
     given = [f"{key} {value}" for key, value in older.items() if value != "auto"]
-    options = {key: recipe.trainer.get(key) for key in AUTOCAST}
-    given += [f"trainer.{key} {value}" for key, value in options.items() if value is not None]
-    words = "auto, chosen where it runs" if recipe.precision == "auto" else recipe.precision
+    trainers = {"trainer": recipe.trainer}
+    trainers |= {f"stages.{name}.trainer": one.trainer for name, one in recipe.stages.items()}
+    for place, trainer in trainers.items():
+        options = {key: trainer.get(key) for key in AUTOCAST}
+        given += [
+            f"{place}.{key} {str(value).lower()}"
+            for key, value in options.items()
+            if value is not None
+        ]
     return "; ".join([words, *given])
 
 

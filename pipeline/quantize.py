@@ -1,11 +1,11 @@
 """A base in 4 bits under an adapter (QLoRA, Dettmers et al. 2023), through bitsandbytes.
 
-Decisions: (1) nf4 with double quantisation, made of the float32 weights whatever `dtype` says, so
-that every step reads the same 4 bits; what stays in 16 or 32 bits (embeddings, norms, output layer)
-and all arithmetic are in `dtype`; (2) one way of reading: on some CPUs bitsandbytes would read with
-a kernel of its own, whose scales and activations are bfloat16 even where float32 is asked for, and
-which packs the weights in place so that no gradient passes them any more; (3) the adapter stays in
-float32, where TRL would round it to bfloat16: an update of 1e-5 of a weight is lost there;
+Decisions: (1) nf4 with double quantisation, made of the float32 weights in every precision, so that
+every step reads the same 4 bits; what stays in 16 or 32 bits (embeddings, norms, output layer) and
+all arithmetic are in the step's precision; (2) one way of reading: on some CPUs bitsandbytes would
+read with a kernel of its own, whose scales and activations are bfloat16 even where float32 is asked
+for, and which packs the weights in place so that no gradient passes them any more; (3) the adapter
+stays in float32, where TRL would round it to bfloat16: an update of 1e-5 of a weight is lost there;
 (4) what is merged is what the 4 bits mean, since that is what the adapter was trained on, and never
 in the middle of a recipe: quantised again, the sum would lose much of what the adapter learned.
 """

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from pipeline import options
-from pipeline.precision import AUTOCAST
+from pipeline.precision import AUTOCAST, named_autocast
 from pipeline.rowfiles import READERS
 from pipeline.stages import METHODS
 
@@ -286,7 +286,7 @@ class Recipe(Strict):
         known = options.fields_of(trainer)
         shared = {key: value for key, value in self.trainer.items() if key in known}
         given = {**TRAINER_DEFAULTS, **shared, **stage.trainer}
-        if self.precision == "auto" or any(given.get(key) is not None for key in AUTOCAST):
+        if self.precision == "auto" or named_autocast(given):
             return given
         half = {key: True for key, name in AUTOCAST.items() if name == self.precision}
         return {**given, **(half or {"bf16": False})}

@@ -22,7 +22,7 @@ from pipeline.lock import held_by
 from pipeline.plan import Plan
 from pipeline.planned_step import Step
 from pipeline.show import Display
-from pipeline.step import read_progress, write_spec
+from pipeline.step import read_progress, set_precision_aside, write_spec
 
 _POLL_SECONDS = 0.2
 _WAIT_SECONDS = 1.0
@@ -214,6 +214,7 @@ def _run_group(
     ]
     for spec in specs:
         (spec.parent / ERROR).unlink(missing_ok=True)
+        set_precision_aside(spec.parent)
     log = settings.runs / recipe / "logs" / f"{group[0].stage[:200]}-seed{group[0].seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as output:

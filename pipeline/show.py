@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.planned_step import Step
-from pipeline.precision import Precision
+from pipeline.precision import read_precision
 
 _PLAIN_SECONDS = 30  # between two lines about the same step, where nobody watches a table
 
@@ -45,7 +45,7 @@ class Display:
         }
         self.live: Any = None
         self.last_line = 0.0
-        self.precision = ""
+        self.told: set[str] = set()
         self.began = time.monotonic()
 
     def __enter__(self) -> Display:
@@ -85,12 +85,11 @@ class Display:
             detail = f": {row.detail}" if row.detail else ": starting"
             self._changed(f"{self._name(step)}{detail}, {duration(row.seconds)}{expected}")
 
-    def _tell_precision(self, known: dict[str, Any] | None) -> None:
-        """Say what steps compute in, and again where it changes."""
-        words = Precision(**known).words if known else self.precision
-        if words != self.precision:
-            self.precision = words
-            self.say(f"computing in {words}")
+    def _tell_precision(self, known: Any) -> None:
+        """Say what steps compute in, each precision once."""
+        if (found := read_precision(known)) is not None and found.words not in self.told:
+            self.told.add(found.words)
+            self.say(f"computing in {found.words}")
 
     def finish(self, step: Step, warnings: list[str]) -> None:
         """A step is done; `warnings` are what its user should read."""

@@ -15,6 +15,8 @@ from pipeline.precision import Precision, choose, hardware
 from pipeline.shipped import WHOLE
 from pipeline.threads import threads_of_launch
 
+BEGUN = "begun"  # the precision of the attempt before, in progress.json
+
 
 @dataclass
 class StepRun:
@@ -197,6 +199,13 @@ def write_spec(
     }
     artifact.write_json(directory / SPEC, spec)
     return directory / SPEC
+
+
+def set_precision_aside(directory: Path) -> None:
+    """Keep what an attempt computed in under another name: the next one has not chosen yet."""
+    progress = read_progress(directory)
+    if noted := progress.pop("precision", None):
+        artifact.write_json(directory / PROGRESS, {**progress, BEGUN: noted})
 
 
 def read_progress(directory: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ may use (affinity, a container's quota), and a running step those that others le
 few seconds. Where the user sets OMP_NUM_THREADS nothing is adapted.
 
 The number of threads decides in which order a CPU adds, so the last bits of numbers follow it; a
-step's record names every number of threads that it used.
+step's record names every number of threads that its last attempt used.
 """
 
 from __future__ import annotations
@@ -60,12 +60,6 @@ def threads_beside(others: float, *, cores: int, most: int) -> int:
     return min(max(math.ceil(cores - others - 0.5), 1), most)
 
 
-@cache
-def threads_of_launch() -> Threads | None:
-    """Those of this process; None where their number is the user's choice."""
-    return Threads(int(os.environ["OMP_NUM_THREADS"])) if ADAPT in os.environ else None
-
-
 class _Look(NamedTuple):
     """Seconds: of the clock, that our cores were busy, of which with this process."""
 
@@ -81,16 +75,18 @@ class Threads:
     def __init__(self, most: int):
         self.most = self.count = most
         self.used = {most}
-        self._last = _look()
+        self._last, self._looked = _look(), time.monotonic()
 
     def adapt(self) -> None:
         """Take more or fewer threads where others leave more or fewer cores than before."""
-        if time.monotonic() - self._last.now < _SECONDS:
+        if time.monotonic() - self._looked < _SECONDS:
             return
-        before, self._last = self._last, _look()
-        busy, own = self._last.busy - before.busy, self._last.own - before.own
-        others = (busy - own) / (self._last.now - before.now)
-        count = threads_beside(others, cores=self._last.cores, most=self.most)
+        before, now = self._last, _look()
+        self._last, self._looked = now, time.monotonic()
+        if before is None or now is None:
+            return
+        others = ((now.busy - before.busy) - (now.own - before.own)) / (now.now - before.now)
+        count = threads_beside(others, cores=now.cores, most=self.most)
         if count != self.count:
             import torch
 
@@ -99,17 +95,30 @@ class Threads:
             self.used.add(count)
 
 
-def _look() -> _Look:
+@cache
+def threads_of_launch() -> Threads | None:
+    """Those of this process; None where their number is not to be adapted."""
+    return Threads(int(os.environ["OMP_NUM_THREADS"])) if ADAPT in os.environ else None
+
+
+def _look() -> _Look | None:
+    """What there is to see, None where the system does not tell."""
     import psutil
 
-    process, cores = psutil.Process(), psutil.cpu_times(percpu=True)
-    if hasattr(process, "cpu_affinity"):  # not on macOS
-        cores = [cores[core] for core in process.cpu_affinity() if core < len(cores)]
+    try:
+        process, cores = psutil.Process(), psutil.cpu_times(percpu=True)
+        if hasattr(process, "cpu_affinity"):  # not on macOS
+            mine = process.cpu_affinity()
+            if max(mine) >= len(cores):  # a container that numbers its cores otherwise
+                return None
+            cores = [cores[core] for core in mine]
+        own = process.cpu_times()
+    except (OSError, psutil.Error):
+        return None
     busy = sum(
         seconds
         for core in cores
         for name, seconds in core._asdict().items()
         if name not in _NOT_BUSY
     )
-    own = process.cpu_times()
     return _Look(time.monotonic(), busy, own.user + own.system, len(cores))

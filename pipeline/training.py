@@ -121,9 +121,9 @@ def fit(step: StepRun, trainer: Any, *, tokens_per_epoch: int) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step.stops_itself = False
     trackers.end()
-    loss_scale.check()
     if step.stop_asked:
         raise KeyboardInterrupt
+    loss_scale.check()
     whole = whole_weights(trainer)
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     weights = trained if whole is None else whole.values()
@@ -166,7 +166,10 @@ def last_checkpoint(folder: Path, pieces: str = WHOLE) -> Path | None:
 def diverged(step: StepRun, what: str) -> StepFailedError:
     """Return the sentence for a training that has come to no number; its checkpoints go."""
     shutil.rmtree(step.directory / CHECKPOINTS, ignore_errors=True)
-    return StepFailedError(f"training diverged: {what}; lower trainer.learning_rate")
+    way_out = "lower trainer.learning_rate"
+    if step.precision.compute == "float16":
+        way_out = f"numbers may be too large for float16: write precision: float32, or {way_out}"
+    return StepFailedError(f"training diverged: {what}; {way_out}")
 
 
 def _save(step: StepRun, trainer: Any, whole: dict[str, Any] | None) -> None:
@@ -265,12 +268,14 @@ class _LossScale(TrainerCallback):
         self.steps = self.left_out = self.in_a_row = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        skipped = args.fp16 and self.accelerator.optimizer_step_was_skipped
-        self.steps += 1
-        self.left_out += skipped
+        skipped = bool(args.fp16 and self.accelerator.optimizer_step_was_skipped)
+        # In the trainer's state, so that checkpoints hold it.
+        before = state.stateful_callbacks.get("left_out", [0, 0])
+        self.steps, self.left_out = before[0] + 1, before[1] + skipped
+        state.stateful_callbacks["left_out"] = [self.steps, self.left_out]
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         if self.in_a_row >= self._LEFT_OUT_IN_A_ROW:
-            raise self._overflows()
+            raise self._failed("the last ones in a row: they overflow float16 at every loss scale")
 
     def check(self) -> None:
         """Say what was left out.
@@ -279,7 +284,7 @@ class _LossScale(TrainerCallback):
             StepFailedError: when most steps were, so that there is hardly a training to speak of.
         """
         if 2 * self.left_out > self.steps:
-            raise self._overflows()
+            raise self._failed("most of them, so that the model is hardly trained")
         if self.left_out:
             self.step.metrics["optimizer_steps_left_out"] = self.left_out
         if self.left_out > self._SHARE * self.steps:
@@ -288,11 +293,11 @@ class _LossScale(TrainerCallback):
                 "overflowed float16; precision: float32 leaves none out"
             )
 
-    def _overflows(self) -> StepFailedError:
+    def _failed(self, which: str) -> StepFailedError:
         shutil.rmtree(self.step.directory / CHECKPOINTS, ignore_errors=True)
         return StepFailedError(
             f"{self.left_out} of {self.steps} optimizer steps were left out, for gradients "
-            "overflow float16 at every loss scale; write precision: float32"
+            f"overflowed float16, {which}; write precision: float32"
         )
 
 

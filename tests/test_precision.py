@@ -122,6 +122,10 @@ def test_mps_takes_float32_for_torch_does_not_say_what_is_native():
         (NEW_CPU, "float32", {}, LORA, "float32", "bfloat16"),
         (T4, "auto", {"bf16": None, "fp16": None}, LORA, "float16", "float16"),
         (T4, "float32", {"bf16": False}, LORA, "float32", None),
+        # fp16: false alone says nothing, and float16 is never trained in without loss scaling
+        (NEW_CPU, "auto", {"fp16": False}, LORA, "bfloat16", "bfloat16"),
+        (T4, "auto", {"bf16": False}, LORA, "float32", None),
+        (T4, "auto", {"bf16": True}, LORA, "float32", "bfloat16"),
     ],
 )
 def test_the_choice(found, dtype, trainer, lora, weights, autocast):
@@ -163,13 +167,19 @@ def test_weights_that_are_trained_are_float32_in_every_precision(recipe_dict, wr
     assert (chosen.weights, chosen.autocast) == ("float32", named)
 
 
-def test_what_auto_comes_to_is_no_part_of_a_fingerprint(recipe_dict, write_recipe, on):
+def test_what_auto_comes_to_is_no_part_of_a_fingerprint(recipe_dict, write_recipe, monkeypatch):
     path = write_recipe(recipe_dict | {"precision": "auto"})
-    found = set()
-    for device in (T4, NEW_CPU, OLD_CPU):
-        on(device)
-        found.add(make_plan(load_recipe(path)).fingerprint)
-    assert len(found) == 1
+
+    def asked(device):
+        raise AssertionError("a plan has asked the hardware")
+
+    monkeypatch.setattr(precision, "hardware", asked)
+    plan = make_plan(load_recipe(path))
+    computing = [step for step in plan.steps if "dtype" in step.options]
+    assert {step.options["dtype"] for step in computing} == {"auto"}
+    assert not {"bf16", "fp16"} & {
+        key for step in computing for key in step.options.get("trainer", ())
+    }
 
 
 @pytest.mark.parametrize(
@@ -205,11 +215,32 @@ def test_a_step_on_a_cpu_refuses_float16_too():
         choose({"dtype": "float16"}, NEW_CPU)
 
 
-def test_trained_weights_are_not_scaled_in_float16(recipe_dict, write_recipe):
-    """torch: 'Attempting to unscale FP16 gradients', an hour later."""
+@pytest.mark.parametrize("override", ["trainer.fp16=true", "precision=float16", "batch_size=4"])
+def test_weights_that_are_trained_are_never_float16(recipe_dict, write_recipe, override):
+    """torch: 'Attempting to unscale FP16 gradients', once everything is loaded."""
     recipe_dict["precision"] = "auto"
     path = write_recipe(recipe_dict | {"dtype": "float16", "launch": "single_gpu"})
-    assert "write precision: float16" in problems_of(path, "trainer.fp16=true")["dtype"]
+    assert "write precision: float16 alone" in problems_of(path, override)["dtype"]
+
+
+@pytest.mark.parametrize("options", [{"lora": None}, {"lora": LORA, "trainer": {"bf16": False}}])
+def test_float16_weights_train_with_loss_scaling_only(options):
+    with pytest.raises(InputError, match=r"precision: float16 scales the loss"):
+        choose({"dtype": "float16", "trainer": {}} | options, T4)
+
+
+def test_a_sixteen_that_is_false_beside_its_name_is_a_contradiction(recipe_dict, write_recipe):
+    path = write_recipe(recipe_dict | {"precision": "float16", "launch": "single_gpu"})
+    assert "keep one of them" in problems_of(path, "trainer.fp16=false")["trainer.fp16"]
+
+
+@pytest.mark.parametrize(
+    ("found", "dtype", "why"),
+    [(OLD_CPU, "bfloat16", "the recipe says so"), (NEW_CPU, "bfloat16", NEW_CPU.why)],
+)
+def test_the_reason_is_of_what_decided(found, dtype, why):
+    """Without autocast the base's dtype decides; else autocast, which is the hardware's."""
+    assert choose({"dtype": dtype, "trainer": {}, "lora": LORA}, found).why == why
 
 
 def test_every_step_says_what_it_computes_in_and_why(
@@ -251,6 +282,10 @@ def test_what_is_asked_for_and_emulated_warns_with_its_cost(
 
 
 def test_what_cannot_even_be_emulated_is_a_sentence(gpu, monkeypatch):
+    from transformers.utils import import_utils
+
+    uncached = import_utils.is_torch_bf16_gpu_available.__wrapped__
+    monkeypatch.setattr("transformers.utils.is_torch_bf16_gpu_available", uncached)
     gpu("Tesla K80", 3, 7)
     chosen = choose({"dtype": "bfloat16"}, hardware("cuda"))
     monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
@@ -297,12 +332,10 @@ FLOAT16 = Precision("float16", "float16", "float16", "x")
         (BFLOAT16, FLOAT32, OLD_CPU, None),  # emulated here: begins anew
         (BFLOAT16, FLOAT16, T4, None),
         (FLOAT16, BFLOAT16, NEW_CPU, None),
-        (None, BFLOAT16, NEW_CPU, BFLOAT16),  # by an earlier version, which computed in bfloat16
-        (None, FLOAT32, OLD_CPU, None),
     ],
 )
 def test_a_step_goes_on_in_what_it_was_begun_in_or_begins_anew(begun, now, found, expected):
-    kept = goes_on({} if begun is None else vars(begun), now, found)
+    kept = goes_on(begun, now, found)
     assert (kept and kept.compute) == (expected and expected.compute)
 
 
@@ -336,6 +369,16 @@ def test_rows_of_two_precisions_are_never_mixed(
     said = capsys.readouterr().out
     assert ("begins anew in float32" in said) == anew
     assert any("begins anew" in words for words in record["metrics"].get("warnings", [])) == anew
+
+
+def test_what_an_earlier_version_left_was_bfloat16(recipe_dict, write_recipe):
+    """It noted no precision, and auto was bfloat16 on any hardware."""
+    path = write_recipe(recipe_dict | {"precision": "auto", "lora": LORA})
+    options = next(s for s in make_plan(load_recipe(path)).steps if s.kind == "train").options
+    before = precision.of_earlier_version(options)
+    assert before.short == "bfloat16"
+    assert goes_on(before, choose(options, NEW_CPU), NEW_CPU) == choose(options, NEW_CPU)
+    assert goes_on(before, choose(options, OLD_CPU), OLD_CPU) is None
 
 
 def test_a_training_that_was_stopped_in_another_precision_begins_anew(
@@ -379,7 +422,7 @@ class _Overflowing:
 def loss_scale(tmp_path):
     from pipeline.training import _LossScale
 
-    warned, metrics = [], {}
+    warned, metrics, state = [], {}, SimpleNamespace(stateful_callbacks={})
     step = SimpleNamespace(directory=tmp_path, metrics=metrics, warn=warned.append)
     training = _Overflowing()
     watch = _LossScale(step, training.accelerator)  # type: ignore[arg-type]
@@ -387,21 +430,23 @@ def loss_scale(tmp_path):
     def train(*gradients):
         for gradient in gradients:
             training.step(gradient)
-            watch.on_step_end(SimpleNamespace(fp16=True), None, None)
+            watch.on_step_end(SimpleNamespace(fp16=True), state, None)
 
     return SimpleNamespace(train=train, check=watch.check, warned=warned, metrics=metrics)
 
 
 def test_float16_that_overflows_for_good_stops_and_names_the_way_out(loss_scale):
     loss_scale.train(1.0, 1.0, *[math.inf] * 19)
-    with pytest.raises(StepFailedError, match=r"20 of 22 optimizer steps.*precision: float32"):
+    with pytest.raises(
+        StepFailedError, match=r"20 of 22 optimizer steps.*every loss scale.*precision: float32"
+    ):
         loss_scale.train(math.inf)
 
 
 def test_a_short_training_that_mostly_overflowed_is_no_result(loss_scale):
     """Of four steps, three left out: the model would be untrained, without a word."""
     loss_scale.train(math.inf, math.inf, math.inf, 1.0)
-    with pytest.raises(StepFailedError, match="3 of 4 optimizer steps"):
+    with pytest.raises(StepFailedError, match=r"3 of 4 optimizer steps.*hardly trained"):
         loss_scale.check()
 
 
@@ -416,12 +461,23 @@ def test_steps_that_the_scaler_left_out_are_counted(loss_scale):
     assert not loss_scale.warned
 
 
+def test_a_loss_that_overflows_float16_names_the_way_out(tmp_path):
+    """A NaN loss is how float16 mostly fails; the learning rate may be right."""
+    from pipeline.training import diverged
+
+    for compute, named in (("float16", True), ("bfloat16", False)):
+        step = SimpleNamespace(directory=tmp_path, precision=SimpleNamespace(compute=compute))
+        sentence = str(diverged(step, "the loss is nan at optimizer step 3"))  # type: ignore[arg-type]
+        assert ("precision: float32" in sentence) == named and "learning_rate" in sentence
+
+
 def test_the_launched_run_says_it_once(recipe_dict, write_recipe, bashrac):
     path = write_recipe(recipe_dict | {"stages": {"sft": {"method": "sft"}}, "precision": "auto"})
     done = bashrac("run", path)
     assert done.returncode == 0, done.stdout + done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("computing in ")]
-    assert said and all(hardware("cpu").why in line for line in said)
+    assert len(said) == len({*said}) == 1 + (hardware("cpu").best == "bfloat16"), said
+    assert all(hardware("cpu").why in line for line in said)
     report = bashrac("report", path).stdout
     assert f"computed in {hardware('cpu').best}" in report
     assert "different precisions" not in report
@@ -476,7 +532,14 @@ def test_scores_that_are_nan_give_no_label(tiny_model, label):
         correct(model, prompt_ids=[[5]], shown_ids=[[5, 6]], answer_ids=[[7, 8]], label=label)
 
 
-def test_the_choice_needs_no_torch():
-    assert precision.asked_words(load_recipe("demo")) == "auto, chosen where it runs"
-    words = precision.asked_words(load_recipe("study-maths"))
-    assert words == "auto, chosen where it runs; trainer.bf16 True"
+def test_a_plan_says_what_is_asked_for_at_every_point_of_a_sweep(recipe_dict, write_recipe):
+    assert precision.asked_words([load_recipe("demo")]) == "auto, chosen where it runs"
+    words = precision.asked_words([load_recipe("study-maths")])
+    assert words == "auto, chosen where it runs; trainer.bf16 true"
+    recipe_dict["stages"] = {"sft": {"method": "sft", "trainer": {"bf16": False}}}
+    recipe_dict["sweep"] = {"precision": ["bfloat16", "float32"]}
+    plan = make_plan(load_recipe(write_recipe(recipe_dict)))
+    words = precision.asked_words(one.recipe for one in plan.stages.values())
+    assert words == (
+        "bfloat16; stages.sft.trainer.bf16 false or float32; stages.sft.trainer.bf16 false"
+    )

@@ -77,6 +77,9 @@ def test_processes_of_a_launch_share_the_cores(monkeypatch):
     assert one["OMP_NUM_THREADS"] == str(cores)
     assert two["OMP_NUM_THREADS"] == str(max(cores // 2, 1))
     assert one["GOMP_SPINCOUNT"] == "10000" and one[ADAPT] == "1"
+    assert ADAPT not in two  # each would take the other for another program
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert "GOMP_SPINCOUNT" not in {*environment(read_launch("cpu"))} - {*os.environ}
 
 
 def test_what_the_user_sets_stays(monkeypatch):

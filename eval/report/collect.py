@@ -17,7 +17,7 @@ from eval.report.cells import ByStage, Result, cell_of, difference_of, results_o
 from eval.report.costs import bill_of, cost_charts, costs_of
 from eval.report.curves import gap_charts
 from eval.report.made import made_of
-from eval.report.precisions import precision_warnings, precision_words, precisions_of
+from eval.report.precisions import precision_warnings, precision_words
 from eval.report.sweeps import sweep_charts
 from eval.report.types import Difference, Report, Round, Row
 from eval.results import GRADES
@@ -99,7 +99,6 @@ def collect(
         artifact.verify_files(step.directory(runs), read)
     results = {name: _results(plan, runs, name, baseline) for name in recipe.evaluate}
     rows = [row for name in results for row in _rows(plan, name, results[name], baseline)]
-    precisions = precisions_of(plan, records)
     rounds, figures, warnings = _said(plan, finished, records)
     if alone := _without_baseline(plan, baseline):
         once = [name for name in recipe.stages if not _without_baseline(plan, name)]
@@ -123,8 +122,8 @@ def collect(
             *gap_charts(plan, results),
             *cost_charts(rows, costs, baseline),
         ],
-        warnings=warnings | precision_warnings(precisions),
-        precision=precision_words(precisions),
+        warnings=warnings | precision_warnings(plan, records),
+        precision=precision_words(plan, records),
         versions=_union([record["versions"] for record in records.values()]),
         machines=sorted(
             {f"{record['device']}, host {record['host']}" for record in records.values()}

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from pipeline.precision import Precision, of_earlier_version, read_precision
+
 if TYPE_CHECKING:
     from pipeline.plan import Plan
+    from pipeline.planned_step import Step
 
-# What is computed -> precision -> the stages whose steps were computed in it.
-Precisions = dict[str, dict[str, list[str]]]
-
-
-def precisions_of(plan: Plan, records: dict[str, dict[str, Any]]) -> Precisions:
-    """Look through records (by fingerprint); those of earlier versions name no precision."""
-    found: Precisions = {}
-    needed_by = plan.needed_by()
-    for step in plan.steps:
-        if known := records.get(step.fingerprint, {}).get("precision"):
-            what = "training" if step.kind == "train" else "reading"
-            stages = found.setdefault(what, {}).setdefault(known["compute"], [])
-            stages += [one for one in needed_by[step.fingerprint] if one not in stages]
-    return found
+Records = dict[str, dict[str, Any]]  # fingerprint of a finished step -> its record
 
 
-def precision_words(found: Precisions) -> str:
+def precision_words(plan: Plan, records: Records) -> str:
     """Such as 'float32', or 'training in bfloat16, reading in float32'; '' for none."""
-    words = {what: " and ".join(sorted(one)) for what, one in found.items()}
+    found: dict[str, set[str]] = {}
+    for step, precision in _computed(plan, records):
+        found.setdefault(_what(step), set()).add(precision.compute)
+    words = {what: " and ".join(sorted(several)) for what, several in found.items()}
     if len(set(words.values())) == 1:
         return next(iter(words.values()))
     return ", ".join(f"{what} in {one}" for what, one in words.items())
 
 
-def precision_warnings(found: Precisions) -> dict[str, list[str]]:
-    """Sentence -> stages, for what was not computed in one precision throughout."""
+def precision_warnings(plan: Plan, records: Records) -> dict[str, list[str]]:
+    """Sentence -> stages, for steps whose recipes ask for the same and that were made otherwise."""
+    asked: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    needed_by = plan.needed_by()
+    for step, precision in _computed(plan, records):
+        stages = asked.setdefault(_asked(step), {}).setdefault(precision.short, [])
+        stages += [one for one in needed_by[step.fingerprint] if one not in stages]
     warnings = {}
-    for what, by_precision in found.items():
+    for (what, *_), by_precision in asked.items():
         if len(by_precision) > 1:
             listed = "; ".join(f"{name}: {', '.join(by_precision[name])}" for name in by_precision)
             sentence = (
@@ -45,3 +44,23 @@ def precision_warnings(found: Precisions) -> dict[str, list[str]]:
             )
             warnings[sentence] = list(dict.fromkeys(chain(*by_precision.values())))
     return warnings
+
+
+def _computed(plan: Plan, records: Records) -> Iterator[tuple[Step, Precision]]:
+    """The finished steps that ran the recipe's model, and what they computed in."""
+    for step in plan.steps:
+        if step.fingerprint in records and "dtype" in step.options:
+            noted = read_precision(records[step.fingerprint].get("precision"))
+            yield step, noted or of_earlier_version(step.options)
+
+
+def _what(step: Step) -> str:
+    return "training" if step.kind == "train" else "reading"
+
+
+def _asked(step: Step) -> tuple[str, ...]:
+    """What decides a step's precision beside the hardware."""
+    options = step.options
+    trainer = options.get("trainer", {})
+    given = (options["dtype"], trainer.get("bf16"), trainer.get("fp16"), bool(options.get("lora")))
+    return (_what(step), *map(str, given))
