@@ -22,7 +22,7 @@ def bare(tmp_path, tiny_model):
     place = tmp_path / "Größe und mehr ✓"
     place.mkdir()
     recipe = tiny_recipe(tiny_model) | {"name": "tiny"}
-    recipe["stages"] = {"sft": {"method": "sft"}, "more": {"method": "sft", "from": "sft"}}
+    recipe["stages"] = {"sft": {"method": "sft"}}
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     (place / "rezept für alle.yaml").write_text(text, encoding="utf-8")
     nowhere = tmp_path / "file"
@@ -51,7 +51,7 @@ def bare(tmp_path, tiny_model):
 
 def test_a_run_needs_no_home_no_git_no_utf_8_and_one_core(bare):
     recipe = "rezept für alle.yaml"
-    for command in (["check", recipe], ["plan", recipe, "--estimate"], ["run", recipe]):
+    for command in (["check", recipe], ["plan", recipe], ["run", recipe]):
         done = bare(*command)
         assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
         done.stdout.decode("utf-8")
