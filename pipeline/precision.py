@@ -156,7 +156,9 @@ def choose(options: Mapping[str, Any], found: Hardware) -> Precision:
             "dtype: float16 would train without scaling the loss, and small gradients would be 0; "
             "take it out: precision: float16 scales the loss and trains float32 weights"
         )
-    is_named = named if autocast else asked != "auto"
+    # Without autocast it is the weights that decide.
+    is_named = named if autocast or weights == "float32" else None
+    is_named = is_named or (not autocast and asked != "auto")
     return Precision(autocast or weights, weights, autocast, _NAMED if is_named else found.why)
 
 

@@ -139,9 +139,11 @@ class Display:
         table = Table(
             title=f"elapsed {duration(time.monotonic() - self.began)}", title_justify="left"
         )
-        for column, justify in (("step", "left"), ("state", "left"), ("elapsed", "right")):
-            table.add_column(column, justify=justify, no_wrap=column != "state")  # type: ignore[arg-type]
-        table.add_column("still expected", justify="right", no_wrap=True)
+        # A narrow terminal breaks names and states, and not times.
+        table.add_column("step")
+        table.add_column("state", min_width=len("done before"))
+        table.add_column("elapsed", justify="right", no_wrap=True)
+        table.add_column("left", justify="right", no_wrap=True)
         for step in self._visible():
             row = self.rows[step.fingerprint]
             state = (

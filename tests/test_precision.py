@@ -243,6 +243,19 @@ def test_the_reason_is_of_what_decided(found, dtype, why):
     assert choose({"dtype": dtype, "trainer": {}, "lora": LORA}, found).why == why
 
 
+@pytest.mark.parametrize(
+    ("trainer", "lora", "why"),
+    [
+        ({"bf16": False}, None, "the recipe says so"),  # as precision: float32 comes to
+        ({"bf16": False}, LORA, NEW_CPU.why),  # the base's dtype is still the hardware's
+        ({"bf16": True}, None, "the recipe says so"),
+        ({}, None, NEW_CPU.why),
+    ],
+)
+def test_the_reason_is_the_recipe_where_it_names_autocast(trainer, lora, why):
+    assert choose({"dtype": "auto", "trainer": trainer, "lora": lora}, NEW_CPU).why == why
+
+
 def test_every_step_says_what_it_computes_in_and_why(
     recipe_dict, write_recipe, run_steps_here, capsys, on
 ):
