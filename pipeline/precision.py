@@ -111,7 +111,8 @@ def hardware(device: str) -> Hardware:
         known = getattr(torch.cpu, "get_capabilities", dict)()
         if found := next((name for name in _NATIVE_ON_CPUS if known.get(name)), None):
             return Hardware(device, "bfloat16", f"this CPU has {found}", ("bfloat16", "float32"))
-        return Hardware(device, "float32", "this CPU has no native bfloat16", ("float32",))
+        why = "this CPU has no native bfloat16" if known else "this torch tells nothing of the CPU"
+        return Hardware(device, "float32", why, ("float32",))
     if device == "xpu" and torch.xpu.is_bf16_supported(including_emulation=False):
         return Hardware(device, "bfloat16", "native on this XPU", with_bfloat16)
     why = f"torch names no native bfloat16 of this {device.upper()}"
@@ -175,7 +176,11 @@ def named_autocast(trainer: Mapping[str, Any]) -> str | None:
 
 def of_earlier_version(options: Mapping[str, Any]) -> Precision:
     """What a step computed in that noted none: `auto` was bfloat16 on any hardware."""
-    return choose(options, Hardware("any", "bfloat16", "made by an earlier version", ()))
+    why = "made by an earlier version"
+    try:
+        return choose(options, Hardware("any", "bfloat16", why, ()))
+    except InputError:  # it trained float16 weights, as it was told
+        return Precision("float16", "float16", None, why)
 
 
 def read_precision(known: Any) -> Precision | None:

@@ -88,7 +88,7 @@ def test_a_cpu_takes_bfloat16_only_where_it_has_it(monkeypatch, capabilities, be
 
 def test_a_torch_that_does_not_tell_what_a_cpu_has_takes_float32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert hardware("cpu").best == "float32"
+    assert hardware("cpu").best == "float32" and "tells nothing" in hardware("cpu").why
 
 
 @pytest.mark.parametrize(("converts", "best"), [(True, "bfloat16"), (False, "float32")])
@@ -395,6 +395,8 @@ def test_what_an_earlier_version_left_was_bfloat16(recipe_dict, write_recipe):
     assert before.short == "bfloat16"
     assert goes_on(before, choose(options, NEW_CPU), NEW_CPU) == choose(options, NEW_CPU)
     assert goes_on(before, choose(options, OLD_CPU), OLD_CPU) is None
+    trained = {"dtype": "float16", "trainer": {"bf16": False}, "lora": None}
+    assert precision.of_earlier_version(trained).short == "float16"  # refused now, done then
 
 
 def test_a_training_that_was_stopped_in_another_precision_begins_anew(
