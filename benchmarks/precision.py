@@ -4,7 +4,7 @@
 
 Trains the demo's `sft` stage on the embedded model in bfloat16 and in float32, each in a run of its
 own, and prints seconds of an optimizer step, in the mean, and what `auto` takes here. Without
-native bfloat16 a step in bfloat16 takes minutes, so the rows are few.
+native bfloat16 a step in bfloat16 takes most of a minute, so the rows are few.
 """
 
 from __future__ import annotations

@@ -116,8 +116,8 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
         if trainer and recipe.dtype == "float16" and recipe.lora_for(stage) is None:
             message = "float16 would be that of trained weights too; write precision: float16 alone"
             problems.append(Problem("dtype", message))
-        own = {**recipe.trainer, **stage.trainer}
-        if recipe.precision == "float16" and own.get("fp16") is False:
+        given = {**recipe.trainer, **stage.trainer}
+        if recipe.precision == "float16" and given.get("fp16") is False:
             message = "is false beside precision: float16; keep one of them"
             problems.append(Problem("trainer.fp16", message))
         if trainer.get("bf16") is True and trainer.get("fp16") is True:
