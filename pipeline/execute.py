@@ -51,6 +51,8 @@ def run_steps(spec_files: list[Path]) -> int:
         if step.judge_calls_left is not None:
             step.judge_calls_left -= judge_calls
         try:
+            if step.log is not None:
+                _log_to(step.log)
             with _stoppable(step):
                 execute(step)
         except BashracError as error:
@@ -68,6 +70,16 @@ def run_steps(spec_files: list[Path]) -> int:
             return EXIT_FAILED
         judge_calls += step.metrics.get("judge_calls", 0)
     return 0
+
+
+def _log_to(file: str) -> None:
+    """Send what this process says, its libraries' C code included, to a file from now on."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
 
 
 def prepare_to_end() -> None:

@@ -82,7 +82,9 @@ def run_plan(plan: Plan, settings: RunSettings) -> None:
     )
     with display:
         left = settings.max_judge_calls
-        for group in _groups(pending, shared=settings.launch.processes == 1):
+        # Steps of one process share it, which saves the start of each (importing torch and TRL).
+        shared = settings.launch.processes == 1
+        for group in [pending] if shared else [[step] for step in pending]:
             while unfinished := _unfinished(group, settings):
                 if not _wait_for_others(unfinished, settings, display):
                     _run_group(unfinished, settings, plan.recipe.name, display, left)
@@ -185,22 +187,11 @@ def _check_inputs(pending: list[Step], settings: RunSettings) -> None:
                 )
 
 
-def _groups(pending: list[Step], *, shared: bool) -> list[list[Step]]:
-    """Consecutive steps of one stage and seed share a process, which saves its start-up."""
-    groups: list[list[Step]] = []
-    for step in pending:
-        last = groups[-1][-1] if groups else None
-        if shared and last is not None and (last.stage, last.seed) == (step.stage, step.seed):
-            groups[-1].append(step)
-        else:
-            groups.append([step])
-    return groups
-
-
 def _run_group(
     group: list[Step], settings: RunSettings, recipe: str, display: Display, left: int | None
 ) -> None:
     launch = settings.launch
+    logs = [_log(step, settings.runs, recipe) for step in group]
     specs = [
         write_spec(
             step,
@@ -209,15 +200,15 @@ def _run_group(
             use_cpu=launch.use_cpu,
             launch_kind=launch.kind,
             judge_calls_left=left,
+            log=log.resolve() if launch.processes == 1 else None,
         )
-        for step in group
+        for step, log in zip(group, logs, strict=True)
     ]
     for spec in specs:
         (spec.parent / ERROR).unlink(missing_ok=True)
         set_precision_aside(spec.parent)
-    log = settings.runs / recipe / "logs" / f"{group[0].stage[:200]}-seed{group[0].seed}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as output:
+    logs[0].parent.mkdir(parents=True, exist_ok=True)
+    with logs[0].open("a", encoding="utf-8") as output:
         output.write(f"\n$ {shlex.join(launched.command(launch, specs, settings.through))}\n")
         output.flush()
         process = launched.start(launch, specs, output, settings.through)
@@ -231,7 +222,13 @@ def _run_group(
         launched.end(process)
     failed = _unfinished(group, settings)
     if failed and not held_by(failed[0].directory(settings.runs)):  # else another run was faster
-        raise _failure(process.returncode, failed[0], settings, log, display)
+        display.fail(failed[0])
+        log = logs[group.index(failed[0])]
+        raise _failure(process.returncode, failed[0], settings, log, logs[0])
+
+
+def _log(step: Step, runs: Path, recipe: str) -> Path:
+    return runs / recipe / "logs" / f"{step.stage[:200]}-seed{step.seed}.log"
 
 
 def _follow(process: Any, group: list[Step], runs: Path, display: Display) -> None:
@@ -253,15 +250,14 @@ def _follow(process: Any, group: list[Step], runs: Path, display: Display) -> No
 
 
 def _failure(
-    code: int, step: Step, settings: RunSettings, log: Path, display: Display
+    code: int, step: Step, settings: RunSettings, log: Path, launcher_log: Path
 ) -> InputError | StepFailedError:
     """What to raise for a step that has not finished."""
-    display.fail(step)
     error_file = step.directory(settings.runs) / ERROR
     if error_file.exists():
         error = artifact.read_json(error_file)
     else:
-        likely = _likely_cause(settings.runs, _last_line(log))
+        likely = _likely_cause(settings.runs, log, launcher_log)
         message = f"its process ended with code {code} before it said why; {likely}"
         error = {"message": message, "exit_code": 1}
     kind = InputError if error["exit_code"] == InputError.exit_code else StepFailedError
@@ -271,15 +267,15 @@ def _failure(
     )
 
 
-def _likely_cause(runs: Path, end_of_log: str) -> str:
+def _likely_cause(runs: Path, log: Path, launcher_log: Path) -> str:
     """What often stands behind a process that ended without a word."""
     if sentence := artifact.little_space(runs):
         return sentence
-    if "SIGKILL" in end_of_log:
+    if "SIGKILL" in _last_line(launcher_log):
         return "it was killed, often for want of memory: lower micro_batch_size"
-    return end_of_log
+    return f"the log ends: {_last_line(log)}"
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"the log ends: {lines[-1].strip()}" if lines else "the log is empty"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "(it is empty)")

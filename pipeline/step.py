@@ -32,6 +32,7 @@ class StepRun:
             weights are to lie in them (`pipeline.shipped.Launch`).
         alone: whether the main process does the work and the others wait for it.
         judge_calls_left: most questions it may put to a judge, or None.
+        log: the file for what this process says in the step, or None where its parent sees to it.
         metrics: figures for the record; the function adds to them.
         stop_asked: whether SIGTERM has come.
         stops_itself: whether the function looks at `stop_asked` rather than being interrupted.
@@ -53,6 +54,7 @@ class StepRun:
     launch_kind: str = WHOLE
     alone: bool = False
     judge_calls_left: int | None = None
+    log: str | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     stop_asked: bool = False
     stops_itself: bool = False
@@ -173,6 +175,7 @@ def write_spec(
     use_cpu: bool,
     launch_kind: str = WHOLE,
     judge_calls_left: int | None = None,
+    log: Path | None = None,
 ) -> Path:
     """Write step.json for a `pipeline.planned_step.Step`; returns its path."""
     directory = step.directory(runs)
@@ -196,6 +199,7 @@ def write_spec(
         "launch_kind": launch_kind,
         "alone": step.alone,
         "judge_calls_left": judge_calls_left,
+        "log": log and str(log),
     }
     artifact.write_json(directory / SPEC, spec)
     return directory / SPEC

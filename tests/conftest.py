@@ -181,13 +181,15 @@ def imported_by(*modules: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def processes_naming(text: str) -> list[int]:
-    """Processes of this machine whose command line holds a text."""
+def processes_naming(text: str, *, working_in: Path = Path("/")) -> list[int]:
+    """Processes of this machine whose command line holds a text, of those that work in a folder."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            if text.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+            if text.encode() in (path / "cmdline").read_bytes() and (
+                (path / "cwd").resolve().is_relative_to(working_in.resolve())
+            ):
+                found.append(int(path.name))
         except OSError:
             continue  # it has ended while we looked
     return found

@@ -76,14 +76,16 @@ def test_a_signal_stops_within_10_s_and_training_goes_on_from_there(
 ):
     process = start(long_training)
     folder = _wait_for(lambda: _training(tmp_path))
-    assert len(processes_naming(folder.name)) == 2  # the launcher, and what it has launched
+    assert (
+        len(processes_naming(folder.name, working_in=tmp_path)) == 2
+    )  # the launcher, and what it has launched
     process.send_signal(sent)
     began = time.monotonic()
     _, stderr = process.communicate(timeout=60)
     took = time.monotonic() - began
     assert process.returncode == code, stderr
     assert took < 10 and "run the same command again" in stderr and "Traceback" not in stderr
-    assert not processes_naming(folder.name)
+    assert not processes_naming(folder.name, working_in=tmp_path)
     (state,) = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
     step = json.loads(state.read_text())["global_step"]
     assert step >= 10
@@ -166,10 +168,10 @@ def test_nothing_outlives_a_run_that_is_killed(start, long_training, tmp_path, i
     """kill -9 of the run alone, which leaves it no time to end what it has started."""
     process = start(long_training)
     folder = _wait_for(lambda: _training(tmp_path))
-    assert len(processes_naming(folder.name)) == 2
+    assert len(processes_naming(folder.name, working_in=tmp_path)) == 2
     process.kill()
     process.communicate()
-    _wait_for(lambda: not processes_naming(folder.name), seconds=5)
+    _wait_for(lambda: not processes_naming(folder.name, working_in=tmp_path), seconds=5)
     injected("kill -9 of the run only", "while training", 1,
              "launched processes end within 5 s; the step is free")  # fmt: skip
 

@@ -21,6 +21,10 @@ def test_a_recipe_runs_to_its_table_and_a_second_run_does_nothing(
     assert "| bash-dpo" in first.stdout and "bash, contexts: done in" in first.stdout
     records = sorted(tmp_path.glob("runs/steps/*/record.json"))
     assert len(records) == 29
+    logs = {log.name: log.read_text() for log in tmp_path.glob("runs/tiny/logs/*.log")}
+    assert set(logs) == {f"{stage}-seed0.log" for stage in arms}
+    assert all("optimizer step" in log for log in logs.values()), "each stage in its own log"
+    assert "".join(logs.values()).count("$ accelerate launch") == 1, "one process for all steps"
     times = [path.stat().st_mtime_ns for path in records]
     second = bashrac("run", path)
     assert second.returncode == 0 and "started" not in second.stdout
