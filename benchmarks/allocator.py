@@ -2,8 +2,8 @@
 
     python benchmarks/allocator.py [--rows 96]
 
-Trains the same SFT stage with glibc's defaults and with the settings of `pipeline/run.py`, in turn,
-and prints seconds, peak memory and the ratio.
+Trains the same SFT stage with glibc's defaults and with the settings of
+`pipeline/run/launcher.py`, in turn, and prints seconds, peak memory and the ratio.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.launched import CPU_ALLOCATOR  # noqa: E402 - from this checkout
+from pipeline.run.launcher import CPU_ALLOCATOR  # noqa: E402 - from this checkout
 
 
 def main() -> None:

@@ -27,9 +27,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.launched import CPU_WAITING, environment  # noqa: E402 - from this checkout
-from pipeline.shipped import read_launch  # noqa: E402
-from pipeline.threads import threads_of_launch  # noqa: E402
+from pipeline.hardware.threads import threads_of_launch  # noqa: E402
+from pipeline.recipe.shipped import read_launch  # noqa: E402
+from pipeline.run.launcher import CPU_WAITING, environment  # noqa: E402 - from this checkout
 
 CORES = str(os.cpu_count())
 SETTINGS = {

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import result_digests  # noqa: E402 - from this checkout
 
-from pipeline import artifact  # noqa: E402
+from pipeline.steps import artifact  # noqa: E402
 
 FLOAT32 = [
     "--set",

@@ -32,15 +32,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from eval import alpaca
-from eval.contamination import benchmark_item, overlaps, training_texts
-from eval.gsm8k import grade, lm_eval_correct
-from eval.judge import Comparison, OpenAIJudge, ReplyCache, judge, load_template, question_key
-from eval.length_control import length_controlled_win_rate as rate
-from eval.stats import wilson_interval
-from eval.types import Outcome
-from pipeline.artifact import read_rows
-from pipeline.tasks import example_of
+from eval.benchmarks import alpaca_files
+from eval.benchmarks.overlap import benchmark_item, overlaps, training_texts
+from eval.graders.alpaca import official_order_is_flipped, preference_from_logprobs
+from eval.graders.gsm8k import grade, lm_eval_correct
+from eval.graders.length_control import WinRate
+from eval.graders.length_control import length_controlled_win_rate as rate
+from eval.judge.compare import (
+    Comparison,
+    OpenAIJudge,
+    ReplyCache,
+    judge,
+    load_template,
+    question_key,
+)
+from eval.stats.intervals import wilson_interval
+from eval.stats.types import Outcome
+from pipeline.data.tasks import example_of
+from pipeline.steps.artifact import read_rows
 
 BASELINE = "gpt4_1106_preview"
 GRID = [10 ** (-4 + 8 * k / 9) for k in range(10)]  # of C, in AlpacaEval's cross-validation
@@ -82,9 +91,9 @@ def win_rates(
 ) -> Iterator[str]:
     """AlpacaEval's raw and length-controlled win rates."""
     models = read_models(preferences, lengths, published)
-    instructions = [row["instruction"] for row in alpaca.read_model_outputs(outputs)]
-    difficulty = list(alpaca.read_difficulties(table, instructions).values())
-    gamed = alpaca.read_gamed(gamed_file)
+    instructions = [row["instruction"] for row in alpaca_files.read_model_outputs(outputs)]
+    difficulty = list(alpaca_files.read_difficulties(table, instructions).values())
+    gamed = alpaca_files.read_gamed(gamed_file)
     ours = {name: rate(*model.columns, difficulty, gamed) for name, model in models.items()}
     raw = {name: abs(ours[name].win_rate - model.win_rate) for name, model in models.items()}
     yield f"AlpacaEval raw: {len(raw)} models, largest difference {largest(raw)}"
@@ -126,7 +135,7 @@ def by_position(
     difficulty: list[float],
     gamed: list[tuple[float, ...]],
     c: float | None = None,
-) -> alpaca.WinRate:
+) -> WinRate:
     """Leave out the rows without a verdict first, then look difficulties up by position."""
     at = [place for place, p in enumerate(model.columns[0]) if not math.isnan(p)]
     judged, ours, baseline = ([column[place] for place in at] for column in model.columns)
@@ -154,7 +163,7 @@ def read_models(preferences: Path, lengths: Path, published: Path) -> dict[str, 
     return models
 
 
-def off(ours: alpaca.WinRate, model: Published) -> float:
+def off(ours: WinRate, model: Published) -> float:
     """Points between our LC and the published one."""
     assert ours.lc_win_rate is not None
     return abs(ours.lc_win_rate - model.lc)
@@ -168,11 +177,11 @@ def largest(errors: dict[str, float]) -> str:
 
 def log_probabilities(path: Path) -> Iterator[str]:
     """Preferences read off the judge's stored replies, beside the stored preferences."""
-    rows = [row for row in alpaca.read_annotations(path) if row["raw_completion"] is not None]
+    rows = [row for row in alpaca_files.read_annotations(path) if row["raw_completion"] is not None]
     errors = []
     for row in rows:
-        flipped = alpaca.official_order_is_flipped(row["instruction"])
-        found = alpaca.preference_from_logprobs(row["raw_completion"], flipped=flipped).preference
+        flipped = official_order_is_flipped(row["instruction"])
+        found = preference_from_logprobs(row["raw_completion"], flipped=flipped).preference
         errors.append(math.inf if found is None else abs(found - row["preference"]))
     yield (
         f"AlpacaEval preferences read off the log probabilities in {path.name}: n {len(rows)}, "

@@ -43,8 +43,8 @@ _CALLED = {
 _HEAD = """# Licences of what bashrac needs to run
 
 `python -m benchmarks.licences > docs/licences.md` prints this from the installed packages;
-`tests/test_dependencies.py` compares. Builds of torch for CUDA also bring triton (MIT) and NVIDIA's
-libraries, which come under NVIDIA's own licence.
+`tests/project/test_dependencies.py` compares. Builds of torch for CUDA also bring triton (MIT) and
+NVIDIA's libraries, which come under NVIDIA's own licence.
 
 | package | licence |
 | --- | --- |"""

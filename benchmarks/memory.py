@@ -91,10 +91,10 @@ def main() -> None:
 
 def _compare(folder: Path, model: str, method: str, *, on_gpu: bool) -> dict[str, Any]:
     """Estimate and measure one step."""
-    from pipeline.estimates.estimate import estimate
-    from pipeline.load import load_recipe
-    from pipeline.plan import make_plan
-    from pipeline.shipped import read_launch
+    from pipeline.estimate.estimate import estimate
+    from pipeline.plan.load import load_recipe
+    from pipeline.plan.plan import make_plan
+    from pipeline.recipe.shipped import read_launch
 
     paths = []
     for size in ("whole", "tiny"):
@@ -127,12 +127,12 @@ def _compare(folder: Path, model: str, method: str, *, on_gpu: bool) -> dict[str
 
 def measure(recipe: Path, tiny: Path) -> dict[str, int]:
     """Run the step of a recipe in this process, after the same of a tiny model."""
-    from pipeline import artifact
-    from pipeline.execute import execute
-    from pipeline.load import load_recipe
-    from pipeline.plan import make_plan
-    from pipeline.record import reset_peak_memory
-    from pipeline.step import StepRun, write_spec
+    from pipeline.plan.load import load_recipe
+    from pipeline.plan.plan import make_plan
+    from pipeline.run.worker import execute
+    from pipeline.steps import artifact
+    from pipeline.steps.context import StepContext, write_spec
+    from pipeline.steps.record import reset_peak_memory
 
     found = {}
     for path in (tiny, recipe):
@@ -140,7 +140,7 @@ def measure(recipe: Path, tiny: Path) -> dict[str, int]:
         step = next(one for one in plan.steps if one.kind in ("train", "answers"))
         use_cpu = plan.recipe.launch == "cpu"
         runs = path.parent / f"runs-{path.stem}"
-        running = StepRun.read(write_spec(step, runs, processes=1, use_cpu=use_cpu))
+        running = StepContext.read(write_spec(step, runs, processes=1, use_cpu=use_cpu))
         reset_peak_memory(running)
         lines = Path("/proc/self/status").read_text().splitlines()
         resident = next(line for line in lines if line.startswith("VmRSS"))

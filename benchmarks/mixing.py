@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from pipeline.contexts import mix_contexts
-from pipeline.passes import pad_right, tokens_of_a_pass
+from pipeline.decoding.batching import pad_right, tokens_of_a_pass
+from pipeline.rows.contexts import mix_contexts
 
 
 def curve(

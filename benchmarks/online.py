@@ -14,17 +14,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.contexts import mix_contexts
-from pipeline.render import renderer_for
+from pipeline.data.render import renderer_for
+from pipeline.rows.contexts import mix_contexts
 from pipeline.stages.sft import make_trainer, read_training_rows
-from pipeline.step import StepRun
+from pipeline.steps.context import StepContext
 
 BETA = 0.2
 
 
 def main() -> None:
     """Train."""
-    step = StepRun.read(Path(sys.argv[1]))
+    step = StepContext.read(Path(sys.argv[1]))
     renderer = renderer_for(step)
     _, rows = read_training_rows(step, renderer)
     special = sorted(renderer.tokenizer.all_special_ids)

@@ -64,8 +64,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2)
     given = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from pipeline.builtin import builtin_rows
-    from pipeline.model import locate
+    from pipeline.data.builtin.rows import builtin_rows
+    from pipeline.models.locate import locate
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -93,8 +93,8 @@ def main() -> None:
 
 
 def _environment() -> dict[str, str]:
-    from pipeline.launched import environment as stage_environment
-    from pipeline.shipped import read_launch
+    from pipeline.recipe.shipped import read_launch
+    from pipeline.run.launcher import environment as stage_environment
 
     return {**stage_environment(read_launch("cpu")), "PYTHONPATH": str(ROOT)}
 

@@ -19,12 +19,12 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.load import load_recipe  # noqa: E402 - from this checkout
-from pipeline.pairs import read_pairs  # noqa: E402
-from pipeline.plan import make_plan  # noqa: E402
-from pipeline.render import renderer_for  # noqa: E402
+from pipeline.data.render import renderer_for  # noqa: E402
+from pipeline.plan.load import load_recipe  # noqa: E402 - from this checkout
+from pipeline.plan.plan import make_plan  # noqa: E402
+from pipeline.rows.pairs import read_pairs  # noqa: E402
 from pipeline.stages import dpo, sft  # noqa: E402
-from pipeline.step import StepRun, write_spec  # noqa: E402
+from pipeline.steps.context import StepContext, write_spec  # noqa: E402
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
             print(f"| {given.method} | {rows:,} | {size} | {' | '.join(cells)} |", flush=True)
 
 
-def training_step(given: argparse.Namespace, size: int, strategy: str, folder: Path) -> StepRun:
+def training_step(given: argparse.Namespace, size: int, strategy: str, folder: Path) -> StepContext:
     """The training step of a one-stage recipe."""
     source = {"source": given.data, **({"limit": given.limit} if given.limit else {})}
     builtin = {"gsm8k": "builtin:maths", "tldr": "builtin:posts", "chat": "builtin:chat"}
@@ -72,10 +72,10 @@ def training_step(given: argparse.Namespace, size: int, strategy: str, folder: P
     path = folder / "padding.yaml"
     path.write_text(yaml.safe_dump(recipe))
     step = make_plan(load_recipe(str(path))).steps[-1]
-    return StepRun.read(write_spec(step, folder, processes=1, use_cpu=True))
+    return StepContext.read(write_spec(step, folder, processes=1, use_cpu=True))
 
 
-def trainer_of(step: StepRun, method: str) -> tuple[Any, int]:
+def trainer_of(step: StepContext, method: str) -> tuple[Any, int]:
     """The step's trainer, and how many rows it has."""
     renderer = renderer_for(step)
     if method == "dpo":

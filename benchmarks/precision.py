@@ -33,7 +33,10 @@ def main() -> None:
             seconds[precision] = train(precision, given.rows, Path(runs))
         ratio = seconds[precision] / seconds["float32"]
         print(f"| {precision} | {seconds[precision]:.2f} | {ratio:.2f} |", flush=True)
-    code = "from pipeline.precision import hardware; h = hardware('cpu'); print(h.best, '-', h.why)"
+    code = (
+        "from pipeline.hardware.precision import hardware; h = hardware('cpu')\n"
+        "print(h.best, '-', h.why)"
+    )
     best = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )

@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from eval.report.cells import difference_of, results_of  # noqa: E402 - from this checkout
-from pipeline import artifact  # noqa: E402
-from pipeline.identity import local_digest  # noqa: E402
-from pipeline.load import load_recipe  # noqa: E402
-from pipeline.plan import make_plan  # noqa: E402
+from pipeline.plan.load import load_recipe  # noqa: E402
+from pipeline.plan.plan import make_plan  # noqa: E402
+from pipeline.steps import artifact  # noqa: E402
+from pipeline.steps.identity import local_digest  # noqa: E402
 
 RESAMPLINGS = 100
 # What of the recipe decides how its test rows are asked, beside their source.
@@ -89,7 +89,7 @@ def degrade(model: str, folder: Path, noise: float) -> None:
     """Write the model with Gaussian noise on every matrix: `noise` of its standard deviation."""
     import torch
 
-    from pipeline.model import load_model, load_tokenizer
+    from pipeline.models.load import load_model, load_tokenizer
 
     if folder.exists():
         return

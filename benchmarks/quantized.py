@@ -24,11 +24,11 @@ from transformers.utils import logging
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.builtin import builtin_rows  # noqa: E402 - from this checkout
-from pipeline.model import load_model, load_tokenizer  # noqa: E402
-from pipeline.render import Renderer  # noqa: E402
-from pipeline.rowfiles import rows_of_file  # noqa: E402
-from pipeline.tasks import example_of  # noqa: E402
+from pipeline.data.builtin.rows import builtin_rows  # noqa: E402 - from this checkout
+from pipeline.data.files import rows_of_file  # noqa: E402
+from pipeline.data.render import Renderer  # noqa: E402
+from pipeline.data.tasks import example_of  # noqa: E402
+from pipeline.models.load import load_model, load_tokenizer  # noqa: E402
 
 BASES: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},

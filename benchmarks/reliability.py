@@ -23,9 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> int:
     """Inject every fault and print the table; returns the exit code."""
-    tests = sorted(map(str, ROOT.glob("tests/test_fault_*.py")))
-    tests.append(str(ROOT / "tests" / "test_determinism.py"))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *tests]
+    tests = [ROOT / "tests" / "faults", ROOT / "tests" / "evidence" / "test_determinism.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *map(str, tests)]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "faults.jsonl"

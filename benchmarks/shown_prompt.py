@@ -24,21 +24,21 @@ TEXTS = {
 
 def main() -> None:
     """Relabel the answers of the demo's rac stage with each text."""
-    from pipeline.artifact import SAMPLES, read_rows
-    from pipeline.corrections import correct
-    from pipeline.load import load_recipe
-    from pipeline.model import load_to_read
-    from pipeline.plan import make_plan
-    from pipeline.render import renderer_for
-    from pipeline.step import StepRun, write_spec
-    from pipeline.tasks import Example
+    from pipeline.data.render import renderer_for
+    from pipeline.data.tasks import Example
+    from pipeline.models.load import load_to_read
+    from pipeline.plan.load import load_recipe
+    from pipeline.plan.plan import make_plan
+    from pipeline.rows.corrections import correct
+    from pipeline.steps.artifact import SAMPLES, read_rows
+    from pipeline.steps.context import StepContext, write_spec
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     runs = parser.parse_args().runs
     plan = make_plan(load_recipe("demo"))
     planned = next(s for s in plan.stage_steps["rac", 0] if s.kind == "corrections")
-    step = StepRun.read(write_spec(planned, runs, processes=1, use_cpu=True))
+    step = StepContext.read(write_spec(planned, runs, processes=1, use_cpu=True))
     renderer, model = renderer_for(step), load_to_read(step)
     own = read_rows(step.input_folders()["answers"] / SAMPLES)
     examples = [Example(step.options["task"], row["messages"], row["reference"]) for row in own]

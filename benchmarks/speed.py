@@ -31,17 +31,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from mixing import curve, now  # noqa: E402 - from this checkout
 
-from pipeline import artifact  # noqa: E402
-from pipeline.data import load_examples  # noqa: E402
-from pipeline.generate import Prompt, generate_answers  # noqa: E402
-from pipeline.launched import CPU_ALLOCATOR  # noqa: E402
-from pipeline.load import load_recipe  # noqa: E402
-from pipeline.model import end_ids, load_model, load_tokenizer  # noqa: E402
-from pipeline.passes import pad_left  # noqa: E402
-from pipeline.plan import Plan, make_plan  # noqa: E402
-from pipeline.planned_step import Step  # noqa: E402
-from pipeline.recipe import Source  # noqa: E402
-from pipeline.render import Renderer  # noqa: E402
+from pipeline.data.load import load_examples  # noqa: E402
+from pipeline.data.render import Renderer  # noqa: E402
+from pipeline.decoding.batching import pad_left  # noqa: E402
+from pipeline.decoding.generate import Prompt, generate_answers  # noqa: E402
+from pipeline.models.load import end_ids, load_model, load_tokenizer  # noqa: E402
+from pipeline.plan.load import load_recipe  # noqa: E402
+from pipeline.plan.plan import Plan, make_plan  # noqa: E402
+from pipeline.recipe.schema import Source  # noqa: E402
+from pipeline.run.launcher import CPU_ALLOCATOR  # noqa: E402
+from pipeline.steps import artifact  # noqa: E402
+from pipeline.steps.spec import StepSpec  # noqa: E402
 
 
 def main() -> None:
@@ -139,7 +139,7 @@ def from_records(plan: Plan, runs: Path) -> list[dict[str, Any]]:
 
 def records(plan: Plan, runs: Path, stage: str) -> dict[str, dict[str, Any]]:
     """A stage's records by the kind of step."""
-    steps: list[Step] = plan.stage_steps[stage, 0]
+    steps: list[StepSpec] = plan.stage_steps[stage, 0]
     return {step.kind: artifact.read_record(step.directory(runs)) for step in steps}
 
 

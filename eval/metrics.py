@@ -2,8 +2,8 @@
 
 `GSM8KAccuracy().compute(predictions=solutions, references=answers)`; `add`, `add_batch`,
 `evaluate.combine` and pickling work as for any of its metrics. They compute what the functions of
-`eval.gsm8k`, `eval.alpaca` and `eval.rouge` do, and this is the one module that imports `evaluate`,
-which takes seconds.
+`eval.graders.gsm8k`, `eval.graders.alpaca` and `eval.graders.rouge` do, and this is the one
+module that imports `evaluate`, which takes seconds.
 
 An evaluation of nothing is a ValueError everywhere, never 0.0, and so are predictions and
 references that differ in number, or a text that is None.
@@ -20,11 +20,11 @@ from typing import Any
 import datasets
 import evaluate
 
-from eval.alpaca import score
-from eval.gsm8k import REFERENCE_MARKER, grade
-from eval.rouge import MEASURES, rouge
-from eval.stats import mean_over_seeds, wilson_interval
-from eval.types import Interval, Tally
+from eval.graders.alpaca import score
+from eval.graders.gsm8k import REFERENCE_MARKER, grade
+from eval.graders.rouge import MEASURES, rouge
+from eval.stats.intervals import mean_over_seeds, wilson_interval
+from eval.stats.types import Interval, Tally
 
 __all__ = ["GSM8KAccuracy", "LengthControlledWinRate", "Rouge", "WinRate"]
 
@@ -162,8 +162,8 @@ class LengthControlledWinRate(_InMemory):
     """AlpacaEval 2's win rate at equal lengths, beside the raw one.
 
     Predictions and references are those of `WinRate`. Options of `compute`, as for
-    `eval.alpaca.score`: `difficulties` by instruction text, the `gamed` rows, and `resamples` of
-    the interval (1000; 0 for none).
+    `eval.graders.alpaca.score`: `difficulties` by instruction text, the `gamed` rows, and
+    `resamples` of the interval (1000; 0 for none).
 
     It returns what `WinRate` does, and in percent `lc_win_rate` with its bootstrap interval
     `lc_low`, `lc_high`; `C`, the inverse strength of the penalty; and `reason`. Where there is no
@@ -256,7 +256,7 @@ def _check_texts(**columns: Iterable[str | None]) -> None:
 def _annotations(
     predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the rows as `eval.alpaca.score` takes them."""
+    """Return the rows as `eval.graders.alpaca.score` takes them."""
     _check_texts(
         predictions=(prediction["output"] for prediction in predictions),
         references=(reference["output"] for reference in references),

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.alpaca import (
-    RESAMPLES,
-    WinRate,
+from eval.benchmarks.alpaca_files import (
     read_annotations,
     read_difficulties,
     read_gamed,
     read_model_outputs,
-    score,
-    why_not_controlled,
 )
+from eval.graders.alpaca import RESAMPLES, score, why_not_controlled
+from eval.graders.length_control import WinRate
 from pipeline.errors import InputError
 
 

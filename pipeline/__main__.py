@@ -7,7 +7,7 @@ from pathlib import Path
 if Path(sys.path[0] or ".").resolve() == Path.cwd():
     sys.path.append(sys.path.pop(0))
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -26,7 +26,8 @@ from several import alone, place  # noqa: F401 - fixtures
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -39,7 +40,7 @@ def build_tokenizer(*, template: bool):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from pipeline.builtin import builtin_rows
+    from pipeline.data.builtin.rows import builtin_rows
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -103,7 +104,7 @@ def random_ids(generator, low: int, high: int) -> list[int]:
 def problems_of(path, *overrides) -> dict[str, str]:
     """The problems of a recipe, by key."""
     from pipeline.errors import RecipeError
-    from pipeline.load import load_recipe
+    from pipeline.plan.load import load_recipe
 
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, overrides)
@@ -112,7 +113,7 @@ def problems_of(path, *overrides) -> dict[str, str]:
 
 def digests(folder: Path) -> dict[str, str]:
     """Relative path -> sha256 of every file below a folder."""
-    from pipeline.artifact import file_digest
+    from pipeline.steps.artifact import file_digest
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
@@ -126,7 +127,7 @@ def first_step(plan):
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
     """A hub that cannot be reached, and a cache that knows the commit of one data set."""
-    from pipeline import identity
+    from pipeline.steps import identity
 
     def remember(repository: str, commit: str) -> None:
         refs = tmp_path / f"datasets--{repository.replace('/', '--')}" / "refs"
@@ -174,9 +175,8 @@ def imported_by(*modules: str) -> set[str]:
     code = (
         f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
     )
-    root = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return set(done.stdout.split())
 
@@ -278,7 +278,7 @@ def bashrac(tmp_path):
             # As for the installed command, a user's eval.py is not taken for our package.
             [sys.executable, "-P", "-m", "pipeline", *map(str, arguments)],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **(env or {})},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -293,16 +293,16 @@ def run_steps_here(tmp_path):
     """Run a recipe's steps in this process; returns (plan, runs folder)."""
 
     def run(recipe_path, *overrides, until=None):
-        from pipeline.execute import execute
-        from pipeline.load import load_recipe
-        from pipeline.plan import make_plan
-        from pipeline.step import StepRun, write_spec
+        from pipeline.plan.load import load_recipe
+        from pipeline.plan.plan import make_plan
+        from pipeline.run.worker import execute
+        from pipeline.steps.context import StepContext, write_spec
 
         plan = make_plan(load_recipe(recipe_path, overrides))
         runs = tmp_path / "runs"
         for step in plan.steps:
             if not (step.directory(runs) / "record.json").exists():
-                execute(StepRun.read(write_spec(step, runs, processes=1, use_cpu=True)))
+                execute(StepContext.read(write_spec(step, runs, processes=1, use_cpu=True)))
             if until is not None and until(step):
                 break
         return plan, runs

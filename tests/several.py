@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import artifact
+from pipeline.steps import artifact
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {
@@ -39,9 +39,9 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="session")
 def alone(place):
     """The steps of the recipe as one process makes them."""
-    from pipeline.load import load_recipe
-    from pipeline.plan import make_plan
-    from pipeline.step import write_spec
+    from pipeline.plan.load import load_recipe
+    from pipeline.plan.plan import make_plan
+    from pipeline.steps.context import write_spec
 
     plan = make_plan(load_recipe(place / "recipe.yaml"))
     runs = place / "alone"
@@ -72,7 +72,7 @@ def losses(directory):
 
 def check_same(alone, several, processes=2):
     """Rows and answers byte for byte, losses to float tolerance, models that load and agree."""
-    from pipeline.model import load_model
+    from pipeline.models.load import load_model
 
     assert several and several.keys() <= alone.keys()
     for name, (record, directory) in several.items():

@@ -52,6 +52,6 @@ if "STOP_AT" in os.environ:
     _stop_at(int(os.environ["STOP_AT"]))
 
 if __name__ == "__main__":
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     sys.exit(main(sys.argv[1:]))

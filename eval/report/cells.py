@@ -7,11 +7,11 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from eval.report.types import Cell, Difference
-from eval.results import scale_of
-from pipeline import artifact
+from eval.stats.measures import scale_of
+from pipeline.steps import artifact
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.plan.plan import Plan
 
 Result = dict[str, Any]
 ByStage = dict[str, dict[int, Result]]  # label -> seed -> a finished result
@@ -36,7 +36,7 @@ def cell_of(results: list[Result], name: str) -> Cell | None:
     if len(measures) == 1:
         numbers = (first["value"], first["low"], first["high"])
         return Cell(*numbers, first["n"], first["unit"], better=better)
-    from eval.stats import interval_of_replicates, mean_over_seeds, wilson_interval
+    from eval.stats.intervals import interval_of_replicates, mean_over_seeds, wilson_interval
 
     if "replicates" in first:
         values = [measure["value"] for measure in measures]
@@ -75,8 +75,8 @@ def difference_of(
 
 
 def _difference_of_means(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
-    from eval.seed_tests import p_over_seeds
-    from eval.stats import mean_over_seeds, paired_difference
+    from eval.stats.intervals import mean_over_seeds, paired_difference
+    from eval.stats.seeds import p_over_seeds
 
     scores = [(_scores(ours, name), _scores(baseline, name)) for ours, baseline in pairs]
     common = set.intersection(*(set(one) for pair in scores for one in pair))
@@ -100,8 +100,8 @@ def _difference_of_means(pairs: list[tuple[Result, Result]], name: str) -> Diffe
 
 
 def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
-    from eval.seed_tests import p_of_replicates
-    from eval.stats import interval_of_replicates
+    from eval.stats.intervals import interval_of_replicates
+    from eval.stats.seeds import p_of_replicates
 
     if any(ours["ids"] != baseline["ids"] for ours, baseline in pairs):
         return None  # resamples of other examples are not paired

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmarks import asked, judged_options_of
+from eval.benchmarks.registry import asked, judged_options_of
+from eval.benchmarks.results import GRADES
 from eval.report.cells import ByStage, Result, cell_of, difference_of, results_of
 from eval.report.costs import bill_of, cost_charts, costs_of
 from eval.report.curves import gap_charts
@@ -20,14 +21,13 @@ from eval.report.made import made_of
 from eval.report.precisions import precision_warnings, precision_words
 from eval.report.sweeps import sweep_charts
 from eval.report.types import Difference, Report, Round, Row
-from eval.results import GRADES
-from pipeline import artifact
-from pipeline.recipe import Source
+from pipeline.recipe.schema import Source
+from pipeline.steps import artifact
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
-    from pipeline.planned_step import Step
-    from pipeline.recipe import Recipe
+    from pipeline.plan.plan import Plan
+    from pipeline.recipe.schema import Recipe
+    from pipeline.steps.spec import StepSpec
 
 # Measures that are compared beside the benchmark's own.
 _COMPARED = ("slope, fixed contexts",)
@@ -54,7 +54,7 @@ def part_of(plan: Plan, names: Sequence[str], baseline: str | None = None) -> Pl
     """
     baseline = baseline or baseline_of(plan.recipe)
     chosen = set(plan.labels(*names))
-    chosen |= {plan.stages[label].beside.get(baseline or "") for label in chosen} - {None}
+    chosen |= {plan.stages[label].siblings.get(baseline or "") for label in chosen} - {None}
     for label in reversed(plan.stages):  # each stands after the one it starts from
         if label in chosen:
             chosen |= {plan.stages[label].start} - {None}
@@ -134,7 +134,7 @@ def collect(
 
 
 def _said(
-    plan: Plan, finished: Sequence[Step], records: dict[str, dict[str, Any]]
+    plan: Plan, finished: Sequence[StepSpec], records: dict[str, dict[str, Any]]
 ) -> tuple[list[Round], dict[str, dict[str, float]], dict[str, list[str]]]:
     """Figures of each round, the same by fingerprint, and warnings with the stages they are of."""
     rounds: list[Round] = []
@@ -157,12 +157,12 @@ def _without_baseline(plan: Plan, baseline: str | None) -> list[str]:
     """Stages beside which a swept baseline has several points, so that none is theirs."""
     if baseline is None:
         return []
-    return [label for label, stage in plan.stages.items() if baseline not in stage.beside]
+    return [label for label, stage in plan.stages.items() if baseline not in stage.siblings]
 
 
 def _results(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> ByStage:
     """Those of every stage, and of what stages are compared with where it is not shown."""
-    beside = (stage.beside.get(baseline or "") for stage in plan.stages.values())
+    beside = (stage.siblings.get(baseline or "") for stage in plan.stages.values())
     wanted = dict.fromkeys([*plan.stages, *filter(None, beside)])
     return {label: results_of(plan, runs, label, benchmark) for label in wanted}
 
@@ -180,7 +180,7 @@ def _rows(plan: Plan, benchmark: str, found: ByStage, baseline: str | None) -> I
             is_baseline=stage.name == baseline,
         )
         # Where the baseline is swept, a stage is compared with what it is at its own points.
-        beside = stage.beside.get(baseline or "")
+        beside = stage.siblings.get(baseline or "")
         theirs = {} if row.is_baseline or beside is None else found[beside]
         yield _with_results(row, found[label], theirs) if found[label] else row
 
@@ -231,7 +231,7 @@ def _overlaps(plan: Plan, runs: Path) -> dict[str, dict[str, int]]:
 def _judges(plan: Plan) -> Iterator[str]:
     if plan.recipe.judge is None:
         return
-    from eval.judging import judge_words
+    from eval.judge.step import judge_words
 
     for one in plan.stages.values():
         if one.recipe.judge is not None:
@@ -252,10 +252,10 @@ def _asked(plan: Plan, benchmark: str) -> str:
     )
 
 
-def _asked_by(recipe: Recipe, step: Step, benchmark: str) -> str:
+def _asked_by(recipe: Recipe, step: StepSpec, benchmark: str) -> str:
     answers = step.inputs["answers"]
     contexts = step.inputs.get("contexts")
-    options, place = answers.options, asked(step).places["test"]
+    options, place = answers.options, asked(step).locations["test"]
     rows = f"{place['source']}/{place['file']}" if place["file"] else place["source"]
     rows += f", split {place['split']}" if place["revision"] and not place["file"] else ""
     words = [", ".join(filter(None, [f"rows of {rows}", Source(**place).rows_words]))]

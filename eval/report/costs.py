@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from eval.report.types import Bill, Chart, Cost, Curve, Point, Row, Spent
-from pipeline.planned_step import Step
+from pipeline.steps.spec import StepSpec
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.plan.plan import Plan
 
 Records = dict[str, dict[str, Any]]  # fingerprint of a finished step -> its record
 
@@ -24,7 +24,7 @@ def costs_of(plan: Plan, records: Records, baseline: str | None) -> list[Cost]:
     Where the baseline is swept, a stage is compared with what it is at the stage's own points.
     """
     return [
-        _cost(plan, records, label, planned.beside.get(baseline or ""))
+        _cost(plan, records, label, planned.siblings.get(baseline or ""))
         for label, planned in plan.stages.items()
     ]
 
@@ -65,15 +65,15 @@ def _chains(plan: Plan, records: Records, stage: str) -> dict[int, list[dict[str
     }
 
 
-def _with_inputs(steps: Iterable[Step]) -> list[Step]:
+def _with_inputs(steps: Iterable[StepSpec]) -> list[StepSpec]:
     """Steps and all that they read, and that these read, each once."""
-    seen: dict[str, Step] = {}
+    seen: dict[str, StepSpec] = {}
 
-    def visit(step: Step) -> None:
+    def visit(step: StepSpec) -> None:
         if step.fingerprint not in seen:
             seen[step.fingerprint] = step
             for value in step.inputs.values():
-                if isinstance(value, Step):
+                if isinstance(value, StepSpec):
                     visit(value)
 
     for step in steps:
@@ -81,7 +81,7 @@ def _with_inputs(steps: Iterable[Step]) -> list[Step]:
     return list(seen.values())
 
 
-def _finished(steps: Iterable[Step], records: Records) -> list[dict[str, Any]] | None:
+def _finished(steps: Iterable[StepSpec], records: Records) -> list[dict[str, Any]] | None:
     """The records of steps that are all finished, else None."""
     found = [records.get(step.fingerprint) for step in steps]
     known = [record for record in found if record is not None]

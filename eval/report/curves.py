@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from eval.gap import NAME, fixed_stage
+from eval.benchmarks.gap import NAME, fixed_stage
 from eval.report.cells import ByStage, Result, cell_of
 from eval.report.types import Chart, Curve, Point
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.plan.plan import Plan
 
 _RATE = "share of reference tokens that the model fills itself"
 _LOSS = "loss of a reference token, nats (lower is better)"
@@ -36,7 +36,7 @@ def gap_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
         )
     ]
     if fixed is not None and len(plan.stages) > 1:
-        writers = {stage.beside.get(fixed) for stage in plan.stages.values()}
+        writers = {stage.siblings.get(fixed) for stage in plan.stages.values()}
         whose = f"All stages read the same contexts, written by {fixed}"
         if len(writers) > 1:
             whose = (

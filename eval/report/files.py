@@ -7,8 +7,8 @@ from pathlib import Path
 from eval.report.data import csv_text, json_text
 from eval.report.markdown import markdown
 from eval.report.types import Report
-from pipeline import artifact
-from pipeline.plan import Plan
+from pipeline.plan.plan import Plan
+from pipeline.steps import artifact
 
 FORMS = ("md", "csv", "json", "html")
 

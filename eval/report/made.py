@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from eval.report.types import Made, MadeStep
-from pipeline.changes import step_names
-from pipeline.planned_step import step_folder
+from pipeline.plan.changes import step_names
+from pipeline.steps.spec import step_folder
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.plan.plan import Plan
 
 
 def made_of(plan: Plan, records: dict[str, dict[str, Any]], command: str) -> Made:

@@ -8,7 +8,7 @@ from eval.report.headlines import headline_note, headline_title, headlines
 from eval.report.text import benchmark_notes, benchmark_table, figure_words, interval_note
 from eval.report.types import Chart, Made, Report
 from pipeline.errors import visible
-from pipeline.hand_over.markdown import code
+from pipeline.markdown import code
 
 
 def markdown(report: Report) -> str:

@@ -26,13 +26,7 @@ from eval.report.headlines import Headline, headline_note, headline_title, headl
 from eval.report.lines import ChartView, view_of
 from eval.report.plots import Plot, plots_of
 from eval.report.samples import SampleView
-from eval.report.text import (
-    benchmark_notes,
-    benchmark_table,
-    figure_words,
-    interval_note,
-    versus,
-)
+from eval.report.text import benchmark_notes, benchmark_table, figure_words, interval_note, versus
 from eval.report.types import Chart, Report, Row
 from pipeline.errors import visible
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from pipeline.precision import Precision, of_earlier_version, read_precision
+from pipeline.hardware.precision import Precision, of_earlier_version, read_precision
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
-    from pipeline.planned_step import Step
+    from pipeline.plan.plan import Plan
+    from pipeline.steps.spec import StepSpec
 
 Records = dict[str, dict[str, Any]]  # fingerprint of a finished step -> its record
 
@@ -46,7 +46,7 @@ def precision_warnings(plan: Plan, records: Records) -> dict[str, list[str]]:
     return warnings
 
 
-def _computed(plan: Plan, records: Records) -> Iterator[tuple[Step, Precision]]:
+def _computed(plan: Plan, records: Records) -> Iterator[tuple[StepSpec, Precision]]:
     """The finished steps that ran the recipe's model, and what they computed in."""
     for step in plan.steps:
         if step.fingerprint in records and "dtype" in step.options:
@@ -54,11 +54,11 @@ def _computed(plan: Plan, records: Records) -> Iterator[tuple[Step, Precision]]:
             yield step, noted or of_earlier_version(step.options)
 
 
-def _what(step: Step) -> str:
+def _what(step: StepSpec) -> str:
     return "training" if step.kind == "train" else "reading"
 
 
-def _asked(step: Step) -> tuple[str, ...]:
+def _asked(step: StepSpec) -> tuple[str, ...]:
     """What decides a step's precision beside the hardware."""
     options = step.options
     trainer = options.get("trainer", {})

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.results import GRADES
-from pipeline import artifact
-from pipeline.tasks import with_system
+from eval.benchmarks.results import GRADES
+from pipeline.data.tasks import with_system
+from pipeline.steps import artifact
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
-    from pipeline.planned_step import Step
+    from pipeline.plan.plan import Plan
+    from pipeline.steps.spec import StepSpec
 
 Rows = dict[int, dict[str, Any]]
 
@@ -76,7 +76,7 @@ def collect_samples(
     return drawn
 
 
-def _finished(plan: Plan, runs: Path, benchmark: str, seed: int) -> dict[str, Step]:
+def _finished(plan: Plan, runs: Path, benchmark: str, seed: int) -> dict[str, StepSpec]:
     """The grading steps of a training seed whose answers are there too, by stage."""
     steps = {stage: plan.results[stage, benchmark, seed] for stage in plan.stages}
     return {
@@ -88,7 +88,7 @@ def _finished(plan: Plan, runs: Path, benchmark: str, seed: int) -> dict[str, St
 
 
 def _draw(
-    steps: dict[str, Step], runs: Path, count: int, seed: int, trained: int
+    steps: dict[str, StepSpec], runs: Path, count: int, seed: int, trained: int
 ) -> list[SampleView]:
     samples, grades = {}, {}
     for stage, step in steps.items():
@@ -135,7 +135,7 @@ def _same(samples: list[dict[str, Any]], key: str) -> bool:
 
 
 def _asked(samples: list[dict[str, Any]], system: str | None) -> list[dict[str, str]]:
-    """The messages as `pipeline.render` puts them before the model: what all stages share of it."""
+    """The messages as the model sees them (`pipeline.data.render`), as far as stages share them."""
     messages = samples[0]["messages"]
     if not _same(samples, "few_shot"):
         return messages

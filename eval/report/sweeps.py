@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from eval.report.text import cell_words
 from eval.report.types import Cell, Chart, Curve, Point, Row
-from pipeline.planned import label_of, value_word
+from pipeline.plan.swept import label_of, value_word
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.plan.plan import Plan
 
 Figures = Mapping[str, Mapping[str, float]]  # fingerprint of a row-writing step -> its figures
 Cells = Mapping[str, Cell]  # by stage

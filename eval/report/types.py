@@ -33,7 +33,7 @@ class Difference:
     Attributes:
         n: examples that both have a score for, in each seed.
         p_value: McNemar's exact test for right/wrong scores of one seed, else a t test over seeds
-            and examples (`eval.seed_tests.p_over_seeds`).
+            and examples (`eval.stats.seeds.p_over_seeds`).
         seeds: how many seeds both have finished.
         unit: of the number; '%' stands for points.
         better: which numbers are, 'higher' or 'lower'.
@@ -171,7 +171,8 @@ class Made:
     """What makes a report again.
 
     Attributes:
-        fingerprint: one digest over those of all result steps (`pipeline.plan.Plan.fingerprint`).
+        fingerprint: one digest over those of all result steps
+            (`pipeline.plan.plan.Plan.fingerprint`).
         recipe: as it was run, in YAML.
         commands: that make the results and print them.
         commits: of bashrac's checkout, that steps ran from.

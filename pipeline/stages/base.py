@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import Problem
-from pipeline.recipe import Recipe, StageOptions
+from pipeline.recipe.schema import Recipe, StageOptions
 
 if TYPE_CHECKING:
-    from pipeline.builder import Builder
-    from pipeline.planned_step import Model
-
-TRAINER = None
+    from pipeline.stages.builder import Builder
+    from pipeline.steps.spec import Model
 
 
 class Options(StageOptions):

@@ -2,9 +2,9 @@
 
 L = L_SFT(y | x, y) + lambda ( - sum_t log pi_theta(y_t | x, g_<t) )     (Cen et al. 2025)
 
-Each round: the current model writes contexts g (pipeline/contexts.py, which numbers the choices the
-paper leaves open), then stock SFT trains on reference rows and on rows with `input_ids` = x + g and
-`labels` = y, shuffled together. `lambda` is the ratio of the two kinds of row.
+Each round: the current model writes contexts g (pipeline/rows/contexts.py, which numbers the
+choices the paper leaves open), then stock SFT trains on reference rows and on rows with `input_ids`
+= x + g and `labels` = y, shuffled together. `lambda` is the ratio of the two kinds of row.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline.errors import Problem
-from pipeline.recipe import Recipe, RoundOptions, Strict
+from pipeline.recipe.schema import Recipe, RoundOptions, Strict
 from pipeline.stages import sft
 
 if TYPE_CHECKING:
-    from pipeline.builder import Builder
-    from pipeline.data import TokenRow
-    from pipeline.planned_step import Model
-    from pipeline.render import Renderer
-    from pipeline.step import StepRun
+    from pipeline.data.load import TokenRow
+    from pipeline.data.render import Renderer
+    from pipeline.stages.builder import Builder
+    from pipeline.steps.context import StepContext
+    from pipeline.steps.spec import Model
 
     # The rate at which tokens are replaced, and rows -> their mixed-context rows.
     Mix = Callable[[float, Sequence[TokenRow]], Iterator[dict[str, Any]]]
 
-TRAINER = "trl.SFTConfig"
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -110,18 +109,18 @@ def plan(stage: Options, build: Builder) -> Model:
                 "max_length": build.recipe.trainer_for(stage)["max_length"],
                 "dtype": build.recipe.reading_dtype,
             },
-            neutral={**build.writing, "engine": stage.engine},
+            runtime_options={**build.writing, "engine": stage.engine},
         )
         model = sft.train_round(build, model, contexts, number, stage.ratio)
     return model
 
 
-def write_contexts(step: StepRun) -> None:
+def write_contexts(step: StepContext) -> None:
     """Step: write one mixed-context row per training row."""
-    from pipeline.data import load_examples, tokenise
-    from pipeline.model import load_to_read
-    from pipeline.render import renderer_for
-    from pipeline.shards import write_in_shards
+    from pipeline.data.load import load_examples, tokenise
+    from pipeline.data.render import renderer_for
+    from pipeline.models.load import load_to_read
+    from pipeline.rows.shards import write_in_shards
 
     options = step.options
     renderer = renderer_for(step)
@@ -142,14 +141,14 @@ def write_contexts(step: StepRun) -> None:
     _measure(step, model, rows, token_rows)
 
 
-def mixer(step: StepRun, model: Any, renderer: Renderer, *, seed: int) -> Mix:
+def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mix:
     """Return what makes mixed-context rows of token rows at a rate, as a step's options say.
 
     The rows come by falling size; `seed` decides replaced positions and noise.
     """
-    from pipeline.contexts import Reference, contexts_as_done
-    from pipeline.sampling import Sampling, default_excluded_ids
-    from pipeline.shards import similar
+    from pipeline.decoding.sampling import Sampling, default_excluded_ids
+    from pipeline.rows.contexts import Reference, contexts_as_done
+    from pipeline.rows.shards import similar
 
     options = step.options
     excluded = options["excluded_ids"]
@@ -165,13 +164,13 @@ def mixer(step: StepRun, model: Any, renderer: Renderer, *, seed: int) -> Mix:
         step.warn(sentence)
 
     def mix(beta: float, token_rows: Sequence[TokenRow]) -> Iterator[dict[str, Any]]:
-        for group, at_once in similar(token_rows, row_size, step.neutral["batch_tokens"]):
+        for group, at_once in similar(token_rows, row_size, step.runtime_options["batch_tokens"]):
             done = contexts_as_done(
                 model,
                 [Reference(row.prompt, row.answer, row.row_id) for row in group],
                 sampling,
                 beta=beta,
-                engine=step.neutral["engine"],
+                engine=step.runtime_options["engine"],
                 context=options["context"],
                 batch_size=at_once,
                 warn=warn,
@@ -189,10 +188,10 @@ def row_size(row: TokenRow) -> int:
 
 
 def _measure(
-    step: StepRun, model: Any, rows: list[dict[str, Any]], token_rows: list[TokenRow]
+    step: StepContext, model: Any, rows: list[dict[str, Any]], token_rows: list[TokenRow]
 ) -> None:
     """Note what the contexts are beside the references, and warn where they are too far."""
-    from pipeline import health
+    from pipeline.rows import diagnostics
 
     labels = [label for row in rows for label in row["labels"]]
     inputs = [token for row in rows for token in row["input_ids"]]
@@ -204,15 +203,15 @@ def _measure(
         "answer tokens": answers,
         "differ from the reference": changed / answers,
     }
-    health.warn_over(
+    diagnostics.warn_over(
         step,
         "tokens_changed",
         changed / answers,
         f"{changed} of {answers} context tokens differ from the reference, and contexts far from "
         "it train slowly; lower the stage's beta",
     )
-    health.compare_losses(
+    diagnostics.compare_losses(
         step, model, "mixed", rows, {row.row_id: row for row in token_rows},
         way_out="lower the stage's beta",
     )  # fmt: skip
-    health.check_rate(step)
+    diagnostics.check_rate(step)

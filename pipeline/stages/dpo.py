@@ -20,15 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipeline.errors import InputError, Problem, StepFailedError
-from pipeline.recipe import Recipe, SamplingOptions, Source
+from pipeline.recipe.schema import Recipe, SamplingOptions, Source
 
 if TYPE_CHECKING:
-    from pipeline.builder import Builder
-    from pipeline.planned_step import Model
-    from pipeline.preflight import Row
-    from pipeline.step import StepRun
+    from pipeline.data.preflight import Row
+    from pipeline.stages.builder import Builder
+    from pipeline.steps.context import StepContext
+    from pipeline.steps.spec import Model
 
-TRAINER = "trl.DPOConfig"
 TRAIN = "pipeline.stages.dpo:train"
 # Options under which the first loss need not be ln 2: other losses, other weights, noise.
 _NOT_LN2 = ("loss_weights", "use_weighting", "neftune_noise_alpha", "router_aux_loss_coef")
@@ -79,13 +78,13 @@ def plan(stage: Options, build: Builder) -> Model:
     return build.train(TRAIN, title="train", model=build.start, steps={"pairs": pairs})
 
 
-def write_pairs(step: StepRun) -> None:
+def write_pairs(step: StepContext) -> None:
     """Step: make preference pairs from several answers to each prompt.
 
     Raises:
         InputError: when no prompt has answers that differ in worth.
     """
-    from pipeline.pairs import read_answers, store_pairs
+    from pipeline.rows.pairs import read_answers, store_pairs
 
     grouped: dict[int, list[dict[str, Any]]] = {}
     for row in read_answers(step, "answers"):
@@ -112,8 +111,8 @@ def write_pairs(step: StepRun) -> None:
 
 def pair_of(rows: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, bool]:
     """Return (pair or None, whether any answer was right) of one prompt's graded answers."""
-    from eval.gsm8k import grade
-    from pipeline.pairs import own_pair
+    from eval.graders.gsm8k import grade
+    from pipeline.rows.pairs import own_pair
 
     graded = [
         (row, grade(row["answer"], row["reference"], truncated=not row["finished"]).value)
@@ -132,8 +131,8 @@ def pair_by_rouge(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
     A reference that ROUGE cannot read tells no answer from another.
     """
-    from eval.rouge import f_measures
-    from pipeline.pairs import own_pair
+    from eval.graders.rouge import f_measures
+    from pipeline.rows.pairs import own_pair
 
     scored = [(f_measures(row["answer"], row["reference"]), row) for row in rows]
     known = [(scores["rougeL"], row) for scores, row in scored if scores is not None]
@@ -144,12 +143,12 @@ def pair_by_rouge(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return None if best[0] == worst[0] else own_pair(chosen=best[1], rejected=worst[1])
 
 
-def train(step: StepRun) -> None:
+def train(step: StepContext) -> None:
     """Step: train on preference pairs with stock `trl.DPOTrainer`."""
-    from pipeline.pairs import read_pairs
-    from pipeline.preflight import check_rows
-    from pipeline.render import renderer_for
-    from pipeline.training import fit
+    from pipeline.data.preflight import check_rows
+    from pipeline.data.render import renderer_for
+    from pipeline.rows.pairs import read_pairs
+    from pipeline.train.trainer import fit
 
     renderer = renderer_for(step)
     rows = read_pairs(step, renderer)
@@ -160,7 +159,7 @@ def train(step: StepRun) -> None:
     fit(step, trainer, tokens_per_epoch=sum(len(side.input_ids) for pair in rows for side in pair))
 
 
-def make_trainer(step: StepRun, rows: list[tuple[Row, Row]], tokenizer: Any) -> Any:
+def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any) -> Any:
     """Return stock `trl.DPOTrainer` over pairs of (chosen, rejected), weights loaded.
 
     DPOTrainer insists on tokenising text of its own; it gets empty text, and the collator reads the
@@ -169,10 +168,10 @@ def make_trainer(step: StepRun, rows: list[tuple[Row, Row]], tokenizer: Any) -> 
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from pipeline.batches import arrange_batches
-    from pipeline.model import load_for
-    from pipeline.quantize import restore_adapter
-    from pipeline.training import load_trainable, training_arguments
+    from pipeline.models.load import load_for
+    from pipeline.models.quantize import restore_adapter
+    from pipeline.train.sampler import arrange_batches
+    from pipeline.train.trainer import load_trainable, training_arguments
 
     model, peft_config = load_trainable(step)
     arguments = training_arguments(step, DPOConfig, remove_unused_columns=False)

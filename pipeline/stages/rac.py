@@ -3,19 +3,19 @@
 L = L_SFT(y | x, y) + lambda ( - sum_t log pi_theta(c_t | x, yhat_<t) )     (Cen et al. 2025)
 
 Each round: the current model answers every prompt (yhat) and, shown the reference, says at every
-point of its answer what should come next (c, pipeline/corrections.py); then stock SFT trains on
-reference rows and on rows with `input_ids` = x + yhat and `labels` = c, shuffled together, as BASH
-does. No external model is involved.
+point of its answer what should come next (c, pipeline/rows/corrections.py); then stock SFT trains
+on reference rows and on rows with `input_ids` = x + yhat and `labels` = c, shuffled together, as
+BASH does. No external model is involved.
 
-Decisions where the paper is silent (more in pipeline/corrections.py):
+Decisions where the paper is silent (more in pipeline/rows/corrections.py):
 1. `correction: sequence` asks the model, shown x, y and yhat, to write a whole corrected answer,
    and trains plain SFT on it; `token` (the default) is the paper's.
 2. An answer cut at the token limit gets no end-of-turn label: labels that end the turn within it
    are dropped, unless `end_cut_answers: true`.
 3. Answers that are empty, or equal the reference, are kept and counted.
-4. How the reference is shown is a text a task (pipeline/tasks.py), or the recipe's `shown_prompt`.
-   The reference is shown with its end-of-turn token: without, what the text puts after it (a line
-   end) becomes the last label of most answers, and the model unlearns to stop
+4. How the reference is shown is a text a task (pipeline/data/tasks.py), or the recipe's
+   `shown_prompt`. The reference is shown with its end-of-turn token: without, what the text puts
+   after it (a line end) becomes the last label of most answers, and the model unlearns to stop
    (docs/measurements.md). A stage whose labels do so warns.
 """
 
@@ -26,19 +26,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipeline.data.tasks import REWRITE_PROMPTS, SHOWN_PROMPTS
 from pipeline.errors import Problem
-from pipeline.recipe import Recipe, RoundOptions
+from pipeline.recipe.schema import Recipe, RoundOptions
 from pipeline.stages import sft
-from pipeline.tasks import REWRITE_PROMPTS, SHOWN_PROMPTS
 
 if TYPE_CHECKING:
-    from pipeline.builder import Builder
-    from pipeline.drafts import Draft
-    from pipeline.planned_step import Model
-    from pipeline.render import Renderer
-    from pipeline.step import StepRun
-
-TRAINER = "trl.SFTConfig"
+    from pipeline.data.render import Renderer
+    from pipeline.rows.drafts import Draft
+    from pipeline.stages.builder import Builder
+    from pipeline.steps.context import StepContext
+    from pipeline.steps.spec import Model
 
 
 class Options(RoundOptions):
@@ -102,22 +100,22 @@ def plan(stage: Options, build: Builder) -> Model:
                 "max_new_tokens": recipe.generation.max_new_tokens,
                 "dtype": recipe.reading_dtype,
             },
-            neutral=build.writing,
+            runtime_options=build.writing,
         )
         model = sft.train_round(build, model, corrections, number, stage.ratio)
     return model
 
 
-def write_corrections(step: StepRun) -> None:
+def write_corrections(step: StepContext) -> None:
     """Step: write one corrected row per own answer.
 
     Raises:
         InputError: when no answer can be corrected.
     """
-    from pipeline.drafts import read_drafts
-    from pipeline.model import load_to_read
-    from pipeline.render import renderer_for
-    from pipeline.shards import similar, write_in_shards
+    from pipeline.data.render import renderer_for
+    from pipeline.models.load import load_to_read
+    from pipeline.rows.drafts import read_drafts
+    from pipeline.rows.shards import similar, write_in_shards
 
     renderer = renderer_for(step)
     drafts = read_drafts(step, renderer)
@@ -130,7 +128,7 @@ def write_corrections(step: StepRun) -> None:
         return len(draft.shown) + longest
 
     def make(drafts: Sequence[Draft]) -> Iterator[dict[str, Any]]:
-        for group, at_once in similar(drafts, size, step.neutral["batch_tokens"]):
+        for group, at_once in similar(drafts, size, step.runtime_options["batch_tokens"]):
             yield from write(step, model, renderer, group, at_once)
 
     rows = write_in_shards(
@@ -147,22 +145,22 @@ def write_corrections(step: StepRun) -> None:
 
 
 def _measure(
-    step: StepRun, model: Any, rows: list[dict[str, Any]], drafts: dict[int, Draft],
+    step: StepContext, model: Any, rows: list[dict[str, Any]], drafts: dict[int, Draft],
     renderer: Renderer,
 ) -> None:  # fmt: skip
     """Note what the labels are beside own answers and references, and warn where they are odd."""
-    from pipeline import health
+    from pipeline.rows import diagnostics
 
     by_sequence = step.options["correction"] == "sequence"
     count = sequence_figures if by_sequence else token_figures
     step.metrics["figures"] |= count(rows, drafts)
     if by_sequence:
         step.metrics["tokens_generated"] = sum(map(sft.label_count, rows))
-        health.check_rate(step)
+        diagnostics.check_rate(step)
         return
     _check_ends(step, rows, drafts, renderer.end_of_turn_id)
     changed = step.metrics["figures"]["label differs from own token"]
-    health.warn_over(
+    diagnostics.warn_over(
         step,
         "labels_changed",
         changed,
@@ -170,16 +168,16 @@ def _measure(
         "what the model writes are how RAC collapses; raise the stage's min_confidence, or train "
         "longer before it",
     )
-    health.compare_losses(
+    diagnostics.compare_losses(
         step, model, "own", rows, {place: draft.row for place, draft in drafts.items()},
         way_out="raise the stage's min_confidence",
     )  # fmt: skip
 
 
 def _by_token(
-    step: StepRun, model: Any, renderer: Renderer, drafts: Sequence[Draft], at_once: int
+    step: StepContext, model: Any, renderer: Renderer, drafts: Sequence[Draft], at_once: int
 ) -> Iterator[dict[str, Any]]:
-    from pipeline.corrections import Own, labels_as_done
+    from pipeline.rows.corrections import Own, labels_as_done
 
     options = step.options
     done = labels_as_done(
@@ -200,9 +198,9 @@ def _by_token(
 
 
 def _by_sequence(
-    step: StepRun, model: Any, renderer: Renderer, drafts: Sequence[Draft], at_once: int
+    step: StepContext, model: Any, renderer: Renderer, drafts: Sequence[Draft], at_once: int
 ) -> Iterator[dict[str, Any]]:
-    from pipeline.generate import Answering, Prompt, answers_as_done
+    from pipeline.decoding.generate import Answering, Prompt, answers_as_done
 
     how = Answering(
         max_new_tokens=step.options["max_new_tokens"],
@@ -220,7 +218,7 @@ def _by_sequence(
 
 
 def _check_ends(
-    step: StepRun, rows: list[dict[str, Any]], drafts: dict[int, Draft], end: int
+    step: StepContext, rows: list[dict[str, Any]], drafts: dict[int, Draft], end: int
 ) -> None:
     """Count finished answers whose last label ends the turn, and warn where most do not."""
     last = [row["labels"][-1] for row in rows if drafts[row["id"]].finished]

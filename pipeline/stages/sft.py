@@ -14,16 +14,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.errors import InputError, Problem
-from pipeline.recipe import Recipe, StageOptions
+from pipeline.recipe.schema import Recipe, StageOptions
 
 if TYPE_CHECKING:
-    from pipeline.builder import Builder
-    from pipeline.planned_step import Model, Step
-    from pipeline.preflight import Row
-    from pipeline.render import Renderer
-    from pipeline.step import StepRun
+    from pipeline.data.preflight import Row
+    from pipeline.data.render import Renderer
+    from pipeline.stages.builder import Builder
+    from pipeline.steps.context import StepContext
+    from pipeline.steps.spec import Model, StepSpec
 
-TRAINER = "trl.SFTConfig"
 TRAIN = "pipeline.stages.sft:train"
 ROWS = "rows.jsonl"
 Item = TypeVar("Item")
@@ -48,7 +47,7 @@ def plan(stage: Options, build: Builder) -> Model:
     return build.train(TRAIN, title="train", model=build.start, data=data)
 
 
-def train_round(build: Builder, model: Model, rows: Step, number: int, ratio: float) -> Model:
+def train_round(build: Builder, model: Model, rows: StepSpec, number: int, ratio: float) -> Model:
     """Add the training step of a BASH or RAC round; `ratio` is lambda."""
     return build.train(
         TRAIN,
@@ -60,11 +59,11 @@ def train_round(build: Builder, model: Model, rows: Step, number: int, ratio: fl
     )
 
 
-def train(step: StepRun) -> None:
+def train(step: StepContext) -> None:
     """Step: train on reference rows and, where the step has them, self-generated rows."""
-    from pipeline.preflight import check_rows
-    from pipeline.render import renderer_for
-    from pipeline.training import fit
+    from pipeline.data.preflight import check_rows
+    from pipeline.data.render import renderer_for
+    from pipeline.train.trainer import fit
 
     renderer = renderer_for(step)
     checked, rows = read_training_rows(step, renderer)
@@ -73,10 +72,12 @@ def train(step: StepRun) -> None:
     fit(step, trainer, tokens_per_epoch=sum(len(row["input_ids"]) for row in rows))
 
 
-def read_training_rows(step: StepRun, renderer: Renderer) -> tuple[list[Row], list[dict[str, Any]]]:
+def read_training_rows(
+    step: StepContext, renderer: Renderer
+) -> tuple[list[Row], list[dict[str, Any]]]:
     """Return every row of a step to look at, and the rows to train on (lambda chooses)."""
-    from pipeline.data import describe_losses, load_examples, tokenise
-    from pipeline.preflight import Row
+    from pipeline.data.load import describe_losses, load_examples, tokenise
+    from pipeline.data.preflight import Row
 
     options = step.options
     max_length = options["trainer"]["max_length"]
@@ -100,7 +101,7 @@ def read_training_rows(step: StepRun, renderer: Renderer) -> tuple[list[Row], li
         )
         for one, row in zip(token_rows, rows, strict=True)
     ]
-    if "rows" in step.inputs:
+    if "rows" in step.locations:
         own = _self_generated(step, {row.row_id: row.prompt for row in token_rows})
         checked += own
         chosen = repeated(own, options["lambda"], seed=step.seed)
@@ -114,14 +115,14 @@ def read_training_rows(step: StepRun, renderer: Renderer) -> tuple[list[Row], li
     return checked, rows
 
 
-def _self_generated(step: StepRun, prompts: dict[int, list[int]]) -> list[Row]:
+def _self_generated(step: StepContext, prompts: dict[int, list[int]]) -> list[Row]:
     """The rows of an earlier step that have a label.
 
     Raises:
         InputError: when none has.
     """
-    from pipeline.artifact import read_rows
-    from pipeline.preflight import Row
+    from pipeline.data.preflight import Row
+    from pipeline.steps.artifact import read_rows
 
     written = read_rows(step.input_folders()["rows"] / ROWS)
     rows = [
@@ -174,7 +175,7 @@ def repeated(rows: list[Item], ratio: float, *, seed: int) -> list[Item]:
     """
     import torch
 
-    from pipeline import noise
+    from pipeline.decoding import noise
 
     whole, part = divmod(ratio, 1)
     chosen = rows * int(whole)
@@ -186,14 +187,14 @@ def repeated(rows: list[Item], ratio: float, *, seed: int) -> list[Item]:
     return chosen
 
 
-def make_trainer(step: StepRun, rows: list[dict[str, Any]], tokenizer: Any) -> Any:
+def make_trainer(step: StepContext, rows: list[dict[str, Any]], tokenizer: Any) -> Any:
     """Return stock `trl.SFTTrainer` over rows of `input_ids` and `labels`, weights loaded."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from pipeline.batches import arrange_batches
-    from pipeline.quantize import restore_adapter
-    from pipeline.training import load_trainable, training_arguments
+    from pipeline.models.quantize import restore_adapter
+    from pipeline.train.sampler import arrange_batches
+    from pipeline.train.trainer import load_trainable, training_arguments
 
     model, peft_config = load_trainable(step)
     trainer = SFTTrainer(

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline.errors import InputError, Problem
-from pipeline.recipe import Recipe, RoundOptions
+from pipeline.recipe.schema import Recipe, RoundOptions
 from pipeline.stages import dpo
 
 if TYPE_CHECKING:
-    from pipeline.builder import Builder
-    from pipeline.planned_step import Model, Step
-    from pipeline.step import StepRun
+    from pipeline.stages.builder import Builder
+    from pipeline.steps.context import StepContext
+    from pipeline.steps.spec import Model, StepSpec
 
-TRAINER = "trl.DPOConfig"
 Positive = Annotated[float, Field(gt=0)]
 _PER_ROUND = ("learning_rate", "beta")
 
@@ -76,7 +75,7 @@ def plan(stage: Options, build: Builder) -> Model:
     """Three steps a round: answers, pairs, train."""
     model = build.start
     source = build.train_rows.limited(stage.prompts)
-    earlier: dict[str, Step] = {}
+    earlier: dict[str, StepSpec] = {}
     for number in range(1, stage.rounds + 1):
         answers = build.own_answers(model, source, number)
         pairs = build.step(
@@ -96,17 +95,17 @@ def plan(stage: Options, build: Builder) -> Model:
     return model
 
 
-def write_pairs(step: StepRun) -> None:
+def write_pairs(step: StepContext) -> None:
     """Step: pair the reference with the model's own answer, of this round and the one before.
 
     Raises:
         InputError: when every answer equals its reference.
     """
-    from pipeline.answers import answer_figures
-    from pipeline.pairs import read_answers, store_pairs
+    from pipeline.rows.answers import answer_figures
+    from pipeline.rows.pairs import read_answers, store_pairs
 
     current = read_answers(step, "answers")
-    earlier = read_answers(step, "earlier") if "earlier" in step.inputs else []
+    earlier = read_answers(step, "earlier") if "earlier" in step.locations else []
     pairs = [pair for row in current + earlier if (pair := pair_against_reference(row))]
     step.metrics["figures"] = {**answer_figures(current), "pairs": len(pairs)}
     if not pairs:
@@ -119,7 +118,7 @@ def write_pairs(step: StepRun) -> None:
 
 def pair_against_reference(row: dict[str, Any]) -> dict[str, Any] | None:
     """Return reference over own answer, or None where the two are the same (no gradient)."""
-    from pipeline.answers import is_reference
-    from pipeline.pairs import own_pair
+    from pipeline.rows.answers import is_reference
+    from pipeline.rows.pairs import own_pair
 
     return None if is_reference(row) else own_pair(chosen=None, rejected=row)

@@ -1,4 +1,4 @@
-"""The part of vLLM's interface that pipeline/vllm_worker.py uses, over transformers, for tests.
+"""The part of vLLM's interface that pipeline/decoding/vllm_worker.py uses, over transformers, for tests.
 
 Where vLLM is strict or has habits so is this: it prints, it ends answers at the model's own end
 tokens, it cuts them at max_model_len, it has room for adapters of certain ranks only.

@@ -1,0 +1,1 @@
+"""One file a benchmark: its keys, its steps, its grading."""

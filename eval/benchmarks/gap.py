@@ -1,0 +1,214 @@
+"""gap: how much worse a model predicts the reference after tokens of its own.
+
+A model is trained on reference tokens and must go on from its own. Held-out rows, prompt x and
+reference y_1..y_T (y_T the end of turn), are read with contexts g that hold own tokens at rate b:
+
+    NLL_b = - 1/T sum_t log pi(y_t | x, g_<t)                       nats a token, of each row
+    slope = sum_b (b - mean) (NLL_b - mean) / sum_b (b - mean)^2    nats from b = 0 to b = 1
+
+Contexts are those of BASH (pipeline/rows/contexts.py): g_t = y_t with probability 1 - b, else a
+token sampled given x and g_<t. `own` contexts are written by the model that reads them, so that
+they change with it; `fixed` ones by one stage for all, so that only the reading differs.
+
+Decisions:
+1. A row is one example: its NLL is a mean over its tokens, and the slope a mean over rows. Long
+   rows do not weigh more, and intervals draw rows.
+2. Replaced positions and sampling noise depend on (0, row, position): they are the same for every
+   model compared and for every training seed, so that stages and seeds are paired. What is replaced
+   at one rate is replaced at every larger one.
+3. `fixed` is the first SFT stage, or the first stage where there is none, of the same training seed
+   as the model that reads. For that stage both curves are one.
+4. Excluded tokens are those of BASH's contexts. The precision is that of all reading
+   (pipeline/hardware/precision.py); log probabilities are taken in float32.
+5. `agrees` counts token ids: how many tokens of the model's greedy answer are the reference's
+   before the first that is not. Answers that a benchmark of the recipe's own task has asked for are
+   taken where they are greedy (for `tldr`: at its 0.01) and hold the same rows.
+6. Accuracy by answer length is that of all rows of that benchmark, in thirds by the length of the
+   reference in tokens; rows of one length stay together.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from eval.benchmarks import registry
+from eval.benchmarks.types import Benchmark, Options
+from pipeline.errors import Problem, suggest
+from pipeline.recipe.schema import DEFAULT_MAX_LENGTH, Recipe, Share, Source
+from pipeline.steps.spec import Model
+
+if TYPE_CHECKING:
+    from pipeline.stages.builder import Builder
+    from pipeline.steps.spec import StepSpec
+
+NAME = "gap"
+ROWS = 128  # that are read where the recipe says nothing
+_NOISE_SEED = 0
+# Benchmarks whose scores are set beside the length of answers, the first one that is asked.
+_SCORED = ("gsm8k", "rouge")
+_NEARLY_GREEDY = 0.01
+
+
+class GapOptions(Options):
+    """Keys of `gap`; `max_new_tokens` is for greedy answers, where it writes them itself.
+
+    Attributes:
+        limit: how many rows are read, the first ones; by default 128, or as `data` says.
+        rates: shares of tokens that the model fills, from 0 up.
+        fixed: the stage whose contexts all stages read, for a second curve; null for none, by
+            default the first SFT stage.
+        temperature: of the tokens it fills; by default 1.
+    """
+
+    limit: int | None = Field(default=None, ge=1)
+    rates: list[Share] = Field(default=[0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0], min_length=2)
+    fixed: str | None = None
+    temperature: Annotated[float, Field(gt=0)] | None = None
+
+
+def check(recipe: Recipe) -> list[Problem]:
+    """Rates that are no curve, and a fixed stage that there is not."""
+    given, problems = options_of(recipe), []
+    rates = given.rates
+    if rates[0] != 0 or any(one >= two for one, two in pairwise(rates)):
+        message = f"{rates} must begin with 0, where nothing is replaced, and rise"
+        problems.append(Problem(f"benchmarks.{NAME}.rates", message))
+    if given.fixed is not None and given.fixed not in recipe.stages:
+        stages = list(recipe.stages)
+        message = (
+            f'no stage "{given.fixed}"{suggest(given.fixed, stages)}; stages: {", ".join(stages)}; '
+            "null for own contexts only"
+        )
+        problems.append(Problem(f"benchmarks.{NAME}.fixed", message))
+    return problems
+
+
+def plan(build: Builder, model: Model) -> StepSpec:
+    """Contexts, the losses on them, the losses on those of the fixed stage, greedy answers, grades.
+
+    The fixed stage's contexts and losses are its own, and so made once.
+    """
+    own = _contexts(build, model)
+    steps = {"contexts": own, "own": _losses(build, model, own, "own contexts")}
+    fixed = fixed_stage(build.recipe)
+    if fixed is not None:
+        writer = build.sibling(fixed)
+        written = _contexts(writer, writer.end)
+        steps["fixed"] = _losses(build, model, written, f"contexts of {fixed}")
+    asked = {
+        name: registry.add_steps(name, build, model)
+        for name in build.recipe.evaluate
+        if name != NAME and registry.task_of(build.recipe, name) == build.recipe.task
+    }
+    steps["answers"] = _answers(build, model, asked)
+    scored = next((asked[name] for name in _SCORED if name in asked), None)
+    if scored is not None:
+        answers = scored.inputs["answers"]
+        steps |= {"scored": scored, "scored answers": answers}
+    return build.step(
+        NAME,
+        BENCHMARK.run,
+        title=f"grade {NAME}",
+        options={"grader": BENCHMARK.version},
+        model=Model(base=None),  # its tokenizer is read, no weights are
+        steps=steps,
+        main_process_only=True,
+    )
+
+
+def options_of(recipe: Recipe) -> GapOptions:
+    """The benchmark's keys."""
+    options = registry.options_of(recipe, NAME)
+    assert isinstance(options, GapOptions)
+    return options
+
+
+def fixed_stage(recipe: Recipe) -> str | None:
+    """The stage whose contexts are read by all, or None (decision 3)."""
+    given = options_of(recipe)
+    if "fixed" in given.model_fields_set:
+        return given.fixed
+    methods = {name: stage.method for name, stage in recipe.stages.items()}
+    return next((name for name, method in methods.items() if method == "sft"), next(iter(methods)))
+
+
+def _rows(recipe: Recipe) -> Source:
+    """The rows that are read: the first few, or as many as the benchmark's own `data` says."""
+    given, source = options_of(recipe), registry.test_source(recipe, NAME)
+    assert source is not None  # the recipe's check has seen to it
+    own = None if given.data is None else given.data.limit
+    return source.limited(given.limit or own or ROWS)
+
+
+def _contexts(build: Builder, model: Model) -> StepSpec:
+    """Add the step in which a model writes contexts at every rate."""
+    recipe, given = build.recipe, options_of(build.recipe)
+    options: dict[str, Any] = {
+        "rates": given.rates,
+        "noise_seed": _NOISE_SEED,
+        "context": "mixed",
+        "temperature": given.temperature or 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "excluded_ids": None,
+        "max_length": recipe.trainer.get("max_length", DEFAULT_MAX_LENGTH),
+        "dtype": recipe.reading_dtype,
+    }
+    if given.max_prompt_length is not None:
+        options["max_prompt_length"] = given.max_prompt_length
+    return build.step(
+        "gap-contexts",
+        "eval.gap_steps:write_contexts",
+        title=f"contexts for {NAME}",
+        model=model,
+        data={"test": _rows(recipe)},
+        options=options,
+        runtime_options={**build.writing, "engine": "parallel"},
+        keys={} if given.data is None else {"test": f"benchmarks.{NAME}.data"},
+    )
+
+
+def _losses(build: Builder, model: Model, contexts: StepSpec, words: str) -> StepSpec:
+    """Add the step in which a model reads contexts."""
+    return build.step(
+        "gap-losses",
+        "eval.gap_steps:write_losses",
+        title=f"losses on {words}",
+        model=model,
+        steps={"contexts": contexts},
+        options={"dtype": build.recipe.reading_dtype},
+        runtime_options=build.writing,
+        renders=False,
+    )
+
+
+def _answers(build: Builder, model: Model, asked: dict[str, StepSpec]) -> StepSpec:
+    """Greedy answers: those of another benchmark, or a step of its own (decision 5)."""
+    recipe, given, rows = build.recipe, options_of(build.recipe), _rows(build.recipe)
+    limit = given.max_prompt_length or recipe.prompt_limit(recipe.task)
+    for name, result in asked.items():
+        answers, source = result.inputs["answers"], registry.test_source(recipe, name)
+        if (
+            source is not None
+            and source.limited(rows.limit) == rows
+            and answers.options["temperature"] <= _NEARLY_GREEDY
+            and answers.options["max_prompt_length"] == limit
+            and "few_shot" not in answers.options
+            and given.max_new_tokens in (None, answers.options["max_new_tokens"])
+        ):
+            return answers
+    return build.answers(
+        model,
+        source=rows,
+        role="test",
+        title=f"answers for {NAME}",
+        max_new_tokens=given.max_new_tokens,
+        max_prompt_length=given.max_prompt_length,
+        keys={} if given.data is None else {"test": f"benchmarks.{NAME}.data"},
+    )
+
+
+BENCHMARK = Benchmark(run="eval.gap_grades:grade", options=GapOptions, check=check, plan=plan)

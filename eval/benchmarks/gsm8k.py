@@ -1,0 +1,76 @@
+"""GSM8K: stored solutions graded by their final number, strict and flexible."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from eval.benchmarks.results import cut_off, read_answers, store
+from eval.benchmarks.types import Benchmark, Options
+from eval.graders.gsm8k import grade, lm_eval_correct
+from eval.stats.measures import measure
+from eval.stats.types import Outcome, Tally
+from pipeline.recipe.schema import AnySource, Recipe, Source
+
+if TYPE_CHECKING:
+    from pipeline.steps.context import StepContext
+
+
+_TRAIN = Source(source="openai/gsm8k", name="main", split="train")
+
+
+class Gsm8kOptions(Options):
+    """`few_shot` solved questions of `shots` stand before each, in lm-eval's plain format."""
+
+    few_shot: int = Field(default=0, ge=0)
+    shots: AnySource | None = None
+
+
+def _shots(recipe: Recipe, options: Gsm8kOptions) -> Source | None:
+    """The solved questions before each question: the recipe's own training rows, or the hub's."""
+    if not options.few_shot:
+        return None
+    own = recipe.data.train if recipe.task == "gsm8k" else None
+    source = options.shots or own or _TRAIN
+    return source.model_copy(update={"limit": options.few_shot})
+
+
+BENCHMARK = Benchmark(
+    run="eval.gsm8k:grade_answers",
+    version=2,
+    task="gsm8k",
+    options=Gsm8kOptions,
+    hub=Source(source="openai/gsm8k", name="main", split="test"),
+    shots=_shots,
+)
+
+
+def grade_answers(step: StepContext) -> None:
+    """Step: grade stored answers both ways; writes grades.jsonl and result.json.
+
+    Grading reads samples and never makes any: a changed grader grades the same answers again.
+    """
+    samples = read_answers(step)
+    grades = [_grade_sample(sample) for sample in samples]
+    measures = {
+        how: measure([row[how] == Outcome.CORRECT.value for row in grades])
+        for how in ("strict", "flexible")
+    }
+    measures["cut off"] = cut_off(samples)
+    if samples[0].get("few_shot"):
+        for how in ("lm-eval strict", "lm-eval flexible"):
+            measures[how] = measure([row[how] for row in grades])
+    counts = asdict(Tally.count(row["strict"] for row in grades))
+    del counts["n"]
+    store(step, grades=grades, measures=measures, counts=counts)
+
+
+def _grade_sample(sample: dict[str, Any]) -> dict[str, Any]:
+    answer, reference, truncated = sample["answer"], sample["reference"], not sample["finished"]
+    both = ("strict", "flexible")
+    ours = {how: grade(answer, reference, how=how, truncated=truncated).value for how in both}
+    theirs = {f"lm-eval {how}": lm_eval_correct(answer, reference, how=how) for how in both}
+    words = {"id": sample["id"], "verdict": ours["strict"], "truncated": truncated}
+    return {**words, **ours, **theirs}

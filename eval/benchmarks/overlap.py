@@ -1,0 +1,129 @@
+"""Test rows that share 13 words in a row with training rows (eval/graders/overlap.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from eval.graders.overlap import BenchmarkItem, Overlaps, overlaps
+from pipeline.data.tasks import Example, Messages, PreferencePair
+from pipeline.errors import InputError
+from pipeline.steps.artifact import RESULT, write_json, write_rows
+
+if TYPE_CHECKING:
+    from pipeline.steps.context import StepContext
+
+OVERLAPS = "overlaps.jsonl"
+
+
+def training_texts(row: Example | PreferencePair) -> list[str]:
+    """Return the texts of a row that a model is trained on, system messages left out."""
+    if isinstance(row, PreferencePair):
+        return [*_spoken(row.example.messages), row.chosen, row.rejected]
+    return [*_spoken(row.messages), row.reference]
+
+
+def benchmark_item(example: Example) -> BenchmarkItem:
+    """Return the texts of a test row, system messages left out."""
+    return BenchmarkItem(tuple(_spoken(example.messages)), example.reference)
+
+
+def check_overlap(step: StepContext) -> None:
+    """Step: look for test items among the training rows; writes overlaps.jsonl and result.json.
+
+    The training rows are those of the inputs `train` and `preferences`, one or both.
+
+    Raises:
+        InputError: If there are no training rows to look through.
+    """
+    from pipeline.data.load import load_examples
+
+    test = step.source("test")
+    examples = load_examples(test, step.options["test_task"], step.warn)
+    items = [benchmark_item(example) for example in examples]
+    sources = _training_rows(step)
+    found = overlaps(_streamed(step, sources), items, n=step.options["n"])
+    skipped = {role: step.source(role).skip for role in sources}
+    write_rows(step.directory / OVERLAPS, _as_rows(found, sources, skipped))
+    write_json(
+        step.directory / RESULT,
+        {
+            "n": found.items,
+            "training_rows": found.training_rows,
+            "ngram": found.n,
+            "items": found.count(),
+            "prompts": found.count("prompt"),
+            "references": found.count("reference"),
+            "short": found.short,
+        },
+    )
+    # Built-in rows come from templates, and say so; anywhere else it is news.
+    if found.found and test.builtin is None:
+        step.warn(f"{_describe(found)}; they are listed in {step.directory / OVERLAPS}")
+
+
+def _spoken(messages: Messages) -> list[str]:
+    return [message["content"] for message in messages if message["role"] != "system"]
+
+
+def _training_rows(step: StepContext) -> dict[str, Sequence[Example] | Sequence[PreferencePair]]:
+    from pipeline.data.load import load_examples, load_preferences
+
+    task = step.options["task"]
+    rows: dict[str, Sequence[Example] | Sequence[PreferencePair]] = {}
+    if "train" in step.locations:
+        rows["train"] = load_examples(step.source("train"), task, step.warn)
+    if "preferences" in step.locations:
+        rows["preferences"] = load_preferences(step.source("preferences"), task, step.warn)
+    if not rows:
+        raise InputError(
+            "there are no training rows to compare the test items with; name them in the recipe "
+            "under data: train or data: preferences"
+        )
+    return rows
+
+
+def _streamed(
+    step: StepContext, sources: dict[str, Sequence[Example] | Sequence[PreferencePair]]
+) -> Iterator[list[str]]:
+    total = sum(map(len, sources.values()))
+    done = 0
+    for rows in sources.values():
+        for row in rows:
+            yield training_texts(row)
+            done += 1
+            step.progress(done, total, "rows")
+
+
+def _as_rows(
+    found: Overlaps, sources: dict[str, Sequence[Any]], skipped: dict[str, int]
+) -> Iterator[dict[str, Any]]:
+    for overlap in found.found:
+        source, row = _place(overlap.first_row, sources)
+        yield {
+            "id": overlap.item,
+            "where": overlap.where,
+            "training_rows": overlap.training_rows,
+            "first_source": source,
+            "first_row": skipped[source] + row,
+            "words": overlap.words,
+        }
+
+
+def _place(number: int, sources: dict[str, Sequence[Any]]) -> tuple[str, int]:
+    """Return the source that holds a row of all sources, and the row's number in it, from 1."""
+    for source, rows in sources.items():
+        if number <= len(rows):
+            return source, number
+        number -= len(rows)
+    raise ValueError(f"the row asked for is {number} rows past the end of all sources")
+
+
+def _describe(found: Overlaps) -> str:
+    whole = any(len(overlap.words.split(" ")) < found.n for overlap in found.found)
+    shorter = " (or the whole of a shorter text)" if whole else ""
+    verb = "shares" if found.count() == 1 else "share"
+    return (
+        f"{found.count()} of {found.items} test items {verb} {found.n} words in a row{shorter} "
+        "with training rows"
+    )

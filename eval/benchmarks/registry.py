@@ -1,0 +1,154 @@
+"""The benchmarks: where each lies, and how its steps are planned.
+
+A benchmark is two steps after a stage: the model answers the test rows, then the answers are graded
+(and, where two answers are compared, judged). Answers are an artifact of their own, so a changed
+grader or judge never samples again, and two benchmarks on the same rows share their answers. One
+that takes other steps plans them itself. Nothing here imports torch or datasets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from eval.benchmarks.types import Benchmark, JudgedOptions, Options
+from pipeline.errors import Problem
+from pipeline.recipe.schema import Recipe, Source
+
+if TYPE_CHECKING:
+    from pipeline.stages.builder import Builder
+    from pipeline.steps.spec import Model, StepSpec
+
+# As text: a benchmark that plans other steps asks the functions below for those of others.
+BENCHMARKS = {
+    "gsm8k": "eval.benchmarks.gsm8k",
+    "alpaca": "eval.benchmarks.alpaca",
+    "tldr": "eval.benchmarks.tldr",
+    "gap": "eval.benchmarks.gap",
+    "rouge": "eval.benchmarks.rouge",
+}
+# Of a task's answers, where neither the benchmark's keys nor the recipe say it.
+_MAX_NEW_TOKENS = {"tldr": 53, "alpaca": 2048}
+_TEMPERATURE = {"tldr": 0.01}
+
+
+def benchmark_of(name: str) -> Benchmark:
+    """What a benchmark's file says of it."""
+    return import_module(BENCHMARKS[name]).BENCHMARK
+
+
+def options_of(recipe: Recipe, name: str) -> Options:
+    """The keys of a benchmark; `rouge` without its own has those of its task's benchmark."""
+    if name == "rouge" and name not in recipe.benchmarks and recipe.task in BENCHMARKS:
+        given = recipe.benchmarks.get(recipe.task, Options())
+        return Options(**given.model_dump(include=set(Options.model_fields)))
+    return recipe.benchmarks.get(name) or benchmark_of(name).options()
+
+
+def judged_options_of(recipe: Recipe, name: str) -> JudgedOptions:
+    """The keys of a benchmark that a judge decides."""
+    options = options_of(recipe, name)
+    assert isinstance(options, JudgedOptions)
+    return options
+
+
+def task_of(recipe: Recipe, name: str) -> str:
+    """The task whose rows a benchmark asks."""
+    return benchmark_of(name).task or recipe.task
+
+
+def test_source(recipe: Recipe, name: str) -> Source | None:
+    """Where a benchmark's test rows come from, or None where the recipe must say it."""
+    given = options_of(recipe, name).data
+    if given is not None:
+        return given
+    own_task = task_of(recipe, name) == recipe.task
+    return recipe.data.test if own_task else benchmark_of(name).hub
+
+
+def check(recipe: Recipe, name: str) -> list[Problem]:
+    """Problems with a benchmark's own keys that a type does not say."""
+    return benchmark_of(name).check(recipe)
+
+
+def add_steps(name: str, build: Builder, model: Model) -> StepSpec:
+    """Add a benchmark's steps for one stage and return the one that holds its result."""
+    recipe, benchmark = build.recipe, benchmark_of(name)
+    if benchmark.plan is not None:
+        return benchmark.plan(build, model)
+    options, task, test = options_of(recipe, name), task_of(recipe, name), test_source(recipe, name)
+    assert test is not None  # the recipe's check has seen to it
+    temperature = options.temperature
+    keys = {"test": f"benchmarks.{name}.data"} if test != recipe.data.test else {}
+    answers = build.answers(
+        model,
+        source=test,
+        role="test",
+        title=f"answers for {name}",
+        task=task,
+        max_new_tokens=options.max_new_tokens or _MAX_NEW_TOKENS.get(task),
+        temperature=_TEMPERATURE.get(task, 0.0) if temperature is None else temperature,
+        max_prompt_length=options.max_prompt_length,
+        shots=benchmark.shots(recipe, options),
+        keys={**keys, "shots": f"benchmarks.{name}.shots"},
+    )
+    judged = _judge(recipe, options) if benchmark.judged else {}
+    return build.step(
+        name,
+        benchmark.run,
+        title=f"{'judge' if judged else 'grade'} {name}",
+        options={"grader": benchmark.version, **judged},
+        steps={"answers": answers},
+        data=dict(benchmark.files(options, test)),
+        runtime_options={"judge": recipe.judge.model_dump()} if judged and recipe.judge else {},
+        main_process_only=True,
+        renders=False,
+        keys={
+            "baseline": f"benchmarks.{name}.data",
+            "difficulty": f"benchmarks.{name}.difficulty (a file, or null)",
+            "gamed": f"benchmarks.{name}.gamed (a file, or null)",
+        },
+    )
+
+
+def asked(result: StepSpec) -> StepSpec:
+    """The step that read a benchmark's test rows, given the one that holds its result."""
+    step = result.inputs.get("contexts") or result.inputs["answers"]
+    assert not isinstance(step, dict)
+    return step
+
+
+def add_overlap(name: str, build: Builder) -> StepSpec:
+    """Add the step that looks for a benchmark's test rows among the training rows."""
+    recipe = build.recipe
+    test = test_source(recipe, name)
+    assert test is not None  # the recipe's check has seen to it
+    data = {"train": recipe.data.train, "test": test}
+    if isinstance(recipe.data.preferences, Source):
+        data["preferences"] = recipe.data.preferences
+    return build.step(
+        "overlap",
+        "eval.contamination:check_overlap",
+        title=f"training rows in {name}",
+        options={"n": 13, "task": recipe.task, "test_task": task_of(recipe, name)},
+        data=data,
+        main_process_only=True,
+        renders=False,
+    )
+
+
+def _judge(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """What decides verdicts: the judge, what it is told, and in which orders it is asked."""
+    from eval.judge.step import engine_for, template_for
+
+    assert recipe.judge is not None  # the recipe's check has seen to it
+    template = template_for(recipe.judge, options)
+    told = None if template is None else asdict(template) | {"name": ""}  # a file may be renamed
+    return {
+        "judge": engine_for(recipe.judge).identity(),
+        "reads": recipe.judge.reads,
+        "template": told,
+        "orders": recipe.judge.orders,
+        "max_errors": recipe.judge.max_errors,
+    }

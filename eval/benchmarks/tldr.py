@@ -1,0 +1,62 @@
+"""TL;DR summaries: which is better, the model's or the human one, to a judge; and ROUGE.
+
+Prompts are cut in `pipeline.data.tasks` (a post at its last newlines, to 512 tokens). Answers of at
+most 53 tokens are sampled at temperature 0.01 (`eval.benchmarks.registry`), as in the
+summarize-from-feedback work.
+
+Decided here: (1) the judge sees the prompt as the model did, without its last line; (2) the win
+rate is the mean preference over both orders, a tie counting half, and comparisons without a verdict
+are counted and left out; (3) an empty summary is judged like any other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from eval.benchmarks.results import cut_off, read_answers, store
+from eval.benchmarks.rouge import rouge_measures
+from eval.benchmarks.types import Benchmark, JudgedOptions
+from eval.judge.step import judge_comparisons, judged_grades, judged_measures
+from eval.judge.types import Comparison
+from pipeline.recipe.schema import Source
+
+if TYPE_CHECKING:
+    from pipeline.steps.context import StepContext
+
+
+class TldrOptions(JudgedOptions):
+    """Keys of `tldr`."""
+
+    template: str = "tldr_dpo_concise"
+
+
+BENCHMARK = Benchmark(
+    run="eval.tldr:grade_answers",
+    task="tldr",
+    options=TldrOptions,
+    hub=Source(source="vwxyzjn/summarize_from_feedback_tldr_3_filtered", split="test"),
+    judged=True,
+)
+
+
+def grade_answers(step: StepContext) -> None:
+    """Step: judge stored summaries against the human ones; writes grades.jsonl and result.json."""
+    samples = read_answers(step)
+    judgement = judge_comparisons(step, [comparison_of(sample) for sample in samples])
+    grades = judged_grades(samples, judgement)
+    rouge, _ = rouge_measures(samples)
+    if not rouge:
+        step.warn("no ROUGE: it reads a-z and 0-9, and no reference has any")
+    measures = {
+        **judged_measures(judgement),
+        **rouge,
+        "cut off": cut_off(samples),
+    }
+    store(step, grades=grades, measures=measures, counts=judgement.counts)
+
+
+def comparison_of(sample: dict[str, Any]) -> Comparison:
+    """The human summary (a) and the model's (b) of one post."""
+    post = sample["messages"][-1]["content"].rstrip().removesuffix("TL;DR:").rstrip()
+    reference = sample["reference"]
+    return Comparison(str(sample["id"]), post, reference, sample["answer"], reference)

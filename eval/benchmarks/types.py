@@ -1,0 +1,69 @@
+"""What a benchmark's file says of it: its keys, whose rows it asks, and who grades."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import Field
+
+from pipeline.errors import Problem
+from pipeline.recipe.schema import AnySource, Recipe, Source, Strict
+
+if TYPE_CHECKING:
+    from pipeline.stages.builder import Builder
+    from pipeline.steps.spec import Model, StepSpec
+
+
+class Options(Strict):
+    """Keys of every benchmark, under `benchmarks: {NAME: ...}`.
+
+    Attributes:
+        data: test rows; by default the recipe's own where it has the benchmark's task, else the
+            benchmark's set on the hub.
+        max_new_tokens: longest answer; by default `generation.max_new_tokens`, 53 for tldr, 2048
+            for alpaca.
+        temperature: 0 is greedy; by default 0, and 0.01 for tldr.
+        max_prompt_length: longest prompt in tokens; by default the recipe's for its own task, else
+            512 for tldr.
+    """
+
+    data: AnySource | None = None
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0)
+    max_prompt_length: int | None = Field(default=None, ge=1)
+
+
+class JudgedOptions(Options):
+    """`template` is what the judge is told: a name in eval/judge/prompts/ or a file."""
+
+    template: str
+
+
+class Benchmark(NamedTuple):
+    """A benchmark.
+
+    Attributes:
+        run: names the step function that grades (pipeline/steps/functions.py).
+        version: raised when grading changes, so that stored answers are graded again.
+        task: what its rows are; None for the recipe's own.
+        options: the schema of its keys.
+        hub: its test set on the hub, None where it asks the recipe's own.
+        judged: whether a judge compares answers.
+        shots: of a recipe and the keys, where solved examples before each prompt come from.
+        files: of the keys and the test set, role -> files that grading reads.
+        check: gives problems of a recipe that the types of the keys do not say.
+        plan: where its steps are others than answers and grades, adds those of a model to a plan
+            and gives the one that holds the result.
+    """
+
+    run: str
+    version: int = 1
+    task: str | None = None
+    options: type[Options] = Options
+    hub: Source | None = None
+    judged: bool = False
+    shots: Callable[[Recipe, Any], Source | None] = lambda recipe, options: None
+    files: Callable[[Any, Source], Mapping[str, Source]] = lambda options, test: {}
+    check: Callable[[Recipe], list[Problem]] = lambda recipe: []
+    plan: Callable[[Builder, Model], StepSpec] | None = None

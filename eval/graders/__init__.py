@@ -1,0 +1,1 @@
+"""Graders: pure functions from texts to scores."""

@@ -1,0 +1,266 @@
+"""Asks a judge which of two answers is better, both ways round, and counts its verdicts.
+
+Decisions: (1) over both orders a preference is the mean, and a comparison with a failed order has
+none; (2) equal answers are a tie and not asked, as in AlpacaEval; (3) replies are kept as they
+came, keyed by what was asked, so a verdict is read again without asking again; what failed is not
+kept, and the next run asks it again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from eval.graders.alpaca import official_order_is_flipped
+from eval.judge.cache import ReplyCache
+from eval.judge.local import LocalJudge, ReferenceJudge
+from eval.judge.openai import OpenAIJudge
+from eval.judge.template import Template, load_template
+from eval.judge.types import (
+    Comparison,
+    Engine,
+    Failure,
+    Judgement,
+    Plan,
+    Question,
+    Reading,
+    Reply,
+    Verdict,
+    VerdictOutcome,
+    on_grid,
+)
+from pipeline.errors import InputError
+from pipeline.recipe.schema import Price
+from pipeline.steps.artifact import fingerprint
+
+__all__ = [
+    "Comparison",
+    "Judgement",
+    "LocalJudge",
+    "OpenAIJudge",
+    "Plan",
+    "Price",
+    "ReferenceJudge",
+    "ReplyCache",
+    "Template",
+    "Verdict",
+    "VerdictOutcome",
+    "alpaca_eval_order",
+    "as_given",
+    "judge",
+    "load_template",
+    "question_key",
+]
+_CHARACTERS_PER_TOKEN = 4  # of English text; an estimate, and said to be one
+_REPLY_TOKENS = {"label": 1, "text": 64, "reference": 0}
+
+
+def as_given(comparison: Comparison) -> str:
+    """Show a first, in every comparison."""
+    return "ab"
+
+
+def alpaca_eval_order(comparison: Comparison) -> str:
+    """The one order in which AlpacaEval's tool asks: a coin seeded by the instruction."""
+    return "ba" if official_order_is_flipped(comparison.prompt) else "ab"
+
+
+def question_key(engine: Engine, template: Template | None, question: Question) -> str:
+    """Sha256 of all that decides a reply: judge, template, prompt, and both answers in order."""
+    identity = {
+        "judge": engine.identity(),
+        "template": template.asked(engine.reads) if template is not None else None,
+        "prompt": question.prompt,
+        "first": question.first,
+        "second": question.second,
+    }
+    if template is None or template.shows_reference:
+        identity["reference"] = question.reference
+    if template is not None and engine.keeps_labels_only:
+        identity["labels"] = template.labels
+    if question.repeat:
+        identity["repeat"] = question.repeat
+    return fingerprint(identity)
+
+
+def judge(
+    comparisons: Sequence[Comparison],
+    engine: Engine,
+    template: Template | None,
+    cache_path: str | Path,
+    both_orders: bool = True,
+    max_calls: int | None = None,
+    *,
+    single_order: Callable[[Comparison], str] = as_given,
+    price: Price | None = None,
+    announce: Callable[[Plan], object] = lambda plan: print(f"judge: {plan}", flush=True),
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Judgement:
+    """Have every comparison judged.
+
+    Args:
+        comparisons: what to judge.
+        engine: who judges.
+        template: what the judge is told; the reference judge is told nothing.
+        cache_path: JSONL file of replies; only questions without one are asked.
+        both_orders: ask each comparison both ways round and average, or once.
+        max_calls: most questions to put to the judge.
+        single_order: the order, 'ab' or 'ba', where each is asked once.
+        price: what the judge costs, for the estimate.
+        announce: takes what will be asked, before anything is; by default it is printed.
+        progress: takes how many questions have been put, and of how many.
+
+    Raises:
+        ValueError: when there is nothing to judge, or two comparisons share an id.
+        InputError: when more calls are needed than `max_calls`, the template does not fit the
+            judge, or there is no key.
+    """
+    template = _fitting(engine, template)
+    keys = _questions(comparisons, engine, template, both_orders, single_order)
+    with ReplyCache(cache_path) as cache:
+        plan = _plan(comparisons, keys, cache, engine, template, price)
+        announce(plan)
+        if max_calls is not None and plan.calls > max_calls:
+            raise InputError(
+                f"judging needs {plan.calls} calls and at most {max_calls} are allowed: raise "
+                "--max-judge-calls, or judge fewer examples; nothing was asked"
+            )
+        asked = [key for key in set(keys.values()) if key not in cache.replies]
+        failures = _ask_missing(keys, cache, engine, template, progress)
+    replies = cache.replies
+
+    def read(question: Question) -> Reading | Failure:
+        key = keys[question]
+        return failures[key] if key in failures else engine.read(replies[key], template)
+
+    verdicts = []
+    for comparison in comparisons:
+        orders = _orders(comparison, both_orders, single_order)
+        readings = {order: read(comparison.question(order)) for order in orders}
+        verdicts.append(_verdict(comparison, readings))
+    usage: Counter[str] = Counter()
+    for key in set(keys.values()) & replies.keys():
+        usage.update(replies[key].get("usage", {}))
+    calls = sum(failures[key].asked if key in failures else True for key in asked)
+    return Judgement(tuple(verdicts), plan, calls, usage)
+
+
+def _ask_missing(
+    keys: Mapping[Question, str],
+    cache: ReplyCache,
+    engine: Engine,
+    template: Template | None,
+    progress: Callable[[int, int], object],
+) -> dict[str, Failure]:
+    """Ask what has no reply, keep the replies as they come, and return what failed."""
+    failures: dict[str, Failure] = {}
+    missing = {key: question for question, key in keys.items() if key not in cache.replies}
+    answered = 0
+
+    def record(question: Question, answer: Reply | Failure) -> None:
+        nonlocal answered
+        answered += 1
+        progress(answered, len(missing))
+        if isinstance(answer, Failure):
+            failures[keys[question]] = answer
+        else:
+            cache.add(keys[question], answer)
+
+    if missing:
+        cache.open()
+        engine.ask(list(missing.values()), template, record)
+    return failures
+
+
+def _fitting(engine: Engine, template: Template | None) -> Template | None:
+    """Return the template as the engine uses it."""
+    if engine.reads == "reference":
+        return None
+    if template is None:
+        raise InputError("this judge needs a template")
+    template.asked(engine.reads)
+    return template
+
+
+def _orders(
+    comparison: Comparison, both_orders: bool, single_order: Callable[[Comparison], str]
+) -> tuple[str, ...]:
+    """The orders in which a comparison is asked: none where its answers are equal."""
+    if comparison.a == comparison.b:
+        return ()
+    return ("ab", "ba") if both_orders else (single_order(comparison),)
+
+
+def _questions(
+    comparisons: Sequence[Comparison],
+    engine: Engine,
+    template: Template | None,
+    both_orders: bool,
+    single_order: Callable[[Comparison], str],
+) -> dict[Question, str]:
+    """Every question with its key, each once."""
+    if not comparisons:
+        raise ValueError("there is nothing to judge: an empty evaluation is an error, not 0.0")
+    repeated = [name for name, n in Counter(c.id for c in comparisons).items() if n > 1]
+    if repeated:
+        raise ValueError(f"comparisons share ids: {repeated[:5]}")
+    if template is not None and template.shows_reference:
+        without = [comparison.id for comparison in comparisons if comparison.reference is None]
+        if without:
+            raise InputError(
+                f"template {template.name} shows the reference, and {len(without)} comparisons "
+                f"have none, the first of them {without[0]}"
+            )
+    questions = (
+        comparison.question(order)
+        for comparison in comparisons
+        for order in _orders(comparison, both_orders, single_order)
+    )
+    return {question: question_key(engine, template, question) for question in questions}
+
+
+def _plan(
+    comparisons: Sequence[Comparison],
+    keys: Mapping[Question, str],
+    cache: ReplyCache,
+    engine: Engine,
+    template: Template | None,
+    price: Price | None,
+) -> Plan:
+    missing = {key: question for question, key in keys.items() if key not in cache.replies}
+    total = len(set(keys.values()))
+    cost = None
+    if price is not None:
+        characters = 0
+        if template is not None:
+            for question in missing.values():
+                messages = template.messages(question, engine.reads)
+                characters += sum(len(message["content"]) for message in messages)
+        output_tokens = len(missing) * _REPLY_TOKENS[engine.reads]
+        cost = price.of(len(missing), characters / _CHARACTERS_PER_TOKEN, output_tokens)
+    return Plan(len(comparisons), total, total - len(missing), len(missing), cost)
+
+
+def _verdict(comparison: Comparison, readings: Mapping[str, Reading | Failure]) -> Verdict:
+    """Average the orders of one comparison (decision 1)."""
+    by_order = {
+        order: None
+        if isinstance(reading, Failure) or reading.p_second is None
+        else (reading.p_second if order == "ab" else 1.0 - reading.p_second)
+        for order, reading in readings.items()
+    }
+    for kind, outcome in ((Failure, VerdictOutcome.ERRORED), (Reading, VerdictOutcome.UNPARSED)):
+        for order, reading in readings.items():
+            if isinstance(reading, kind) and by_order[order] is None:
+                return Verdict(comparison.id, outcome, None, by_order, reading.reason)
+    signed = [
+        reading.p_second - 0.5 if order == "ab" else 0.5 - reading.p_second
+        for order, reading in readings.items()
+        if isinstance(reading, Reading) and reading.p_second is not None
+    ]
+    above_half = on_grid(math.fsum(signed) / len(signed), bits=52) if signed else 0.0
+    names = {-1: VerdictOutcome.LOSS, 0: VerdictOutcome.TIE, 1: VerdictOutcome.WIN}
+    outcome = names[(above_half > 0) - (above_half < 0)]
+    return Verdict(comparison.id, outcome, 0.5 + above_half, by_order)

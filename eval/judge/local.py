@@ -1,0 +1,182 @@
+"""Judges that need no server: a model in this process, and ROUGE-L against the reference.
+
+Decisions: (1) a local judge's label is the one token that stands for it where an answer starts; its
+questions go through the model one at a time, so that no verdict depends on another question's
+padding; (2) the system message is put before the user's where a model's template refuses one;
+(3) the judge's files are trusted with nothing: no code of its own, no pickled weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.graders.rouge import f_measures
+from eval.judge.template import Template
+from eval.judge.types import Failure, Question, Reading, Record, Reply, sigmoid
+from pipeline.data.tasks import Example
+from pipeline.errors import InputError
+from pipeline.models.trust import Trust, check_pickles
+
+if TYPE_CHECKING:
+    from pipeline.data.render import Renderer
+
+
+class LocalJudge:
+    """A causal language model in this process, read by its logits of the two labels in float32."""
+
+    reads = "label"
+    keeps_labels_only = True
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        device: str | None = None,
+    ):
+        """Set up a judge; the model is loaded when the first question is asked.
+
+        Args:
+            model: hub id, folder, embedded name, or the folder of a step.
+            revision: hub revision.
+            dtype: 'float32', 'bfloat16' or 'float16' for the model; its output layer is always
+                float32, because option probabilities are coarse otherwise.
+            device: where it runs; by default an accelerator if there is one.
+
+        Raises:
+            InputError: for a folder with pickled weights (decision 3).
+        """
+        check_pickles(str(Path(model).expanduser()), Trust())
+        self.model, self.revision, self.dtype, self.device = model, revision, dtype, device
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights, and their precision."""
+        from pipeline.models.locate import locate
+        from pipeline.steps.identity import EMBEDDED_MODEL, model_identity
+
+        # A step's folder holds its weights in a folder below, beside records that may change.
+        place = self.model if self.model == EMBEDDED_MODEL else locate(self.model)
+        return {
+            "engine": "local",
+            "model": model_identity(place, self.revision),
+            "dtype": self.dtype,
+        }
+
+    def ask(self, questions: Sequence[Question], template: Template, record: Record) -> None:
+        """Read the label logits of one question after the other; see `Engine`."""
+        import torch
+
+        from pipeline.decoding.batching import logits_to_keep
+
+        model, renderer = self._loaded
+        labels = self._label_ids(template)
+        for question in questions:
+            ids = self._prompt_ids(question, template)
+            if renderer.window is not None and len(ids) > renderer.window:
+                reason = f"the prompt has {len(ids)} tokens, the judge reads {renderer.window}"
+                record(question, Failure(reason))
+                continue
+            with torch.no_grad():
+                ids_BT = torch.tensor([ids], device=model.device)
+                logits_BTV = model(ids_BT, use_cache=False, **logits_to_keep(model, 1)).logits
+            logits = logits_BTV[0, -1, labels].tolist()
+            if all(map(math.isfinite, logits)):
+                record(question, {"logits": logits})
+            else:
+                record(question, Failure(f"the judge's label logits are {logits}"))
+
+    def read(self, reply: Reply, template: Template) -> Reading:
+        """Softmax over the two labels."""
+        first, second = reply["logits"]
+        return Reading(sigmoid(second - first))
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Renderer]:
+        import torch
+
+        from pipeline.data.render import Renderer
+        from pipeline.models.load import end_ids, load_model, load_tokenizer, window_of
+
+        device = self.device
+        if device is None:
+            found = torch.accelerator.current_accelerator(check_available=True)
+            device = "cpu" if found is None else found.type
+        known = self.identity()["model"]  # the commit that verdicts are kept under
+        revision = known.get("base", known).get("revision")
+        model = load_model(self.model, revision=revision, dtype=self.dtype).to(device).eval()
+        if self.dtype != "float32":
+            # A copy, because the output layer may share its weights with the embeddings.
+            head = copy.deepcopy(model.get_output_embeddings()).float()
+            head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+            model.set_output_embeddings(head)
+        window = window_of(self.model, revision=revision)
+        tokenizer = load_tokenizer(self.model, revision=revision)
+        ends = end_ids(self.model, revision=revision)
+        return model, Renderer(tokenizer, end_ids=ends, window=window)
+
+    def _prompt_ids(self, question: Question, template: Template) -> list[int]:
+        messages = template.messages(question, self.reads)
+        renderer = self._loaded[1]
+        try:
+            return renderer.prompt_ids(Example("judge", messages, ""))
+        except InputError:
+            if len(messages) == 1:
+                raise
+        joined = "\n\n".join(message["content"] for message in messages)  # decision 2
+        return renderer.prompt_ids(Example("judge", [{"role": "user", "content": joined}], ""))
+
+    def _label_ids(self, template: Template) -> list[int]:
+        """The tokens of the two labels, as they would start an answer (decision 1)."""
+        example = Example("judge", [{"role": "user", "content": ""}], "")
+        ids = [self._loaded[1].answer_ids(example, label)[:-1] for label in template.labels]
+        if any(len(tokens) != 1 for tokens in ids) or ids[0] == ids[1]:
+            raise InputError(
+                f"labels {' and '.join(template.labels)} of template {template.name} are "
+                f"{len(ids[0])} and {len(ids[1])} tokens for {self.model}: each must be one token "
+                "of its own; change labels in a copy of the template"
+            )
+        return [ids[0][0], ids[1][0]]
+
+
+class ReferenceJudge:
+    """The answer whose ROUGE-L with the reference is higher wins; equal is a tie.
+
+    Deterministic, offline, and no judge of quality: results name it.
+    """
+
+    reads = "reference"
+    keeps_labels_only = False
+
+    def identity(self) -> dict[str, Any]:
+        """The measure and the version of the library that computes it."""
+        return {
+            "engine": "reference",
+            "measure": "rougeL F, stemmed",
+            "rouge_score": version("rouge-score"),
+        }
+
+    def ask(self, questions: Sequence[Question], template: object, record: Record) -> None:
+        """Score both answers of every question; see `Engine`."""
+        for question in questions:
+            reference = question.reference
+            if reference is None:
+                record(question, Failure("no reference to compare with"))
+                continue
+            first = f_measures(question.first, reference)
+            second = f_measures(question.second, reference)
+            if first is None or second is None:
+                record(question, Failure("the reference has no letter or digit that ROUGE reads"))
+            else:
+                record(question, {"rouge_l": [first["rougeL"], second["rougeL"]]})
+
+    def read(self, reply: Reply, template: object) -> Reading:
+        """1 for the second, 0 for the first, 0.5 for equal scores."""
+        first, second = reply["rouge_l"]
+        return Reading(0.5 if first == second else float(second > first))

@@ -1,0 +1,196 @@
+"""Judges inside a stage's evaluation: from a recipe's `judge:` to verdicts on stored answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from eval.judge.compare import alpaca_eval_order, judge
+from eval.judge.local import LocalJudge, ReferenceJudge
+from eval.judge.openai import OpenAIJudge
+from eval.judge.template import Template, load_template
+from eval.stats.measures import Measure, measure
+from pipeline.errors import InputError, StepFailedError
+from pipeline.recipe.schema import Judge
+from pipeline.steps.artifact import fingerprint
+from pipeline.steps.context import changed_error
+from pipeline.steps.identity import forget
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eval.judge.types import Comparison, Engine, Judgement, Plan, Verdict
+    from pipeline.steps.context import StepContext
+
+REPLIES = "judge"  # a folder of the runs folder: what judges said, shared by all recipes
+_FEW = 0.05
+_OFTEN = 0.5
+
+
+def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
+    """Return the judge a recipe names; nothing is loaded or asked yet.
+
+    Raises:
+        InputError: when it lacks a model, has one it does not take, or its address is none.
+    """
+    if settings.engine == "reference":
+        if settings.model is not None:
+            raise InputError("reference compares with the reference answer and takes no model")
+        return ReferenceJudge()
+    if settings.model is None:
+        raise InputError(f"which model? Write {settings.engine}:MODEL, or add the key model")
+    if settings.engine == "local":
+        if settings.reads == "text":
+            raise InputError("a local judge reads labels; leave out reads: text")
+        return LocalJudge(
+            settings.model, revision=settings.revision, dtype=settings.dtype, device=device
+        )
+    return OpenAIJudge(
+        settings.model,
+        base_url=settings.base_url,
+        reads=settings.reads,
+        concurrency=settings.concurrency,
+        timeout_s=settings.timeout_s,
+        max_retries=settings.max_retries,
+        request=settings.request,
+    )
+
+
+def template_for(settings: Judge, options: Any) -> Template | None:
+    """Return what a benchmark tells the judge, None for the reference judge.
+
+    Raises:
+        InputError: when there is no such template, or it does not ask for what the judge reads.
+    """
+    if settings.engine == "reference":
+        return None
+    template = load_template(options.template)
+    template.asked(settings.reads)
+    return template
+
+
+def judge_words(settings: Judge) -> str:
+    """What a table calls the judge."""
+    if settings.engine == "reference":
+        return (
+            "ROUGE-L with the reference answer, which is one of the two, so that only an equal "
+            "answer does not lose (a smoke test, no judge of quality)"
+        )
+    where = f" at {settings.base_url}" if settings.engine == "openai" else ", in process"
+    orders = "both orders"
+    if settings.orders == "one":
+        orders = "one order, so that what the order decides is not measured"
+    return f"{settings.model}{where}, reads {settings.reads}, {orders}"
+
+
+def judge_comparisons(step: StepContext, comparisons: Sequence[Comparison]) -> Judgement:
+    """Have a step's comparisons judged, within the calls it has left.
+
+    Replies are kept in the runs folder as they come, so a step that fails asks only for the rest
+    when it is run again.
+
+    Raises:
+        StepFailedError: when more than `max_errors` comparisons got no reply, or none has a
+            verdict.
+        InputError: when more calls are needed than are allowed, there is no key, or the judge is
+            no longer what the plan has seen.
+    """
+    settings = Judge.model_validate(step.runtime_options["judge"])
+    template = step.options["template"]
+    if template is not None:
+        template = Template(**{**template, "labels": tuple(template["labels"])})
+    engine = engine_for(settings, device=step.device.type)
+    forget()
+    if fingerprint(engine.identity()) != fingerprint(step.options["judge"]):
+        raise changed_error(f"the judge {settings.model}")
+    # Of this judge only: a file is read whole before anything is asked.
+    name = f"{fingerprint(step.options['judge'])[:16]}.jsonl"
+    unit = "judge calls"
+
+    def announce(plan: Plan) -> None:
+        nonlocal unit
+        print(f"judge: {plan}", flush=True)
+        unit += "" if plan.cost is None else f" (estimated cost {plan.cost:.2f})"
+        step.progress(0, plan.calls, unit)
+
+    judgement = judge(
+        comparisons,
+        engine,
+        template,
+        step.directory.parent.parent / REPLIES / name,
+        both_orders=step.options["orders"] == "both",
+        max_calls=None if settings.engine == "reference" else step.judge_calls_left,
+        single_order=alpaca_eval_order,
+        price=settings.price,
+        announce=announce,
+        progress=lambda done, total: step.progress(done, total, unit),
+    )
+    step.metrics["judge_calls"] = judgement.calls
+    step.metrics["judgement"] = judgement.summary()
+    _check_failures(step, judgement, settings)
+    return judgement
+
+
+def judged_measures(judgement: Judgement) -> dict[str, Measure]:
+    """Win rate, and the share of comparisons whose winner changes with the order.
+
+    The latter is there where both orders were judged.
+    """
+    interval = judgement.interval
+    assert judgement.win_rate is not None and interval is not None  # see _check_failures
+    preferences = [verdict.preference for verdict in judgement.verdicts]
+    exact = {"value": judgement.win_rate, "low": interval.low, "high": interval.high}
+    measures = {"win rate": {**measure(preferences), **exact}}
+    if judgement.judged_both_ways:
+        measures["order decides"] = measure([verdict.flips for verdict in judgement.verdicts])
+    return measures
+
+
+def judged_grades(samples: Sequence[dict[str, Any]], judgement: Judgement) -> list[dict[str, Any]]:
+    """One row an example: what the judge says of it."""
+    return [
+        {
+            "id": sample["id"],
+            "verdict": _verdict_words(verdict),
+            "outcome": verdict.outcome.value,
+            "preference": verdict.preference,
+            "by_order": dict(verdict.by_order),
+            "reason": verdict.reason,
+            "truncated": not sample["finished"],
+        }
+        for sample, verdict in zip(samples, judgement.verdicts, strict=True)
+    ]
+
+
+def _verdict_words(verdict: Verdict) -> str:
+    if verdict.preference is None:
+        return f"no verdict: {verdict.reason}"
+    is_certain = verdict.preference in (0.0, 0.5, 1.0)
+    return verdict.outcome.value + ("" if is_certain else f" ({verdict.preference:.2f})")
+
+
+def _check_failures(step: StepContext, judgement: Judgement, settings: Judge) -> None:
+    counts, total = judgement.counts, len(judgement.verdicts)
+    reasons = [verdict.reason for verdict in judgement.verdicts if verdict.reason]
+    if counts["errored"] > settings.max_errors or counts["errored"] == total:
+        reason = next(v.reason for v in judgement.verdicts if v.outcome == "errored")
+        raise StepFailedError(
+            f"{counts['errored']} of {total} comparisons have no usable reply from the judge "
+            f"(first: {reason}). Replies are kept: once the cause is gone, the same command asks "
+            "for the missing ones only; judge.max_errors accepts some, counted and unscored"
+        )
+    if not judgement.n:
+        raise StepFailedError(
+            f"none of {total} comparisons has a verdict, and an empty evaluation is an error, not "
+            f"0.0 (first: {reasons[0]}); choose another judge or template"
+        )
+    if (judgement.position_bias or 0) > _OFTEN:
+        step.warn(
+            f"the order of the answers decides {judgement.position_bias:.0%} of the judge's "
+            "verdicts: its win rate says little; choose a better judge"
+        )
+    unscored = counts["errored"] + counts["unparsed"]
+    if unscored > _FEW * total:
+        step.warn(
+            f"{unscored} of {total} comparisons have no verdict and are left out of the win rate "
+            f"(first: {reasons[0]})"
+        )

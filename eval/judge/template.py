@@ -1,0 +1,141 @@
+"""What a judge is told: prompt templates, read from files and filled with a question's texts.
+
+A text reply counts when all that its template's pattern finds in it is one and the same verdict.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.judge.types import Question, Reading
+from pipeline.errors import InputError, suggest
+from pipeline.recipe.shipped import user_path
+from pipeline.recipe.strict_yaml import read_yaml_file
+
+PROMPTS = Path(__file__).parent / "prompts"
+
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+_NAMES = ("prompt", "first", "second", "reference")
+_FIELDS = ("system", "prompt", "label_request", "text_request", "labels", "tie", "pattern")
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a judge is told, read from a file.
+
+    Attributes:
+        name: the file's name.
+        prompt: the user's message, with {prompt}, {first}, {second} and perhaps {reference}.
+        labels: what stands for the first and for the second answer.
+        label_request: end of the message that asks for a label alone, or None.
+        text_request: end of the message that asks for a text with the verdict in it, or None.
+        system: the system message, or None.
+        tie: what stands for a tie, or None.
+        pattern: regular expression whose group 1 is the verdict in a text reply.
+    """
+
+    name: str
+    prompt: str
+    labels: tuple[str, str]
+    label_request: str | None = None
+    text_request: str | None = None
+    system: str | None = None
+    tie: str | None = None
+    pattern: str | None = None
+
+    def asked(self, reads: str) -> dict[str, Any]:
+        """What of the template a judge sees: kept replies stay valid while it is the same.
+
+        Raises:
+            InputError: when the template does not ask for what the engine reads.
+        """
+        request = {"label": self.label_request, "text": self.text_request}[reads]
+        if request is None:
+            other = "text" if reads == "label" else "label"
+            raise InputError(
+                f"template {self.name} has no {reads}_request: take a judge that reads {other}, or "
+                f"add {reads}_request to a copy of the template"
+            )
+        return {"system": self.system, "prompt": self.prompt, "request": request}
+
+    def messages(self, question: Question, reads: str) -> list[dict[str, str]]:
+        """The messages of a question. Braces in its texts are left as they are."""
+        asked = self.asked(reads)
+        user = {"role": "user", "content": f"{asked['prompt']}\n\n{asked['request']}"}
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [
+            {**message, "content": _fill(message["content"], question)}
+            for message in [*system, user]
+        ]
+
+    @property
+    def shows_reference(self) -> bool:
+        """Whether the judge sees the reference."""
+        return "reference" in _PLACEHOLDER.findall(self.prompt)
+
+    def read_text(self, text: str) -> Reading:
+        """Read the verdict in a text reply."""
+        verdicts = {found[1] for found in re.finditer(self.pattern or r"(?!)", text)}
+        values = {self.labels[0]: 0.0, self.labels[1]: 1.0, self.tie: 0.5}
+        if len(verdicts) != 1 or not verdicts <= values.keys() - {None}:
+            return Reading(None, f"no single verdict in the reply {text[:200]!r}")
+        return Reading(values[verdicts.pop()])
+
+
+def load_template(name: str | Path) -> Template:
+    """Read a template: one of ours by name, or a file.
+
+    Raises:
+        InputError: when there is no such template, or a field of it is wrong.
+    """
+    ours = sorted(path.stem for path in PROMPTS.glob("*.yaml"))
+    path = PROMPTS / f"{name}.yaml" if str(name) in ours else Path(name)
+    if not user_path(str(path)).is_file():
+        raise InputError(
+            f"no judge template {name}: give a file, or one of {', '.join(ours)}"
+            + suggest(str(name), ours)
+        )
+    fields = read_yaml_file(path)
+    if not isinstance(fields, dict) or not fields.keys() <= set(_FIELDS):
+        raise InputError(f"{path}: its keys must be of {', '.join(_FIELDS)}")
+    labels = fields.pop("labels", None)
+    if not isinstance(labels, list) or len(labels) != 2 or labels[0] == labels[1]:
+        raise InputError(f"{path}: labels must be two different texts, such as [A, B]")
+    for key, value in [*fields.items(), *(("labels", label) for label in labels)]:
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{path}: {key} is {value!r}, expected text: write it in quotes")
+    if "label_request" not in fields and not {"text_request", "pattern"} <= fields.keys():
+        raise InputError(f"{path}: needs label_request, or text_request and pattern")
+    if fields.get("tie") in labels:
+        raise InputError(f"{path}: tie is one of the labels: a tie needs a text of its own")
+    _check_placeholders(path, fields)
+    first, second = labels
+    return Template(path.stem, labels=(first, second), **{"prompt": "", **fields})
+
+
+def _check_placeholders(path: Path, texts: Mapping[str, str]) -> None:
+    used = _PLACEHOLDER.findall(texts.get("prompt", ""))
+    if missing := [name for name in _NAMES[:3] if name not in used]:
+        raise InputError(f"{path}: prompt lacks {', '.join(f'{{{name}}}' for name in missing)}")
+    for key in ("system", "prompt", "label_request", "text_request"):
+        for name in _PLACEHOLDER.findall(texts.get(key, "")):
+            if name not in (_NAMES if key == "prompt" else ()):
+                raise InputError(
+                    f"{path}: {key} has {{{name}}}; valid in prompt are {{{'}, {'.join(_NAMES)}}}, "
+                    "and nothing elsewhere"
+                )
+    try:
+        groups = re.compile(texts.get("pattern", "()")).groups
+    except re.error as error:
+        raise InputError(f"{path}: pattern is no regular expression: {error}") from None
+    if groups != 1:
+        raise InputError(f"{path}: pattern has {groups} groups, expected one: the verdict")
+
+
+def _fill(text: str, question: Question) -> str:
+    """Put a question's texts in, in one pass, so that what they hold is never looked at."""
+    return _PLACEHOLDER.sub(lambda found: str(getattr(question, found[1])), text)

@@ -1,0 +1,1 @@
+"""Statistics: measures, intervals, seeds."""

@@ -1,0 +1,73 @@
+"""A measure: one score an example, their mean and its interval.
+
+Scores are shares between 0 and 1, null where an example could not be scored. Values are in percent
+unless a measure names another unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.stats.types import Interval
+
+Measure = dict[str, Any]
+
+
+def scale_of(unit: str) -> int:
+    """What scores are multiplied by to be values: those in percent are stored as shares."""
+    return 100 if unit == "%" else 1
+
+
+def measure(scores: Sequence[float | None], *, unit: str = "%", better: str = "higher") -> Measure:
+    """Return a measure: the mean score with its 95 % interval, and the scores.
+
+    The interval is Wilson's where every score is 0 or 1, else a bootstrap over examples.
+
+    Args:
+        scores: One an example, None where it could not be scored; shares where the unit is "%".
+        unit: "%" or the unit of the scores.
+        better: whether "higher" or "lower" numbers are.
+
+    Raises:
+        ValueError: If there is no score at all.
+    """
+    from eval.stats.intervals import mean_over_seeds, wilson_interval
+
+    known = [float(score) for score in scores if score is not None]
+    if not known:
+        raise ValueError("no example has a score: an empty evaluation is an error, not 0.0")
+    if unit == "%" and all(score in (0.0, 1.0) for score in known):
+        interval = wilson_interval(int(sum(known)), len(known))
+    else:
+        interval = mean_over_seeds([known]).interval
+    scale = scale_of(unit)
+    value = sum(known) / len(known)
+    return {
+        "value": scale * value,
+        "low": scale * interval.low,
+        "high": scale * interval.high,
+        "n": len(known),
+        "unit": unit,
+        "scores": list(scores),
+        **({} if better == "higher" else {"better": better}),
+    }
+
+
+def replicated(value: float, interval: Interval | None, n: int, replicates: list[float]) -> Measure:
+    """Return a measure that is no mean of scores, in percent.
+
+    `replicates` are its values on bootstrap resamples of the examples; two results on the same
+    examples have the same resamples, so their differences are paired.
+    """
+    low, high = (value, value) if interval is None else (interval.low, interval.high)
+    unit = {"unit": "%", "replicates": replicates}
+    return {"value": value, "low": low, "high": high, "n": n, **unit}
+
+
+def curve(ids: Sequence[int], measures: Mapping[str, Measure], **more: Any) -> dict[str, Any]:
+    """Return one curve of a result: a measure for each place on the x axis, and its own examples.
+
+    It is shaped as a result is, so that seeds and stages are compared point by point alike.
+    """
+    return {"ids": list(ids), "measures": dict(measures), **more}

@@ -1,0 +1,361 @@
+"""The `bashrac` command.
+
+Exit codes: 0 done, 1 a step failed (or does not fit `plan --gpu-memory`), 2 the user's input, 130
+interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from pipeline.again import making_command, retry_command
+from pipeline.cli.parser import make_parser
+from pipeline.errors import (
+    EXIT_FAILED,
+    EXIT_INPUT,
+    EXIT_STOPPED,
+    BashracError,
+    InputError,
+    Stopped,
+    suggest,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    _write_any_text()
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    if not hasattr(given, "command"):
+        parser.print_help()
+        return 0
+    try:
+        return _COMMANDS[given.command](given)
+    except BashracError as error:
+        print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as stop:
+        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        by = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
+        return EXIT_STOPPED + by
+    except BrokenPipeError:  # the reader of our output has gone: `bashrac report | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if given.command not in ("run", "evaluate"):
+            return 0
+        print("error: nobody reads the output any more, so the run has stopped", file=sys.stderr)
+        return EXIT_FAILED
+    except UnicodeEncodeError as error:
+        if "surrogates" not in error.reason:
+            raise
+        # Of a path whose name is no UTF-8; nothing else that is written has passed the reader.
+        print(f"error: {_as_bytes(error)} is a name that is not UTF-8; rename it", file=sys.stderr)
+        return EXIT_INPUT
+    except OSError as error:
+        from pipeline.steps.artifact import DISK_ERRNOS, disk_error
+
+        if error.errno not in DISK_ERRNOS:
+            raise
+        print(f"error: {disk_error(Path(error.filename or '.'), error)}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _as_bytes(error: UnicodeEncodeError) -> str:
+    """The text that could not be written, in which bytes that are no UTF-8 are shown as such."""
+    return error.object.encode(errors="surrogateescape").decode(errors="backslashreplace").strip()
+
+
+def _write_any_text() -> None:
+    """Print what a terminal cannot show as escapes, and UTF-8 into files and pipes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            if stream.isatty():
+                stream.reconfigure(errors="backslashreplace")
+            else:
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _load_plan(given: Any) -> Any:
+    from pipeline.plan.load import load_recipe
+    from pipeline.plan.plan import make_plan
+
+    return make_plan(load_recipe(given.recipe, given.overrides, given.variant))
+
+
+def _launch_of(plan: Any, given: Any) -> Any:
+    from pipeline.hardware.precision import refuse_float16
+    from pipeline.recipe.shipped import read_launch
+    from pipeline.steps.artifact import is_finished
+
+    launch = read_launch(plan.recipe.launch if given.launch is None else given.launch)
+    refuse_float16((s for s in plan.steps if not is_finished(s.directory(given.runs))), launch)
+    return launch
+
+
+def _check_price(given: Any) -> None:
+    if given.currency and given.price_per_hour is None:
+        raise InputError("--currency says what a price is in; give --price-per-hour too")
+
+
+def _check(given: Any) -> int:
+    from pipeline.plan.load import variants_of
+
+    code = 0
+    for source in given.recipes:
+        try:
+            variants = [given.variant] if given.variant else variants_of(source) or [None]
+        except InputError as error:
+            print(error, file=sys.stderr)
+            code = error.exit_code
+            continue
+        problems = [_check_one(source, given.overrides, variant) for variant in variants]
+        for problem in dict.fromkeys(filter(None, problems)):
+            print(problem, file=sys.stderr)
+            code = EXIT_INPUT
+    return code
+
+
+def _check_one(source: str, overrides: list[str], variant: str | None) -> str | None:
+    """Say that there is nothing wrong with a recipe, or return what is."""
+    from pipeline.hardware.precision import refuse_float16
+    from pipeline.plan.load import load_recipe
+    from pipeline.plan.plan import make_plan
+    from pipeline.recipe.shipped import read_launch
+
+    try:
+        plan = make_plan(load_recipe(source, overrides, variant))
+        refuse_float16(plan.steps, read_launch(plan.recipe.launch))
+    except InputError as error:
+        return str(error)
+    which = "" if variant is None else f" (variant {variant})"
+    points = f"{len(plan.recipe.points)} points, " if plan.recipe.points else ""
+    counts = f"{points}{len(plan.stages)} stages, {len(plan.steps)} steps"
+    print(f"{source}{which}: no problems, {counts}")
+    return None
+
+
+def _plan(given: Any) -> int:
+    from pipeline.run.status import explain
+
+    _check_price(given)
+    plan = _load_plan(given)
+    launch = _launch_of(plan, given)
+    print(explain(plan, given.runs, launch, given.through))
+    asked = (given.estimate, given.gpu_memory, given.tokens_per_second, given.price_per_hour)
+    if not any(asked):
+        return 0
+    from pipeline.estimate.text import estimate_plan
+
+    text, fits = estimate_plan(
+        plan, given.runs, launch, gpu_memory=given.gpu_memory, speed=given.tokens_per_second,
+        price_per_hour=given.price_per_hour and (given.price_per_hour, given.currency),
+    )  # fmt: skip
+    print(f"\n{text}")
+    return 0 if fits else EXIT_FAILED
+
+
+def _run(given: Any) -> int:
+    return _run_plan(_load_plan(given), given, given.stages)
+
+
+def _run_plan(plan: Any, given: Any, stages: Sequence[str] = ()) -> int:
+    from eval.report.collect import collect
+    from eval.report.files import write_report
+    from pipeline.plan import changes
+    from pipeline.run import launcher, status
+    from pipeline.run.scheduler import (
+        RunSettings,
+        launched_by_accelerate,
+        run_in_these_processes,
+        run_plan,
+    )
+    from pipeline.run.worker import prepare_to_end
+
+    launch = _launch_of(plan, given)
+    status.check_judge_key(plan, given.runs, stages)
+    status.check_engine(plan, given.runs, stages)
+    retry = retry_command(given)
+    settings = RunSettings(
+        given.runs, launch, retry, stages, given.max_judge_calls, given.verify, given.through
+    )
+
+    def written() -> str:
+        report = collect(plan, given.runs, command=making_command(given))
+        return write_report(report, plan, given.runs)
+
+    if launched_by_accelerate():
+        is_main = int(os.environ.get("RANK", "0")) == 0
+        if is_main:
+            changes.remember(plan, given.runs)
+        code = run_in_these_processes(plan, settings)
+        if is_main and code == 0:
+            print(written())
+        if code == 0:
+            prepare_to_end()
+        return code
+    # The launched processes must end with us.
+    for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(chosen, _interrupt)
+    launcher.check_launch(launch, given.through)
+    changes.remember(plan, given.runs)
+    if calls := status.judge_calls_words(plan, given.runs, stages):
+        print(calls, flush=True)
+    run_plan(plan, settings)
+    print(written())
+    return 0
+
+
+def _interrupt(signal_number: int, frame: Any) -> None:
+    del frame
+    raise Stopped(signal_number)
+
+
+def _evaluate(given: Any) -> int:
+    from pipeline.plan.from_model import recipe_for
+    from pipeline.plan.load import check_recipe
+    from pipeline.plan.plan import make_plan
+
+    raw = recipe_for(
+        given.model,
+        given.benchmarks,
+        data=given.data,
+        limit=given.limit,
+        task=given.task,
+        judge=given.judge,
+        judge_url=given.judge_url,
+        overrides=given.overrides,
+    )
+    recipe = check_recipe(raw, given.overrides, name=f"bashrac evaluate {given.model}")
+    return _run_plan(make_plan(recipe), given)
+
+
+def _score(given: Any) -> int:
+    from eval.rescore import describe_scores
+
+    print(describe_scores(given.files, given.reference, given.difficulty, given.gamed))
+    return 0
+
+
+def _report(given: Any) -> int:
+    from eval.report.collect import collect, part_of
+    from eval.report.files import report_text
+
+    _check_price(given)
+    plan = _load_plan(given)
+    if given.baseline is not None and given.baseline not in plan.recipe.stages:
+        known = list(plan.recipe.stages)
+        guess = suggest(given.baseline, known)
+        if given.baseline in plan.stages:  # a label of a sweep
+            name = plan.stages[given.baseline].name
+            guess = f"; each stage is compared at its own point of the sweep: write {name}"
+        raise InputError(
+            f"--baseline {given.baseline}: no such stage{guess}; stages: {', '.join(known)}"
+        )
+    if given.stages:
+        plan = part_of(plan, given.stages, given.baseline)
+    report = collect(
+        plan,
+        given.runs,
+        baseline=given.baseline,
+        command=making_command(given),
+        price_per_hour=given.price_per_hour,
+        currency=given.currency,
+    )
+    print(report_text(report, given.format, plan, given.runs))
+    if report.bill is None:
+        sentence = f"nothing of this report is finished under {given.runs}"
+        more = "what was run with --set, --variant or --runs is found with the same"
+        print(f"{sentence}; {more}", file=sys.stderr)
+    return 0
+
+
+def _recipes(given: Any) -> int:
+    del given
+    from pipeline.plan.load import variants_of
+    from pipeline.recipe import shipped
+
+    for name in shipped.recipe_names():
+        text = (shipped.folder("recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+        print(f"{name:<20} {text.splitlines()[0].removeprefix('#').strip()}")
+        if variants := variants_of(name):
+            print(f"{'':<20} --variant {', '.join(variants)}")
+    return 0
+
+
+def _copy(given: Any) -> int:
+    from pipeline.plan.load import variants_of
+    from pipeline.recipe import shipped
+    from pipeline.steps import artifact
+
+    source = shipped.find_recipe(given.name)
+    if given.file.exists():
+        raise InputError(f"{given.file} exists; choose another name, nothing is overwritten")
+    variants = variants_of(source)
+    with artifact.whole_file(given.file) as file:
+        file.write(source.read_text(encoding="utf-8"))
+    print(f"{given.file} written; `bashrac check {given.file}` after you have edited it")
+    if variants:
+        print(f"variants, the first by default: --variant {', '.join(variants)}")
+    return 0
+
+
+def _find(given: Any) -> Any:
+    from pipeline.publish.stage import find_stage
+
+    terms = {"overrides": given.overrides, "variant": given.variant, "seed": given.seed}
+    return find_stage(given.named, given.runs, **terms)
+
+
+def _merge(given: Any) -> int:
+    from pipeline.publish.export import write_model
+
+    found = _find(given)
+    print(write_model(found, given.out, dtype=given.dtype))
+    return 0
+
+
+def _clean(given: Any) -> int:
+    from pipeline.run.clean import clean
+
+    print(clean(given.runs, yes=given.yes))
+    return 0
+
+
+def _push(given: Any) -> int:
+    from pipeline.publish.push import push
+
+    found = _find(given)
+    command = retry_command(given, *(["--private"] if given.private else []), "--yes")
+    print(push(found, given.to, private=given.private, yes=given.yes, command=command))
+    return 0
+
+
+def _step(given: Any) -> int:
+    from pipeline.run.worker import end_with_parent, prepare_to_end, run_steps
+
+    end_with_parent()
+    code = run_steps(given.specs)
+    if code == 0:
+        prepare_to_end()
+    return code
+
+
+_COMMANDS = {
+    "check": _check,
+    "plan": _plan,
+    "run": _run,
+    "report": _report,
+    "evaluate": _evaluate,
+    "score": _score,
+    "recipes": _recipes,
+    "copy": _copy,
+    "merge": _merge,
+    "clean": _clean,
+    "push": _push,
+    "step": _step,
+}

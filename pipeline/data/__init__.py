@@ -1,0 +1,1 @@
+"""Rows from outside: read, checked, rendered to tokens."""

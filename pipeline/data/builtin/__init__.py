@@ -1,0 +1,1 @@
+"""The built-in sets: word problems, posts and dialogues, made from templates."""

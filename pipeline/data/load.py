@@ -1,0 +1,260 @@
+"""Reads rows of any source, checks every one, and cuts what is too long."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.data.builtin import rows as builtin
+from pipeline.data.files import READERS, rows_of_file
+from pipeline.data.render import Renderer
+from pipeline.data.tasks import Example, PreferencePair, RowError, example_of, preference_of
+from pipeline.errors import InputError
+from pipeline.recipe.schema import Source
+from pipeline.steps import artifact
+from pipeline.steps.identity import cache_folder, hub_commit, local_digest, local_file
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A row as tokens.
+
+    Attributes:
+        row_id: position in the source, from 0.
+        prompt: prompt ids.
+        answer: ids of the reference answer with its end-of-turn token, perhaps cut at the end.
+        example: the text it came from, its prompt perhaps cut.
+        room: most answer tokens beside this prompt.
+        whole: whether the answer is not cut.
+    """
+
+    row_id: int
+    prompt: list[int]
+    answer: list[int]
+    example: Example
+    room: int = sys.maxsize
+    whole: bool = True
+
+
+def load_examples(
+    source: dict[str, Any] | Source, task: str, warn: Callable[[str], None] = print
+) -> list[Example]:
+    """Read a source's rows as examples of a task.
+
+    `warn` is told how many rows are left out, where the source says `skip_unusable: true`.
+
+    Raises:
+        InputError: for a source that cannot be read, is empty, or has a malformed row; the file,
+            line and field are named.
+    """
+    return _read_each(_source(source), lambda row: example_of(task, row), warn)
+
+
+def load_preferences(
+    source: dict[str, Any] | Source, task: str, warn: Callable[[str], None] = print
+) -> list[PreferencePair]:
+    """Read a source's rows as preference pairs; otherwise as `load_examples`."""
+    return _read_each(_source(source), lambda row: preference_of(task, row), warn)
+
+
+def fit_prompt(
+    example: Example, renderer: Renderer, *, max_length: int | None
+) -> tuple[Example, list[int], int] | None:
+    """Return the example, its prompt cut to fit, its prompt ids, and the room for answer tokens.
+
+    None when the prompt stays over `max_prompt_length` or leaves no room within `max_length`.
+    """
+    fitted = renderer.fit(example)
+    prompt = renderer.prompt_ids(fitted)
+    room = sys.maxsize if max_length is None else max_length - len(prompt)
+    return (fitted, prompt, room) if room > 0 and renderer.fits(prompt) else None
+
+
+def tokenise(
+    examples: list[Example], renderer: Renderer, *, max_length: int | None
+) -> tuple[list[TokenRow], dict[str, int]]:
+    """Turn examples into token rows of at most `max_length` tokens.
+
+    Prompts are cut as the renderer cuts them. One that is still too long, or leaves no room for an
+    answer token, is dropped; an answer that does not fit is cut at the end, and so has no
+    end-of-turn label.
+
+    Returns:
+        The rows, and counts: rows, dropped, cut, prompts_cut.
+
+    Raises:
+        InputError: when no row is left.
+    """
+    rows, prompts_cut = [], 0
+    for row_id, whole in enumerate(examples):
+        fitted = fit_prompt(whole, renderer, max_length=max_length)
+        if fitted is None:
+            continue
+        example, prompt, room = fitted
+        answer = renderer.answer_ids(example, example.reference)
+        rows.append(TokenRow(row_id, prompt, answer[:room], example, room, len(answer) <= room))
+        prompts_cut += example is not whole
+    if not rows:
+        raise InputError(
+            f"all {len(examples)} prompts are too long (max_length {max_length}, max_prompt_length "
+            f"{renderer.max_prompt_length}) and leave no room for an answer; raise these limits"
+        )
+    cut = sum(not row.whole for row in rows)
+    dropped = len(examples) - len(rows)
+    return rows, {"rows": len(rows), "dropped": dropped, "cut": cut, "prompts_cut": prompts_cut}
+
+
+def describe_losses(
+    counts: dict[str, int], *, max_length: int | None, max_prompt_length: int | None
+) -> str | None:
+    """Return a sentence about dropped and cut rows, or None when there are none."""
+    rows = counts["rows"]
+    parts = []
+    if counts["dropped"]:
+        parts.append(
+            f"{counts['dropped']} of {rows + counts['dropped']} rows dropped: the prompt is over "
+            f"max_prompt_length ({max_prompt_length}) or leaves no room in max_length "
+            f"({max_length})"
+        )
+    if counts["cut"]:
+        parts.append(f"{counts['cut']} of {rows} rows cut in the answer at max_length {max_length}")
+    if counts.get("chosen_cut"):
+        parts.append(
+            f"{counts['chosen_cut']} of these in the chosen answer, which then has no end to prefer"
+        )
+    if counts["prompts_cut"]:
+        parts.append(prompts_cut(counts["prompts_cut"], rows, max_prompt_length))
+    return "; ".join(parts) or None
+
+
+def prompts_cut(count: int, rows: int, max_prompt_length: int | None) -> str:
+    """Return a sentence about cut prompts."""
+    return f"{count} of {rows} prompts cut to max_prompt_length {max_prompt_length}"
+
+
+def _source(source: dict[str, Any] | Source) -> Source:
+    return source if isinstance(source, Source) else Source.model_validate(source)
+
+
+def _read_each(
+    source: Source, read: Callable[[Mapping[str, Any]], Read], warn: Callable[[str], None]
+) -> list[Read]:
+    items, unusable = [], []
+    for place, row in islice(_placed_rows(source), source.skip, source.stop):
+        try:
+            items.append(read(row))
+        except RowError as error:
+            unusable.append(f"{place}: field {error.field!r} {error}")
+            if not source.skip_unusable:
+                raise InputError(unusable[0]) from None
+    if not items:
+        if source.skip and not unusable:
+            total = sum(1 for _ in _placed_rows(source))
+            raise InputError(
+                f"{source.source}: skip {source.skip} leaves none of its {total} rows; lower it"
+            )
+        first = f"; the first of {len(unusable)}: {unusable[0]}" if unusable else ""
+        raise InputError(
+            f"{source.source}: there are no {'usable ' * bool(first)}rows in it{first}"
+        )
+    if unusable:
+        total = len(items) + len(unusable)
+        warn(f"{len(unusable)} of {total} rows left out (skip_unusable), the first: {unusable[0]}")
+    return items
+
+
+def _placed_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A source's rows, each with the place where it stands."""
+    if source.builtin is not None:
+        rows = builtin.builtin_rows(source.builtin, source.split or "train", limit=source.stop)
+        return _numbered(source, rows)
+    path = source.path if source.file is None else local_file(source)
+    if path is not None and not path.is_dir():
+        return rows_of_file(path)
+    return _from_datasets(source, path)
+
+
+def _numbered(
+    source: Source, rows: Iterable[Mapping[str, Any]]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, row in enumerate(rows, start=1):
+        yield f"{source.source}, row {number}", row
+
+
+def _from_datasets(source: Source, folder: Path | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of a folder, whose files and splits `datasets` finds, or of the hub."""
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    split = source.split or "train"
+    try:
+        if folder is None:
+            yield from _numbered(source, _load_from_hub(source))
+            return
+        builder = _folder_builder(source, folder)
+        files = [Path(str(file)) for file in (builder.config.data_files or {}).get(split, ())]
+        if files and all(file.suffix in READERS for file in files):
+            yield from chain.from_iterable(map(rows_of_file, files))
+            return
+        builder.download_and_prepare()
+        yield from _numbered(source, builder.as_dataset(split=split))
+    except (DatasetGenerationError, DatasetNotFoundError, ValueError, FileNotFoundError) as error:
+        raise InputError(f"{source.source}: {_cause(error)}") from None
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise InputError(
+            f"{source.source}: holds a Python script, which is not run; give its rows as "
+            f"{', '.join(READERS)}, or a folder without it"
+        ) from None
+
+
+def _folder_builder(source: Source, folder: Path) -> Any:
+    import datasets
+
+    # datasets knows its cached files by path and time; ours lie under what they hold.
+    cache = str(cache_folder() / "rows" / local_digest(folder)[:16])
+    return datasets.load_dataset_builder(str(folder), source.name, cache_dir=cache)
+
+
+def _load_from_hub(source: Source) -> Any:
+    """Load the rows of the very commit.
+
+    Where the hub does not answer, `datasets` takes the newest rows in its cache, whichever commit
+    was asked for; so each commit has a cache of its own, and the shared one is looked into last.
+    """
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    commit = hub_commit(source.source, source.revision, repo_type="dataset")
+    own = artifact.fingerprint([source.source, source.name, commit])[:16]
+    reason = ""
+    for cache in (str(cache_folder() / "rows" / own), None):
+        try:
+            builder = datasets.load_dataset_builder(
+                source.source, source.name, revision=commit, cache_dir=cache
+            )
+        except DatasetNotFoundError:  # the hub does answer: there is no such thing
+            raise
+        except (ConnectionError, HfHubHTTPError, FileNotFoundError) as error:
+            reason = f" ({_cause(error)[:200]})"
+            continue
+        if builder.hash == commit:
+            builder.download_and_prepare()
+            return builder.as_dataset(split=source.split)
+    raise InputError(
+        f"{source.source}: commit {commit} is not in the cache, and the hub does not give it"
+        f"{reason}; connect to it, pin revision: to a commit you have, or use a local file"
+    )
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,132 @@
+"""Looks at the rows of a training step before weights are loaded, for what ruins a training unseen.
+
+A row that cannot be right stops the run and is shown; what may be right is counted in a warning:
+
+| looked at | stops | warns |
+| --- | --- | --- |
+| prompt | not the start of a row written by an earlier step, or carries loss | |
+| chat template | | writes a prompt otherwise once it is answered |
+| beginning token | stands twice | |
+| end token of a model without chat template | ends the prompt | |
+| end-of-turn token | not the last label of a whole answer, or a label nowhere | inside an answer |
+| labels | none in a row, or no row at all | |
+| length | over the model's window | |
+| padding token | | is an end token |
+
+Rows cut and dropped are counted by `pipeline.data.load`; that rows, weights and answers were made
+with one rendering is seen to by `pipeline.data.render.renderer_for`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from pipeline.data.render import Renderer
+from pipeline.errors import InputError
+from pipeline.steps.context import StepContext
+
+_SHOWN_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as the trainer gets it.
+
+    Attributes:
+        name: words for people, such as 'row 3, rejected'.
+        prompt: the prompt's ids as generation renders them.
+        input_ids: what the model reads.
+        labels: what it is trained to say; -100 where there is no loss.
+        whole: whether the labels are an answer that is not cut, and so must end the turn.
+        wanted: whether training makes the labels likelier (not those of a rejected answer).
+    """
+
+    name: str
+    prompt: Sequence[int]
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+    whole: bool
+    wanted: bool = True
+
+
+def check_rows(step: StepContext, rows: Sequence[Row], renderer: Renderer) -> None:
+    """Stop at a row that cannot be right; warn of what may not be.
+
+    Raises:
+        InputError: with the row shown, or where there is no row.
+    """
+    if not rows:
+        raise InputError("there is no row to train on; raise max_length, or give more rows")
+    end = renderer.end_of_turn_id
+    for row in rows:
+        problem = _problem(row, renderer)
+        if problem:
+            _stop(row, problem, renderer)
+    if not any(row.wanted and end in row.labels for row in rows):
+        _stop(
+            rows[0],
+            "has no end-of-turn token as a label, nor has any other row, so the model would never "
+            "learn to stop: raise max_length, so that answers are not all cut",
+            renderer,
+        )
+    inside = [row for row in rows if row.whole and end in row.labels[:-1]]
+    if inside:
+        step.warn(
+            f"{len(inside)} of {len(rows)} rows have the end-of-turn token inside the answer, "
+            f"first {inside[0].name}: the model learns to stop there"
+        )
+    if not renderer.prompt_starts_dialogue():
+        step.warn(
+            "the chat template writes a prompt otherwise once it is answered than to ask for the "
+            "answer: training and generation here use the latter, other software may differ"
+        )
+    if renderer.tokenizer.pad_token_id in renderer.stop_ids:
+        step.warn(
+            f"the padding token {renderer.tokenizer.pad_token!r} is also an end token: training "
+            "here masks by position and is right, other software may mask the end of every answer"
+        )
+
+
+def _problem(row: Row, renderer: Renderer) -> str | None:
+    size = len(row.prompt)
+    begin = renderer.tokenizer.bos_token_id
+    if list(row.input_ids[:size]) != list(row.prompt):
+        return "does not start with the prompt as generation renders it"
+    if any(label != -100 for label in row.labels[:size]):
+        return "has loss on its prompt"
+    if begin is not None and list(row.input_ids[:2]) == [begin, begin]:
+        return (
+            "starts with two beginning tokens, one of them in its text: take it out of the text "
+            "(or out of the chat template)"
+        )
+    if not renderer.has_template and row.prompt[-1] == renderer.end_of_turn_id:
+        return (
+            "has an end token at the end of its prompt, put there by the tokenizer: set "
+            "add_eos_token to false in its tokenizer_config.json"
+        )
+    if renderer.window is not None and len(row.input_ids) > renderer.window:
+        return (
+            f"has {len(row.input_ids)} tokens, over the model's window of {renderer.window}: lower "
+            "max_length"
+        )
+    if all(label == -100 for label in row.labels):
+        return "has no label, so that nothing of it would be trained: take the row out"
+    if row.whole and row.labels[-1] != renderer.end_of_turn_id:
+        return "is a whole answer whose last label is not the end-of-turn token"
+    return None
+
+
+def _stop(row: Row, problem: str, renderer: Renderer) -> NoReturn:
+    answer = [label for label in row.labels if label != -100]
+    parts = {"prompt": row.prompt, "input": row.input_ids, "labels": answer}
+    shown = [f"  {name}: {_ends_of(list(ids), renderer)}" for name, ids in parts.items()]
+    raise InputError("\n".join([f"{row.name} {problem}", *shown]))
+
+
+def _ends_of(ids: list[int], renderer: Renderer) -> str:
+    """The first and last tokens as text, special tokens included."""
+    half = _SHOWN_TOKENS // 2
+    parts = [ids] if len(ids) <= _SHOWN_TOKENS else [ids[:half], ids[-half:]]
+    return " ... ".join(repr(renderer.tokenizer.decode(part)) for part in parts)

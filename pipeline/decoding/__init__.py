@@ -1,0 +1,1 @@
+"""Reading and sampling from language models."""

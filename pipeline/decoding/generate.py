@@ -1,0 +1,245 @@
+"""Free answers: the model continues its own tokens.
+
+Sampling adds keyed Gumbel noise to the scores and takes the largest, so an answer depends on
+(seed, row, sample, position) and not on the rows it shares a batch with.
+
+The engine `auto` decodes as contexts are (pipeline/decoding/jacobi.py), where the place of a
+finished answer goes to a waiting one, and a model that cannot be read that way by `transformers`,
+its `generate`, batch after batch. Both write the same answers in float32. vLLM
+(pipeline/decoding/vllm_engine.py) samples with noise of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.decoding import noise
+from pipeline.decoding.batching import in_order, pad_left, without_adapter
+from pipeline.decoding.sampling import Sampling, check_finite, greedy
+
+ENGINES = ("auto", "transformers")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One answer to write.
+
+    Attributes:
+        row_id: the row's position in its source.
+        sample: which of the row's samples, from 0.
+        ids: prompt token ids.
+    """
+
+    row_id: int
+    sample: int
+    ids: list[int]
+
+    @property
+    def noise_id(self) -> int:
+        """What its noise is keyed by: samples of one prompt must not share any."""
+        return self.row_id * 1_000_003 + self.sample
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How answers are written.
+
+    Attributes:
+        max_new_tokens: limit of tokens per answer.
+        stop_ids: tokens that end an answer.
+        temperature: 0 for greedy, else sampling at that temperature.
+        top_k: sample from the k likeliest tokens; 0 for all.
+        top_p: sample from the nucleus of this mass; 1 for all.
+        seed: with row id, sample and position decides what is sampled.
+        stop_text: a text that ends an answer too (and is part of it); needs the tokenizer.
+        tokenizer: the model's.
+    """
+
+    max_new_tokens: int
+    stop_ids: Sequence[int]
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop_text: str | None = None
+    tokenizer: Any = None
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How tokens are sampled; None for greedy."""
+        if self.temperature == 0:
+            return None
+        return Sampling(self.seed, self.temperature, self.top_k, self.top_p)
+
+
+def generate_answers(
+    model: Any,
+    prompts: Sequence[Prompt],
+    *,
+    engine: str = "auto",
+    batch_size: int = 32,
+    **how: Any,
+) -> list[list[int]]:
+    """Answer prompts.
+
+    Args:
+        model: a causal language model (or PeftModel) of transformers. Its own generation config is
+            left out of account.
+        prompts: what to answer.
+        engine: 'auto' or 'transformers'; see the module.
+        batch_size: most answers written at once; in float32 it does not change them.
+        how: the fields of `Answering`.
+
+    Returns:
+        Per prompt the new token ids, with the stop token last when the answer was ended by one.
+
+    Raises:
+        ValueError: for an unknown engine.
+    """
+    done = answers_as_done(model, prompts, Answering(**how), engine=engine, batch_size=batch_size)
+    return in_order(done, len(prompts))
+
+
+@torch.no_grad()
+def answers_as_done(
+    model: Any,
+    prompts: Sequence[Prompt],
+    how: Answering,
+    *,
+    engine: str = "auto",
+    batch_size: int = 32,
+) -> Iterator[tuple[int, list[int]]]:
+    """Give (place in prompts, answer) as answers are done; see `generate_answers`."""
+    if engine not in ENGINES:
+        raise ValueError(f"no engine {engine!r}; engines: {', '.join(ENGINES)}")
+    order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].ids))
+    if not order:
+        return
+    with _plain_generation(model):
+        write = _by_transformers
+        if engine == "auto":
+            from pipeline.decoding.kv_cache import can_read
+
+            whole = prompts[order[0]].ids + [0] * how.max_new_tokens
+            write = _in_parallel if can_read(model, whole) else _by_transformers
+        for place, ids in write(model, [prompts[place] for place in order], how, batch_size):
+            yield order[place], ids
+
+
+def _in_parallel(
+    model: Any, prompts: Sequence[Prompt], how: Answering, batch_size: int
+) -> Iterator[tuple[int, list[int]]]:
+    from pipeline.decoding.jacobi import decode, free_row
+
+    rows = [free_row(prompt.ids, prompt.noise_id, how.max_new_tokens) for prompt in prompts]
+    return decode(
+        model,
+        rows,
+        seed=how.seed,
+        pick=how.sampling.pick if how.sampling else greedy,
+        batch_size=batch_size,
+        stop=_stop(how, model.device),
+    )
+
+
+def _stop(how: Answering, device: Any) -> Any:
+    """Tell from the last tokens of answers, [B, K], which of them end: bool [B]."""
+    from transformers import StopStringCriteria
+
+    stop_ids = torch.tensor(list(how.stop_ids), device=device)
+    has_text = how.stop_text and StopStringCriteria(how.tokenizer, [how.stop_text])
+
+    def stop(tail_BK: torch.Tensor) -> torch.Tensor:
+        ends_B = torch.isin(tail_BK[:, -1], stop_ids)
+        return ends_B | has_text(tail_BK, None) if has_text else ends_B  # type: ignore[arg-type]
+
+    return stop
+
+
+def _by_transformers(
+    model: Any, prompts: Sequence[Prompt], how: Answering, batch_size: int
+) -> Iterator[tuple[int, list[int]]]:
+    for start in range(0, len(prompts), batch_size):
+        answers = _generate(model, prompts[start : start + batch_size], how)
+        yield from enumerate(answers, start)
+
+
+def _generate(model: Any, prompts: Sequence[Prompt], how: Answering) -> list[list[int]]:
+    """Answer one batch through transformers' `generate`."""
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    input_ids, mask = pad_left([prompt.ids for prompt in prompts], model.device)
+    processors: Any = LogitsProcessorList([_check_scores])
+    if how.sampling:
+        processors.append(_KeyedSampling(prompts, how.sampling, start=input_ids.shape[1]))
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        logits_processor=processors,
+        generation_config=GenerationConfig(
+            max_new_tokens=how.max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(how.stop_ids),
+            pad_token_id=how.stop_ids[0],
+            stop_strings=how.stop_text,
+        ),
+        tokenizer=how.tokenizer,
+    )
+    stops = set(how.stop_ids)
+    return [_until_stop(row, stops) for row in output[:, input_ids.shape[1] :].tolist()]
+
+
+def _check_scores(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """A logits processor that changes nothing."""
+    del input_ids
+    check_finite(scores, scores.argmax(dim=-1))
+    return scores
+
+
+class _KeyedSampling:
+    """A logits processor that turns greedy search into sampling with keyed noise."""
+
+    def __init__(self, prompts: Sequence[Prompt], sampling: Sampling, *, start: int):
+        self.rows = torch.tensor([prompt.noise_id for prompt in prompts])
+        self.sampling, self.start = sampling, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        position = torch.tensor(input_ids.shape[1] - self.start, device=scores.device)
+        rows = self.rows.to(scores.device)
+        return self.sampling.noisy(
+            scores, noise.keys(self.sampling.seed, rows, position, stream=noise.SAMPLE)
+        )
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Evaluation mode and an empty generation config, for as long as it lasts.
+
+    transformers fills what a call leaves open from the model's own config: a repetition penalty
+    there would change answers without a word.
+    """
+    from transformers import GenerationConfig
+
+    inner = without_adapter(model)
+    before = [(one, one.training, one.generation_config) for one in {model, inner}]
+    model.eval()
+    for one, _, _ in before:
+        one.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for one, training, config in before:
+            one.train(training)
+            one.generation_config = config
+
+
+def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
+    for position, token_id in enumerate(ids):
+        if token_id in stops:
+            return ids[: position + 1]
+    return ids

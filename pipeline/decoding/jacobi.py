@@ -1,0 +1,272 @@
+"""Many rows decoded together: contexts at reading speed, and free answers without waste.
+
+Contexts (BASH). With the replaced positions and the sampling noise given, the mixed answer is the
+only one for which the model, reading it, puts at each replaced position the token that stands
+there. So the guess begins as the reference, a window of it is read in one pass, and all is accepted
+up to and including the first replaced position where the model's token is another. There, and at
+later places of the window, the model's tokens become the guess (Jacobi's iteration), and reading
+goes on behind what was accepted. Every accepted token is the one that decoding one position at a
+time gives.
+
+Free answers are the same with every position the model's, no guess, and a rule when to stop.
+
+Either way what all prompts begin with is read once, prompts are read apart from answers, and a
+finished row's slot goes to the next waiting row.
+
+Axis suffixes: as in pipeline/decoding/kv_cache.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.decoding import noise
+from pipeline.decoding.batching import tokens_of_a_pass
+from pipeline.decoding.kv_cache import Reader
+
+# What a pass costs beside its tokens, in tokens; decides how wide a window pays.
+_PASS_COST = {"cpu": 128}
+_PASS_COST_ELSEWHERE = 4096
+_WIDEST = 64
+# Slots are filled when this share of them is free, and given up when no more than the rest is busy.
+_FREE = 0.25
+
+Pick = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Which rows end, from the last tokens of each: [B, K] -> bool [B].
+Stop = Callable[[torch.Tensor], torch.Tensor]
+_TAIL = 16
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A row to mix: prompt ids, reference ids, and what its noise is keyed by."""
+
+    prompt: list[int]
+    ids: list[int]
+    row_id: int
+
+
+@dataclass(frozen=True)
+class Row(Reference):
+    """A row and which of its answer's positions the model fills, at least one: bool [T].
+
+    `ids` is the answer as far as it is known: a reference, or nothing.
+    """
+
+    replaced: torch.Tensor
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of prompt and answer."""
+        return len(self.prompt) + len(self.replaced)
+
+
+def free_row(prompt: list[int], row_id: int, limit: int) -> Row:
+    """A row whose answer is the model's own, of at most `limit` tokens."""
+    return Row(prompt, [], row_id, torch.ones(limit, dtype=torch.bool))
+
+
+class _Slots:
+    """The rows being worked on, as tensors."""
+
+    def __init__(self, rows: Sequence[Row], slots: int, longest: int, device: Any):
+        self.rows, self.device = rows, device
+        self.waiting = iter(range(len(rows)))
+        self.held = [-1] * slots
+        self.ids_BL = torch.zeros(slots, longest + 1, dtype=torch.long, device=device)
+        self.replaced_BL = torch.zeros(slots, longest + 1, dtype=torch.bool, device=device)
+        zeros = torch.zeros(4, slots, dtype=torch.long, device=device)
+        # Columns read for good, columns to read, where the answer starts, and the row's id.
+        self.read_B, self.end_B, self.answer_B, self.row_B = zeros
+        # All prompts begin with these tokens; the last one of a prompt is never among them.
+        self.prefix = _common_start([row.prompt[:-1] for row in rows])
+
+    def busy(self) -> list[int]:
+        """The slots that hold a row."""
+        return [slot for slot, row in enumerate(self.held) if row >= 0]
+
+    def fill(self) -> list[int]:
+        """Give free slots to waiting rows; returns those filled."""
+        filled = []
+        for slot, held in enumerate(self.held):
+            place = next(self.waiting, -1) if held < 0 else -1
+            if place >= 0:
+                self.held[slot] = place
+                self._place(slot, self.rows[place])
+                filled.append(slot)
+        return filled
+
+    def _place(self, slot: int, row: Row) -> None:
+        ids, start = torch.tensor(row.prompt + row.ids, device=self.device), len(row.prompt)
+        self.ids_BL[slot, : len(ids)] = ids
+        self.replaced_BL[slot] = False
+        self.replaced_BL[slot, start : row.longest] = row.replaced.to(self.device)
+        # Nothing has to be read at or after the last token to fill.
+        self.end_B[slot] = start + int(row.replaced.nonzero().max())
+        self.read_B[slot], self.answer_B[slot] = len(self.prefix), start
+        self.row_B[slot] = row.row_id
+
+    def keep(self, slots: torch.Tensor) -> None:
+        """Go on with some of the slots only."""
+        self.held = [self.held[slot] for slot in slots.tolist()]
+        for name in ("ids_BL", "replaced_BL", "read_B", "end_B", "answer_B", "row_B"):
+            setattr(self, name, getattr(self, name)[slots])
+
+    def stop(self, stop: Stop) -> None:
+        """End the rows whose last decided token ends them."""
+        last_B1 = self.read_B[:, None]
+        tail = torch.arange(1 - _TAIL, 1, device=self.device)
+        ends_B = stop(self.ids_BL.gather(1, (last_B1 + tail).clamp(min=0)))
+        self.end_B = torch.where(ends_B & (self.read_B >= self.answer_B), self.read_B, self.end_B)
+
+    def finished(self) -> list[tuple[int, list[int]]]:
+        """Take out rows that are read to their end: (place in rows, answer)."""
+        done = []
+        for slot in (self.read_B >= self.end_B).nonzero().flatten().tolist():
+            place = self.held[slot]
+            if place >= 0:
+                start, decided = int(self.answer_B[slot]), int(self.end_B[slot]) + 1
+                answer = self.ids_BL[slot, start:decided].tolist()
+                done.append((place, answer + self.rows[place].ids[len(answer) :]))
+                self.held[slot] = -1
+                self.read_B[slot] = self.end_B[slot] = 0
+        return done
+
+
+@torch.no_grad()
+def decode(
+    model: Any,
+    rows: Sequence[Row],
+    *,
+    seed: int,
+    pick: Pick,
+    batch_size: int,
+    stop: Stop | None = None,
+) -> Iterator[tuple[int, list[int]]]:
+    """Decode rows, up to `batch_size` of them at a time, and give them as they are done.
+
+    Args:
+        model: a causal language model in evaluation mode that
+            `pipeline.decoding.kv_cache.can_read`.
+        rows: in the order in which they are worked on; long ones first keeps slots filled.
+        seed: of the sampling noise.
+        pick: scores [N, V] and noise keys [N] to token ids [N].
+        batch_size: slots; it does not change the result.
+        stop: for free answers, which rows end with their last token.
+
+    Returns:
+        Pairs of a row's place in `rows` and its answer; free ones with the token that ended them.
+    """
+    if not rows:
+        return
+    longest = max(row.longest for row in rows)
+    slots = _Slots(rows, min(batch_size, len(rows)), longest, model.device)
+    ended, read = 1, 32  # a first idea of how often a window ends
+    with Reader(model, len(slots.held), longest) as reader:
+        _read_prefix(reader, slots)
+        while _fill(reader, slots):
+            left = int((slots.end_B - slots.read_B).max())
+            rate = 1 if stop else ended / read
+            width = _width(slots.device.type, len(slots.held), rate, most=left)
+            accepted, wrong = _pass(reader, slots, width, seed, pick)
+            if stop:
+                slots.stop(stop)
+            finished = slots.finished()
+            ended, read = ended + wrong + len(finished), read + accepted
+            yield from finished
+
+
+def _fill(reader: Reader, slots: _Slots) -> bool:
+    """Fill free slots and read the prompts of their rows; false when no row is left."""
+    busy, count = slots.busy(), len(slots.held)
+    if count - len(busy) >= max(1, round(_FREE * count)):
+        filled = slots.fill()
+        if filled:
+            _read_prompts(reader, slots, filled)
+            busy = slots.busy()
+        elif busy:
+            kept = torch.tensor(busy, device=slots.device)
+            slots.keep(kept)
+            reader.keep(kept)
+    return bool(busy)
+
+
+def _read_prefix(reader: Reader, slots: _Slots) -> None:
+    """Read what all prompts begin with, once."""
+    if slots.prefix:
+        ids_1W = torch.tensor([slots.prefix], device=slots.device)
+        columns_1W = torch.arange(len(slots.prefix), device=slots.device)[None]
+        inside_1W = torch.ones_like(ids_1W, dtype=torch.bool)
+        first = torch.tensor([0], device=slots.device)
+        reader.read(ids_1W, columns_1W, inside_1W, ~inside_1W, first)
+        reader.share(len(slots.prefix))
+
+
+def _read_prompts(reader: Reader, slots: _Slots, filled: list[int]) -> None:
+    """Read the prompts of new rows but for their last token, whose logits will be needed."""
+    prefix = len(slots.prefix)
+    limit = tokens_of_a_pass(slots.device)
+    length = {slot: len(slots.rows[slots.held[slot]].prompt) - 1 for slot in filled}
+    waiting = sorted(filled, key=lambda slot: -length[slot])
+    while waiting:
+        widest = length[waiting[0]] - prefix
+        group = waiting[: max(1, limit // max(widest, 1))]
+        waiting = waiting[len(group) :]
+        if widest:
+            slots_R = torch.tensor(group, device=slots.device)
+            columns_W = torch.arange(prefix, length[group[0]], device=slots.device)
+            columns_RW = columns_W.expand(len(group), -1)
+            inside_RW = columns_RW < slots.answer_B[slots_R, None]
+            none_RW = torch.zeros_like(inside_RW)
+            ids_RW = slots.ids_BL[slots_R, prefix : length[group[0]]]
+            reader.read(ids_RW, columns_RW, inside_RW, none_RW, slots_R)
+        slots.read_B[group] = slots.answer_B[group] - 1
+
+
+def _width(device: str, rows: int, rate: float, *, most: int) -> int:
+    """How many columns to read at once, where a token ends its window at `rate`.
+
+    w columns get a row on by (1 - (1 - rate)^w) / rate; a pass costs its tokens and a constant.
+    """
+    cost = _PASS_COST.get(device, _PASS_COST_ELSEWHERE)
+    widths = range(1, min(_WIDEST, max(1, most)) + 1)
+    return max(widths, key=lambda width: (1 - (1 - rate) ** width) / (cost + rows * width))
+
+
+def _common_start(prompts: list[list[int]]) -> list[int]:
+    """What all prompts begin with."""
+    low, high = min(prompts), max(prompts)  # the others lie between these two
+    shorter = min(len(low), len(high))
+    return low[: next((at for at in range(shorter) if low[at] != high[at]), shorter)]
+
+
+def _pass(reader: Reader, slots: _Slots, width: int, seed: int, pick: Pick) -> tuple[int, int]:
+    """Read a window of every row and put the model's tokens where it is wrong.
+
+    Returns:
+        How many tokens were accepted, and in how many rows one was wrong.
+    """
+    column_W = torch.arange(width, device=slots.device)
+    at_BW = slots.read_B[:, None] + column_W
+    inside_BW = at_BW < slots.end_B[:, None]
+    at_BW = at_BW.clamp(max=reader.longest - 1)
+    needed_BW = inside_BW & slots.replaced_BL.gather(1, at_BW + 1)
+    logits_NV = reader.read(slots.ids_BL.gather(1, at_BW), at_BW, inside_BW, needed_BW)
+    row_N, window_N = needed_BW.nonzero(as_tuple=True)
+    next_N = at_BW[row_N, window_N] + 1
+    key_N = noise.keys(
+        seed, slots.row_B[row_N], next_N - slots.answer_B[row_N], stream=noise.SAMPLE
+    )
+    token_N = pick(logits_NV, key_N) if len(row_N) else row_N
+    wrong_N = token_N != slots.ids_BL[row_N, next_N]
+    first_B = torch.full_like(slots.read_B, width).scatter_reduce(
+        0, row_N, torch.where(wrong_N, window_N, width), "amin"
+    )
+    slots.ids_BL[row_N, next_N] = token_N
+    accepted_B = torch.minimum((first_B + 1).clamp(max=width), inside_BW.sum(dim=1))
+    slots.read_B += accepted_B
+    return int(accepted_B.sum()), int((first_B < width).sum())

@@ -1,0 +1,115 @@
+"""The process that holds vLLM: it reads prompts as JSON lines and writes answers as JSON lines.
+
+`pipeline/decoding/vllm_engine.py` starts it as a script. Nothing of bashrac is imported here, since
+its Python may be that of another environment.
+
+    in:   settings            {"llm": {...}, "adapter": folder or null, "rank": int or null}
+          request, repeated   {"prompts": [{"ids": [...], "seed": int}, ...], "sampling": {...}}
+    out:  ready               {"window": tokens, "version": of vLLM}
+          answers, repeated   {"answers": [[...], ...]}, one per request, in its order
+          or, as the last     {"error": sentence}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from typing import Any, TextIO
+
+# How long an end in good order may take once nobody asks any more.
+_PATIENCE_S = 5.0
+_MOST_OF_GPU = 0.9
+_SPARED = 0.03
+
+
+def main() -> None:
+    """Answer until standard input closes."""
+    # vLLM and what it loads print to standard output, so the answers get a pipe of their own.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    lines = _lines(sys.stdin)
+    first = lines.get()
+    if first is None:
+        return
+    try:
+        _serve(json.loads(first), lines, replies)
+    except Exception as error:
+        _say(replies, {"error": f"{type(error).__name__}: {error}"})
+        raise
+
+
+def _lines(source: TextIO) -> queue.Queue[str | None]:
+    """Read lines beside the work, None at their end; end the process if the work goes on then."""
+    found: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for line in source:
+            found.put(line)
+        found.put(None)
+        time.sleep(_PATIENCE_S)
+        os._exit(1)  # the one who asked is gone, perhaps killed, and an answer still being written
+
+    threading.Thread(target=read, daemon=True).start()
+    return found
+
+
+def _say(replies: TextIO, message: dict[str, Any]) -> None:
+    replies.write(json.dumps(message) + "\n")
+    replies.flush()
+
+
+def _serve(settings: dict[str, Any], lines: queue.Queue[str | None], replies: TextIO) -> None:
+    from vllm import LLM, __version__  # type: ignore[import-not-found]
+    from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]
+
+    adapter, adapters = None, {}
+    if settings["adapter"] is not None:
+        adapter = LoRARequest("adapter", 1, settings["adapter"])
+        adapters = {"enable_lora": True, "max_lora_rank": settings["rank"], "max_loras": 1}
+    llm = LLM(**settings["llm"], generation_config="vllm", **adapters, **_for_device())
+    window = llm.llm_engine.model_config.max_model_len
+    _say(replies, {"window": window, "version": __version__})
+    while (line := lines.get()) is not None:
+        _say(replies, {"answers": _answers(llm, adapter, json.loads(line))})
+
+
+def _for_device() -> dict[str, Any]:
+    """Options that follow from the device.
+
+    Of a GPU vLLM takes a share of all memory and refuses to start where less is free, so the share
+    is of what is free. On a CPU compiling takes longer than it saves.
+    """
+    import torch  # vLLM brings it
+
+    if not torch.cuda.is_available():
+        return {"enforce_eager": True}
+    free, total = torch.cuda.mem_get_info()
+    return {"gpu_memory_utilization": min(_MOST_OF_GPU, free / total - _SPARED)}
+
+
+def _answers(llm: Any, adapter: Any, request: dict[str, Any]) -> list[list[int]]:
+    from vllm import SamplingParams  # type: ignore[import-not-found]
+
+    shared = request["sampling"]
+    sampling = [
+        # What ends an answer is for the request to say, not for the model's tokenizer.
+        SamplingParams(
+            seed=prompt["seed"], ignore_eos=True, detokenize=shared["stop"] is not None, **shared
+        )
+        for prompt in request["prompts"]
+    ]
+    outputs = llm.generate(
+        [{"prompt_token_ids": prompt["ids"]} for prompt in request["prompts"]],
+        sampling,
+        lora_request=adapter,
+        use_tqdm=False,
+    )
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+if __name__ == "__main__":
+    main()

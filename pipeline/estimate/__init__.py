@@ -1,0 +1,1 @@
+"""What a plan needs before it runs: tokens, memory, time, money."""

@@ -1,0 +1,67 @@
+"""How fast finished steps were, in tokens a second, for what a model still has to do."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.steps import artifact
+
+# What decides a rate beside the model: kind, function, all weights or an adapter, engine.
+Key = tuple[str, str, bool, str]
+
+
+def key_of(identity: dict[str, Any]) -> Key:
+    """What steps of about one rate share."""
+    options = identity["options"]
+    trains_adapter = bool(options.get("lora"))
+    return identity["kind"], identity["run"], trains_adapter, options.get("engine", "")
+
+
+def measured_rates(runs: Path, model: dict[str, Any], *, use_cpu: bool) -> dict[Key, float]:
+    """Return tokens a second of one process, from the records of all finished steps.
+
+    A step counts where it began from the model, or from what was trained from it, on the same kind
+    of device. Its time holds the loading of weights too.
+
+    Args:
+        runs: the folder of all results.
+        model: identity of the model that everything starts from.
+        use_cpu: whether rates of CPUs are wanted, or of GPUs.
+    """
+    records = {}
+    for file in runs.glob("steps/*/record.json"):
+        try:
+            record = artifact.read_record(file.parent)
+        except InputError:
+            continue  # `run` says what is wrong with it
+        records[record["fingerprint"]] = record
+    tokens: dict[Key, float] = defaultdict(float)
+    seconds: dict[Key, float] = defaultdict(float)
+    for record in records.values():
+        count = tokens_of(record)
+        on_cpu = record["device"].startswith("cpu")
+        if count and on_cpu == use_cpu and _root(record, records) == model:
+            key = key_of(record["identity"])
+            tokens[key] += count / record["processes"]
+            seconds[key] += record["seconds"]
+    return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
+
+
+def tokens_of(record: dict[str, Any]) -> int:
+    """The tokens that a finished step trained on, wrote, or read."""
+    metrics = record["metrics"]
+    names = ("tokens_trained", "tokens_generated", "tokens_read")
+    known = [metrics.get(name) for name in names] + [metrics.get("figures", {}).get("labels")]
+    return next(filter(None, known), 0)
+
+
+def _root(record: dict[str, Any], records: dict[str, dict[str, Any]]) -> Any:
+    """The identity of the model that a step's weights come from, or None."""
+    base = record["identity"]["inputs"].get("base")
+    while isinstance(base, str):
+        before = records.get(base)
+        base = before and before["identity"]["inputs"].get("base")
+    return base

@@ -1,0 +1,1 @@
+"""What the machine gives: precision, threads, processes."""

@@ -1,0 +1,1 @@
+"""Models: found, trusted, loaded, quantised."""

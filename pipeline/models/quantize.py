@@ -1,0 +1,115 @@
+"""A base in 4 bits under an adapter (QLoRA, Dettmers et al. 2023), through bitsandbytes.
+
+Decisions: (1) nf4 with double quantisation, made of the float32 weights in every precision, so that
+every step reads the same 4 bits; what stays in 16 or 32 bits (embeddings, norms, output layer) and
+all arithmetic are in the step's precision; (2) one way of reading: on some CPUs bitsandbytes would
+read with a kernel of its own, whose scales and activations are bfloat16 even where float32 is asked
+for, and which packs the weights in place so that no gradient passes them any more; (3) the adapter
+stays in float32, where TRL would round it to bfloat16: an update of 1e-5 of a weight is lost there;
+(4) what is merged is what the 4 bits mean, since that is what the adapter was trained on, and never
+in the middle of a recipe: quantised again, the sum would lose much of what the adapter learned.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InputError, Problem
+from pipeline.recipe.registry import trainer_of
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.shipped import WHOLE
+
+if TYPE_CHECKING:
+    from pipeline.steps.context import StepContext
+
+
+def quantize_problems(recipe: Recipe) -> list[Problem]:
+    """What a recipe with `quantize:` cannot do."""
+    if recipe.quantize is None:
+        return []
+    problems = []
+    training = {name: one for name, one in recipe.stages.items() if trainer_of(one.method)}
+    whole = [name for name, stage in training.items() if recipe.lora_for(stage) is None]
+    if whole:
+        message = f"4-bit weights cannot be trained, as {', '.join(whole)} would; add lora:"
+        problems.append(Problem("quantize", message))
+    for name, stage in training.items():
+        if stage.merge_adapter:
+            message = (
+                "the sum of base and adapter would be rounded to 4 bits again, and lose much of "
+                "what was trained; go on with the same adapter (leave merge_adapter out), or "
+                "`bashrac merge` the stage before and start a recipe from what it writes"
+            )
+            problems.append(Problem(f"stages.{name}.merge_adapter", message))
+    if recipe.generation.engine == "vllm":
+        message = (
+            "vllm would read other weights than the 4-bit ones that are trained on; use auto, or "
+            "leave quantize out"
+        )
+        problems.append(Problem("generation.engine", message))
+    return problems
+
+
+def loading_options(dtype: str, device: Any) -> dict[str, Any]:
+    """What `from_pretrained` takes so that linear layers are put in 4 bits as they are read."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "dtype": torch.float32,  # decision 1
+        "device_map": {"": device},
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        ),
+    }
+
+
+def finish_loading(model: Any, dtype: str) -> Any:
+    """Bring what is not in 4 bits to `dtype`, and have one way of reading on every CPU."""
+    import torch
+    from bitsandbytes.nn import Linear4bit
+
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(getattr(torch, dtype))
+    model.config.dtype = getattr(torch, dtype)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # decision 2
+    return model
+
+
+def check_whole(kind: str) -> None:
+    """Refuse launches that would split weights over processes.
+
+    Args:
+        kind: of the launch (`pipeline.recipe.shipped.Launch.kind`).
+
+    Raises:
+        InputError: under FSDP and DeepSpeed.
+    """
+    if kind != WHOLE:
+        raise InputError(
+            f"quantize: 4-bit weights are whole on every process, and {kind} would split them; "
+            "use --launch single_gpu or ddp"
+        )
+
+
+def restore_adapter(step: StepContext, trainer: Any) -> None:
+    """Undo TRL's rounding of an adapter over 4-bit weights to bfloat16 (decision 3)."""
+    if not step.options.get("quantize"):
+        return
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    if "adapter" in step.locations:
+        from peft import set_peft_model_state_dict
+        from peft.utils.save_and_load import load_peft_weights
+
+        from pipeline.models.locate import locate
+
+        saved = load_peft_weights(locate(step.locations["adapter"]), device="cpu")
+        set_peft_model_state_dict(trainer.model, saved, adapter_name="default")

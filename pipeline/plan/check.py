@@ -1,0 +1,313 @@
+"""Problems of a recipe that need more than one key, the installed libraries or the disk to see.
+
+Nothing here imports torch, trl or datasets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from eval.benchmarks import registry
+from eval.benchmarks.registry import BENCHMARKS, benchmark_of
+from pipeline.data.builtin.rows import SIZES, SPLITS, TASK_OF
+from pipeline.data.files import READERS, rows_of_file
+from pipeline.data.tasks import RowError, example_of, preference_of
+from pipeline.errors import InputError, Problem, suggest
+from pipeline.models.quantize import quantize_problems
+from pipeline.models.trust import pickled_problem
+from pipeline.recipe import shipped, trl_fields
+from pipeline.recipe.registry import method_module, trainer_of
+from pipeline.recipe.schema import Recipe, Source
+from pipeline.steps.identity import adapter_base
+
+# What lies under runs beside the recipes' folders: see pipeline.steps.spec, eval.judge.step, and
+# pipeline.train.trainer.
+SHARED_FOLDERS = ("steps", "judge", "trackers")
+_MOST_ROUNDS = 10_000  # over all stages and seeds
+_LARGEST_SEED = 2**32 - 1  # numpy's
+
+
+def cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
+    """Problems that need more than one key, or the file system, to see.
+
+    `written` names the stages in the file, among them those that have problems of their own.
+    """
+    if unusable := [*_check_paths(recipe), *_check_size(recipe)]:
+        return unusable  # nothing below could look at it
+    return [
+        *_check_passed_through(recipe),
+        *_check_starts(recipe, written),
+        *quantize_problems(recipe),
+        *_check_data(recipe),
+        *_check_names(recipe, written),
+    ]
+
+
+def _check_paths(recipe: Recipe) -> list[Problem]:
+    """Texts that stand for a file, a folder or a hub id, and that no file can be called."""
+    texts = {"model": recipe.model, "launch": recipe.launch}
+    if recipe.judge is not None and recipe.judge.model is not None:
+        texts["judge.model"] = recipe.judge.model
+    texts |= {f"{key}.source": source.source for key, source, _, _ in _sources(recipe)}
+    problems = []
+    for key, text in texts.items():
+        try:
+            shipped.user_path(text)
+        except InputError as error:
+            problems.append(Problem(key, str(error)))
+    return problems
+
+
+def _check_size(recipe: Recipe) -> list[Problem]:
+    """A recipe of so many rounds that it could not even be planned."""
+    rounds = sum(getattr(stage, "rounds", 1) for stage in recipe.stages.values())
+    if rounds * len(recipe.seeds) <= _MOST_ROUNDS:
+        return []
+    message = (
+        f"come to {rounds * len(recipe.seeds)} rounds, over all stages and seeds; "
+        f"at most {_MOST_ROUNDS} are planned: lower rounds, or split the recipe"
+    )
+    return [Problem("stages", message)]
+
+
+def _sources(recipe: Recipe) -> Iterator[tuple[str, Source, str, str | None]]:
+    """Every source of a recipe: its key, itself, its role, and what its rows are of.
+
+    None stands for AlpacaEval's own files.
+    """
+    for role in ("train", "test", "preferences"):
+        if isinstance(source := getattr(recipe.data, role), Source):
+            yield f"data.{role}", source, role, recipe.task
+    for name, given in recipe.benchmarks.items():
+        for role in given.model_fields_set:
+            if isinstance(source := getattr(given, role), Source):
+                has_rows = role in ("data", "shots")
+                task = registry.task_of(recipe, name) if has_rows else None
+                yield f"benchmarks.{name}.{role}", source, "test", task
+
+
+def _check_passed_through(recipe: Recipe) -> list[Problem]:
+    problems = []
+    trainers = {trainer_of(stage.method) for stage in recipe.stages.values()}
+    classes = sorted(trainer for trainer in trainers if trainer is not None)
+    for name, value in recipe.trainer.items():
+        # A shared option is right if any stage's trainer has it: DPO's beta may stand at the top.
+        having = [kind for kind in classes if name in trl_fields.fields_of(kind)] or classes[:1]
+        found = [trl_fields.problem_with(options_class, name, value) for options_class in having]
+        wrong = [problem for problem in found if problem]
+        if wrong and len(wrong) < len(found):
+            both = " and ".join(having)
+            wrong[0] += f"; {both} differ in it: write it below stages.NAME.trainer"
+        if wrong:
+            problems.append(Problem(f"trainer.{name}", wrong[0]))
+    blocks = [("lora", "peft.LoraConfig", f"stages.{n}", s) for n, s in recipe.stages.items()]
+    for name, stage in recipe.stages.items():
+        if (trainer := trainer_of(stage.method)) is not None:
+            blocks.append(("trainer", trainer, f"stages.{name}", stage))
+    blocks += [("lora", "peft.LoraConfig", "", recipe)]
+    for block, options_class, prefix, holder in blocks:
+        for name, value in (getattr(holder, block) or {}).items():
+            problem = trl_fields.problem_with(options_class, name, value)
+            if problem:
+                problems.append(Problem(f"{prefix}.{block}.{name}".strip("."), problem))
+    for name, stage in recipe.stages.items():
+        trainer = {} if trainer_of(stage.method) is None else recipe.trainer_for(stage)
+        if trainer and recipe.dtype == "float16" and recipe.lora_for(stage) is None:
+            message = "float16 would be that of trained weights too; write precision: float16 alone"
+            problems.append(Problem("dtype", message))
+        given = {**recipe.trainer, **stage.trainer}
+        if recipe.precision == "float16" and given.get("fp16") is False:
+            message = "is false beside precision: float16; keep one of them"
+            problems.append(Problem("trainer.fp16", message))
+        if trainer.get("bf16") is True and trainer.get("fp16") is True:
+            own = f"stages.{name}." if {"fp16", "bf16"} & stage.trainer.keys() else ""
+            message = "is true beside bf16: true; keep one of them"
+            problems.append(Problem(f"{own}trainer.fp16", message))
+    return list(dict.fromkeys(problems))
+
+
+def _check_starts(recipe: Recipe, written: list[str]) -> list[Problem]:
+    problems: list[Problem] = []
+    for name, stage in recipe.stages.items():
+        above = written[: written.index(name)]
+        if stage.start is not None and stage.start not in above:
+            if stage.start in written and stage.start != name:
+                way_out = f"; {stage.start} stands below: move it above {name}"
+            elif above:
+                way_out = f"{suggest(stage.start, above)}; stages: {', '.join(above)}"
+            else:
+                way_out = "; it is the first stage"
+            message = f'no stage "{stage.start}" above it{way_out}'
+            problems.append(Problem(f"stages.{name}.from", message))
+        elif stage.start in recipe.stages:
+            parent = recipe.lora_for(recipe.stages[stage.start])
+            ours = recipe.lora_for(stage)
+            if parent is not None and ours != parent and not stage.merge_adapter:
+                what = "all weights" if ours is None else "another adapter"
+                problems.append(
+                    Problem(
+                        f"stages.{name}.lora",
+                        f"trains {what} but starts from {stage.start}, a LoRA adapter: repeat its "
+                        "lora options, or write merge_adapter: true to merge it first",
+                    )
+                )
+        problems += method_module(stage.method).check(name, stage, recipe)
+    return problems
+
+
+def _check_data(recipe: Recipe) -> list[Problem]:
+    problems = []
+    for key, source, role, task in _sources(recipe):
+        problems += _check_source(key, source, role, task)
+    trains = any(trainer_of(stage.method) for stage in recipe.stages.values())
+    if trains and recipe.data.train is None:
+        problems.append(Problem("data.train", "is missing; stages train on its rows"))
+    if trains and adapter_base(Path(recipe.model).expanduser()) is not None:
+        message = "is a LoRA adapter: it can be evaluated but not trained on; merge it first"
+        problems.append(Problem("model", message))
+    return problems
+
+
+def _check_source(key: str, source: Source, role: str, task: str | None) -> list[Problem]:
+    """What is wrong with a source of rows of a task, or of AlpacaEval's own files (None)."""
+    place = f"{key}.source"
+    if source.file is not None and (source.builtin or source.path):
+        return [Problem(f"{key}.file", "names a file inside a hub repository; source is none")]
+    if task is None and source.skip:
+        return [Problem(f"{key}.skip", "AlpacaEval's own table is read as a whole; take it out")]
+    if source.builtin is not None and task in ("alpaca", None):
+        return [Problem(place, "must be AlpacaEval's own file, here or on the hub")]
+    if source.builtin is not None:
+        if source.builtin not in SPLITS:
+            known = ", ".join(f"builtin:{name}" for name in SPLITS)
+            return [Problem(place, f"no built-in set {source.source!r}; there are {known}")]
+        splits, split = SPLITS[source.builtin], source.split_for(role)
+        if split not in splits:
+            message = f"{source.source} has no split {split!r}: {', '.join(splits)}"
+            return [Problem(f"{key}.split", message)]
+        if role != "preferences" and TASK_OF[source.builtin] != task:
+            fitting = " or ".join(f"builtin:{name}" for name in SPLITS if TASK_OF[name] == task)
+            message = f"{source.source} holds no rows of {task}; take {fitting}"
+            return [Problem(place, message)]
+        message = f"leaves none of the {SIZES[split]} rows of {source.source}, {split}; lower it"
+        return [Problem(f"{key}.skip", message)] if source.skip >= SIZES[split] else []
+    if source.path is None:
+        return []
+    kind = {"alpaca": ".json", None: ".csv"}.get(task, source.path.suffix)
+    if not source.path.exists():
+        return [Problem(place, f"there is no file or folder {source.source}")]
+    if source.path.suffix != kind:
+        return [Problem(place, f"{source.source} must be AlpacaEval's own {kind} file")]
+    if source.path.is_file() and source.path.suffix not in READERS:
+        return [Problem(place, f"{source.source} is not a {', '.join(READERS)} file")]
+    if task is None or source.path.suffix not in (".jsonl", ".csv") or source.path.is_dir():
+        return []
+    if source.skip_unusable:
+        return []
+    message = _wrong_first_row(source, source.path, task, role)
+    return [Problem(place, message)] if message else []
+
+
+def _wrong_first_row(source: Source, path: Path, task: str, role: str) -> str | None:
+    """What is wrong with a file's first row: most often the file is another one than was meant.
+
+    All rows are checked by the step that reads them.
+    """
+    where = ""
+    try:
+        for place, row in islice(rows_of_file(path), source.skip, None):
+            where = place if source.skip else f"{path}, first row"
+            (preference_of if role == "preferences" else example_of)(task, row)
+            return None
+    except InputError as error:
+        return str(error)
+    except RowError as error:
+        return f"{where}: field {error.field!r} {error}"
+    return f"{path}: there are no rows in it" + (f" after skip {source.skip}" * bool(source.skip))
+
+
+def _check_judge(recipe: Recipe) -> list[Problem]:
+    judged = [name for name in recipe.evaluate if name in BENCHMARKS and benchmark_of(name).judged]
+    if judged and recipe.judge is None:
+        message = (
+            f"is missing, for {' and '.join(judged)} to compare answers: openai:MODEL (with "
+            "base_url for other endpoints), local:MODEL, or reference, for smoke runs only"
+        )
+        return [Problem("judge", message)]
+    if recipe.judge is None:
+        return []
+    from eval.judge.step import engine_for, template_for
+
+    problems = []
+    try:
+        engine_for(recipe.judge)
+    except InputError as error:
+        problems.append(Problem("judge", str(error)))
+    for name in judged:
+        try:
+            template_for(recipe.judge, registry.options_of(recipe, name))
+        except InputError as error:
+            problems.append(Problem(f"benchmarks.{name}.template", str(error)))
+    return problems
+
+
+def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
+    problems = []
+    if recipe.name.lower() in SHARED_FOLDERS:
+        message = f"{recipe.name!r} is a folder that all recipes share under runs; take another"
+        problems.append(Problem("name", message))
+    for name in recipe.evaluate:
+        if name not in BENCHMARKS:
+            hint = suggest(name, list(BENCHMARKS))
+            known = ", ".join(BENCHMARKS)
+            problems.append(Problem("evaluate", f"no benchmark {name!r}{hint}; there are {known}"))
+        elif recipe.evaluate.count(name) > 1:
+            problems.append(Problem("evaluate", f"{name} is given twice"))
+        elif registry.test_source(recipe, name) is None:
+            problems.append(Problem("data.test", f"{name} needs held-out rows; add data.test"))
+        else:
+            problems += registry.check(recipe, name)
+    for name in recipe.benchmarks:
+        if name not in recipe.evaluate:
+            problems.append(Problem(f"benchmarks.{name}", f"{name} is not in evaluate"))
+    problems += _check_judge(recipe)
+    if recipe.baseline is not None and recipe.baseline not in written:
+        message = f"no stage {recipe.baseline!r}{suggest(recipe.baseline, written)}"
+        problems.append(Problem("baseline", f"{message}; stages: {', '.join(written)}"))
+    for stage in recipe.published:
+        if stage not in written:
+            message = f"no stage {stage!r}{suggest(stage, written)}"
+            problems.append(Problem(f"published.{stage}", message))
+        for benchmark in recipe.published[stage] if stage in written else ():
+            if benchmark not in recipe.evaluate:
+                message = f"{benchmark!r} is not in evaluate{suggest(benchmark, recipe.evaluate)}"
+                problems.append(Problem(f"published.{stage}.{benchmark}", message))
+    if max(recipe.seeds) > _LARGEST_SEED:
+        problems.append(Problem("seeds", f"{max(recipe.seeds)} is over {_LARGEST_SEED}"))
+    if len(recipe.seeds) != len(set(recipe.seeds)):
+        problems.append(Problem("seeds", f"{recipe.seeds} holds a seed twice"))
+    model_path = Path(recipe.model).expanduser()
+    if recipe.model.startswith(("./", "../", "/", "~")) and not model_path.is_dir():
+        problems.append(Problem("model", f"there is no folder {recipe.model}"))
+    elif not recipe.pickled_weights and (problem := pickled_problem(model_path)):
+        problems.append(Problem("model", problem))
+    try:
+        launch = shipped.read_launch(recipe.launch)
+    except InputError as error:
+        problems.append(Problem("launch", str(error)))
+    else:
+        sizes = {"batch_size": recipe.batch_size}
+        sizes |= {
+            f"stages.{name}.batch_size": one.batch_size or 0 for name, one in recipe.stages.items()
+        }
+        problems += [
+            Problem(
+                key,
+                f"{size} is not a multiple of the {launch.processes} processes of {recipe.launch}",
+            )
+            for key, size in sizes.items()
+            if size % launch.processes
+        ]
+    return problems

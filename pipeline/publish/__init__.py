@@ -1,0 +1,1 @@
+"""What leaves the runs folder: exports, model cards, uploads."""

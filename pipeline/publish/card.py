@@ -1,0 +1,270 @@
+"""The model card of a finished stage: what it is, what made it, and its numbers.
+
+A number stands with its n and its 95 % interval, or not at all. Texts of recipes and data are
+written so that they format nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks.registry import asked
+from eval.report.bill import OWN_HEAD, own_words
+from eval.report.collect import collect
+from eval.report.text import (
+    benchmark_notes,
+    cell_words,
+    difference_words,
+    interval_note,
+    outcome_words,
+)
+from eval.report.types import Report, Row
+from pipeline.markdown import block, code, inline, table
+from pipeline.plan.plan import make_plan
+from pipeline.publish.card_metadata import HUB_ID, hub_base, metadata, method_name
+from pipeline.publish.portable import (
+    chain,
+    data_of,
+    local_names,
+    made_by,
+    plain_name,
+    portable_recipe,
+)
+from pipeline.publish.stage import FinishedStage
+from pipeline.recipe.registry import method_module
+from pipeline.recipe.schema import Source
+from pipeline.steps import artifact
+from pipeline.steps.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL, EMBEDDED_PACKAGE
+from pipeline.steps.spec import StepSpec
+
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
+_PAPER = (
+    "[Cen et al. 2025, Bridging the Training-Inference Gap in LLMs by Leveraging Self-Generated "
+    "Tokens](https://arxiv.org/abs/2410.14655)"
+)
+_DPO = "[DPO, Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)"
+# Method -> two sentences.
+METHODS = {
+    "sft": "Supervised fine-tuning: the model is trained to give the reference answer. The loss "
+    "covers the answer only.",
+    "neftune": "Supervised fine-tuning on the reference answers, with uniform noise added to the "
+    "embeddings while training. The method is NEFTune "
+    "([Jain et al. 2023](https://arxiv.org/abs/2310.05914)).",
+    "bash": "Batch-scheduled sampling: besides the reference answers the model is trained on "
+    "contexts in which some of their tokens are replaced by its own, and learns to go on with the "
+    f"reference. The method is BASH of {_PAPER}.",
+    "rac": "Reference-answer-based correction: besides the reference answers the model is trained "
+    "on its own answers, where the label at each token is what it would say there had it seen the "
+    f"reference. The method is RAC of {_PAPER}.",
+    "spin": "Self-play: the model is trained to prefer the reference answer to its own, with the "
+    "model of the round before as reference model. The method is SPIN "
+    f"([Chen et al. 2024](https://arxiv.org/abs/2401.01335)), its loss that of {_DPO}.",
+    "dpo": "Direct preference optimisation: the model is trained to prefer the chosen to the "
+    "rejected answer of each pair. The reference model is the stage it starts from "
+    f"({_DPO}).",
+}
+_PYTHON = """{imports}
+
+tokenizer = AutoTokenizer.from_pretrained({repository!r})
+model = {model}.from_pretrained({repository!r})"""
+
+
+def below_runs(text: str, runs: Path) -> str:
+    """A sentence whose paths below the runs folder begin with `runs/`, wherever that lies."""
+    return text.replace(f"{runs.resolve()}/", "runs/")
+
+
+def make_card(found: FinishedStage, repository: str) -> Any:
+    """Return the card of a finished stage as a `huggingface_hub.ModelCard`.
+
+    Args:
+        found: the stage.
+        repository: the hub id that the card is for.
+
+    Raises:
+        InputError: when a result is not as it was written.
+    """
+    from huggingface_hub import ModelCard
+
+    recipe, report = found.plan.recipe, _report(found)
+    rows = [row for row in report.rows if row.stage == found.name]
+    names = local_names(found)
+
+    def plain(text: str) -> str:
+        for written, name in names.items():
+            text = text.replace(written, name)
+        return inline(below_runs(text, found.runs))
+
+    steps = chain(found)
+    stages = " → ".join(map(code, steps))
+    base = _base_words(found)
+    kind = "LoRA adapter" if found.model.adapter is not None else "model, all weights trained,"
+    kind += (
+        "" if recipe.quantize is None else f" (trained over a base in 4 bits, {recipe.quantize})"
+    )
+    warnings = [
+        f"- {', '.join(map(code, owners))}: {plain(sentence)}"
+        for sentence, stages_of in report.warnings.items()
+        if (owners := [name for name in stages_of if name in steps])
+    ]
+    notes = [plain(note) for row in rows for note in benchmark_notes(report, row.benchmark)]
+    records = [artifact.read_record(step.directory(found.runs)) for _, step in made_by(found)]
+    computed = f", computed in {report.precision}" if report.precision else ""
+    return ModelCard.from_template(
+        metadata(found, repository, rows),
+        template_path=str(_TEMPLATE),
+        title=inline(repository),
+        summary=f"A {kind} on {base}: stage {code(found.name)} of the recipe {code(recipe.name)}, "
+        f"seed {found.seed}.{_embedded_note(found)}",
+        method=_method(found),
+        chain=f"Stages: {base} → {stages}." if len(steps) > 1 else "",
+        use=block(_python(found, repository), "python"),
+        numbers="\n\n".join([_numbers(report, rows), *_several_seeds(found), *notes]),
+        data=_data(found),
+        training=_training(found, report),
+        versions=", ".join(f"{inline(name)} {inline(v)}" for name, v in report.versions.items()),
+        devices="; ".join(sorted({inline(record["device"]) for record in records})) + computed,
+        fingerprint=found.step.fingerprint,
+        warnings="\n".join(warnings),
+        command="bashrac run recipe.yaml",
+        recipe=block(portable_recipe(found), "yaml"),
+    )
+
+
+def _report(found: FinishedStage) -> Report:
+    """What is known of the stage with this very seed, beside the stage it starts from."""
+    recipe = found.plan.recipe
+    start = recipe.stages[found.name].start
+    untrained = (name for name, stage in recipe.stages.items() if stage.method == "base")
+    baseline = start or next(untrained, None)
+    plan = make_plan(recipe.model_copy(update={"seeds": [found.seed]}))
+    report = collect(plan, found.runs, baseline=baseline)
+    if baseline is None:  # nothing comes before the stage
+        rows = [replace(row, differences={}) for row in report.rows]
+        report = replace(report, baseline=None, rows=rows)
+    judge = recipe.judge
+    if judge is not None and judge.engine == "openai":
+        from eval.judge.step import judge_words
+
+        place = "an OpenAI-compatible endpoint"  # perhaps a machine of one's own
+        report = replace(report, judge=judge_words(judge.model_copy(update={"base_url": place})))
+    return report
+
+
+def _numbers(report: Report, rows: list[Row]) -> str:
+    """A table of every measure with its interval and n, and the difference to the start."""
+    compared = any(row.difference for row in rows)
+    versus = [f"vs {code(str(report.baseline))}"] if compared else []
+    body = []
+    for row in rows:
+        for place, (name, cell) in enumerate(row.measures.items()):
+            difference = (
+                [difference_words(row.difference) if place == 0 else ""] if compared else []
+            )
+            outcomes = outcome_words(row) if place == 0 else ""
+            numbers = [cell_words(cell, cell.n), *difference, f"{cell.n:,}"]
+            body.append([row.benchmark, name, *numbers, outcomes])
+    if not body:
+        return "Not evaluated yet."
+    head = ["benchmark", "measure", "value", *versus, "n", "outcomes"]
+    note = interval_note(report if compared else replace(report, baseline=None))
+    return f"{table(head, body)}\n\n{note}"
+
+
+def _several_seeds(found: FinishedStage) -> Iterator[str]:
+    """The same over all seeds of the recipe, where more than one is finished."""
+    if len(found.plan.recipe.seeds) == 1:
+        return
+    for row in collect(found.plan, found.runs).rows:
+        if row.stage == found.name and (cell := row.primary) is not None and cell.seeds > 1:
+            yield (
+                f"Over {cell.seeds} seeds of this stage, {row.benchmark} {row.own}: "
+                f"{cell_words(cell, cell.n)}, n {cell.n:,} in each, after ± the standard deviation "
+                "of seeds; these weights are one of them."
+            )
+
+
+def _data(found: FinishedStage) -> str:
+    seen: dict[tuple[str, str], list[str]] = {}
+    for step, role in data_of(found):
+        record = artifact.read_record(step.directory(found.runs))
+        metrics = record["metrics"]
+        rows = metrics.get("data", {}).get("rows", metrics.get("answers"))
+        words = [role, *_source_words(step, role), "" if rows is None else f"{rows:,}"]
+        seen.setdefault((role, artifact.fingerprint(step.inputs[role])), words)
+    for benchmark in found.plan.recipe.evaluate:
+        result = found.plan.results[found.name, benchmark, found.seed]
+        if artifact.is_finished(folder := result.directory(found.runs)):
+            n = artifact.read_json(folder / artifact.RESULT)["n"]
+            words = [
+                f"test, {benchmark}",
+                *_source_words(asked(result), "test"),
+                f"{n:,}",
+            ]
+            seen[benchmark, ""] = words
+    return table(["for", "rows of", "known by", "rows"], list(seen.values()))
+
+
+def _source_words(step: StepSpec, role: str) -> list[str]:
+    """Where rows come from, and what says that they are just these."""
+    place, identity = step.locations[role], step.inputs[role]
+    source = plain_name(place["source"])
+    more = [f"{key} {code(str(place[key]))}" for key in ("name", "file") if place[key]]
+    if "file" not in identity or identity.get("hub"):
+        more += [f"split {code(place['split'])}"]
+    more += [words] if (words := Source.model_validate(place).rows_words) else []
+    words = code(source)
+    if "hub" in identity:
+        known = f"commit {code(identity['revision'])}"
+        if HUB_ID.fullmatch(source):
+            words = f"[{code(source)}](https://huggingface.co/datasets/{source})"
+    elif "builtin" in identity:
+        known = f"built into bashrac, version {identity['version']}"
+    elif "file" in identity:
+        known = f"sha256 {code(identity['file'])}"
+    else:
+        known = f"sha256 of its files' digests {code(artifact.fingerprint(identity['files']))}"
+    return [", ".join([words, *more]), known]
+
+
+def _training(found: FinishedStage, report: Report) -> str:
+    """What each stage of the chain took; each row without those above it."""
+    costs = {cost.stage: cost for cost in report.costs}
+    body = [[code(name), *own_words(costs[name])] for name in chain(found)]
+    total = sum(costs[name].tokens_trained or 0 for name in chain(found))
+    return f"{table(OWN_HEAD, body)}\n\nSeed {found.seed}. Tokens trained in all: {total:,}."
+
+
+def _method(found: FinishedStage) -> str:
+    """Two sentences; of a method that has none here, what its module says first."""
+    name = method_name(found)
+    if name in METHODS:
+        return METHODS[name]
+    return inline((method_module(name).__doc__ or name).split("\n\n")[0])
+
+
+def _base_words(found: FinishedStage) -> str:
+    base = hub_base(found)
+    if base is not None:
+        return f"[{code(base)}](https://huggingface.co/{base})"
+    return f"{code(plain_name(found.plan.recipe.model))} (a folder that is not on the hub)"
+
+
+def _embedded_note(found: FinishedStage) -> str:
+    if found.plan.recipe.model != EMBEDDED_MODEL:
+        return ""
+    return (
+        f" What was trained on are the weights in the package {code(EMBEDDED_PACKAGE)}: those of "
+        f"{EMBEDDED_HUB_ID}, quantised to 4 bits and expanded again."
+    )
+
+
+def _python(found: FinishedStage, repository: str) -> str:
+    model, imports = "AutoModelForCausalLM", "from transformers import {}, AutoTokenizer"
+    if found.model.adapter is not None:
+        model = "AutoPeftModelForCausalLM"
+        imports = "from peft import {}\nfrom transformers import AutoTokenizer"
+    return _PYTHON.format(imports=imports.format(model), model=model, repository=repository)

@@ -1,0 +1,1 @@
+"""Rows that a model writes: contexts, answers, corrections, pairs."""

@@ -1,0 +1,222 @@
+"""The step in which a model answers prompts, and what its rows hold.
+
+After solved examples (`few_shot`) a model writes on with a next question: answers end before it, as
+in lm-eval.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.data.load import load_examples, prompts_cut
+from pipeline.data.render import Renderer, renderer_for
+from pipeline.data.tasks import Example
+from pipeline.decoding.generate import Answering, Prompt, answers_as_done
+from pipeline.errors import InputError
+from pipeline.models.load import load_to_read, weights_of
+from pipeline.rows import diagnostics
+from pipeline.rows.shards import similar, write_in_shards
+from pipeline.steps import artifact
+from pipeline.steps.context import StepContext
+
+NEXT_QUESTION = "Question:"
+_ASKED_AT_ONCE = 1024
+
+
+def write_answers(step: StepContext) -> None:
+    """Step: answer every prompt of a source, `samples` times each, and store the answers.
+
+    Raises:
+        InputError: when a test prompt leaves no room for an answer in the model's context window.
+    """
+    options = step.options
+    renderer = renderer_for(step)
+    examples, prompts = _read_prompts(step, renderer)
+    how = Answering(
+        max_new_tokens=options["max_new_tokens"],
+        stop_ids=renderer.stop_ids,
+        temperature=options["temperature"],
+        top_k=options["top_k"],
+        top_p=options["top_p"],
+        seed=step.seed_of_round(),
+        stop_text=NEXT_QUESTION if "shots" in step.locations else None,
+        tokenizer=renderer.tokenizer,
+    )
+    write = _with_vllm if options.get("engine") == "vllm" else _in_this_process
+
+    def make(prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
+        for prompt, ids in write(step, prompts, how):
+            yield _answer_row(prompt, examples[prompt.row_id], ids, renderer)
+
+    rows = write_in_shards(
+        step,
+        prompts,
+        make,
+        key=lambda prompt: (prompt.row_id, prompt.sample),
+        size=lambda prompt: len(prompt.ids),
+        row_key=lambda row: (row["id"], row["sample"]),
+        tokens=lambda row: len(row["ids"]),
+        file_name=artifact.SAMPLES,
+    )
+    step.metrics["answers"] = len(rows)
+    step.metrics["tokens_generated"] = sum(len(row["ids"]) for row in rows)
+    step.metrics["truncated"] = sum(not row["finished"] for row in rows)
+    if "train" in step.locations:
+        _check_own(step, rows)
+    diagnostics.check_rate(step)
+
+
+def _check_own(step: StepContext, rows: list[dict[str, Any]]) -> None:
+    """Look at a model's own answers that rows or pairs will be made of.
+
+    Raises:
+        InputError: when all of them are empty.
+    """
+    figures, count = answer_figures(rows), len(rows)
+    empty, cut = figures["answers empty"], figures["answers cut"]
+    if empty == count:
+        raise InputError(
+            f"all {count} own answers are empty, for the model ends its turn at once: there is "
+            "nothing to learn from; start the stage (its `from`) from one that answers, or train "
+            "that one with a lower trainer.learning_rate"
+        )
+    diagnostics.warn_over(
+        step,
+        "answers_empty",
+        empty / count,
+        f"{empty} of {count} own answers are empty, for the model ends its turn at once; train the "
+        "stage it starts from longer, or with a lower trainer.learning_rate",
+    )
+    diagnostics.warn_over(
+        step,
+        "answers_cut",
+        cut / count,
+        f"{cut} of {count} own answers are cut at generation.max_new_tokens "
+        f"{step.options['max_new_tokens']} and hold no end of turn to learn from; raise it",
+    )
+
+
+def _in_this_process(
+    step: StepContext, prompts: Sequence[Prompt], how: Answering
+) -> Iterator[tuple[Prompt, list[int]]]:
+    model = load_to_read(step)
+
+    def size(prompt: Prompt) -> int:
+        return len(prompt.ids) + how.max_new_tokens
+
+    for group, at_once in similar(prompts, size, step.runtime_options["batch_tokens"]):
+        for place, ids in answers_as_done(
+            model, group, how, engine=step.runtime_options["engine"], batch_size=at_once
+        ):
+            yield group[place], ids
+
+
+def _with_vllm(
+    step: StepContext, prompts: Sequence[Prompt], how: Answering
+) -> Iterator[tuple[Prompt, list[int]]]:
+    """Ask many at a time: vLLM batches them itself, and what is answered is stored in between."""
+    from pipeline.decoding.vllm_engine import VllmEngine
+
+    dtype = step.precision.weights
+    longest = max((len(prompt.ids) for prompt in prompts), default=0) + how.max_new_tokens
+    with VllmEngine(**weights_of(step), dtype=dtype, longest=longest) as engine:
+        for start in range(0, len(prompts), _ASKED_AT_ONCE):
+            asked = prompts[start : start + _ASKED_AT_ONCE]
+            answers = engine.answer(
+                asked,
+                max_new_tokens=how.max_new_tokens,
+                stop_ids=how.stop_ids,
+                temperature=how.temperature,
+                top_k=how.top_k,
+                top_p=how.top_p,
+                seed=how.seed,
+                stop_text=how.stop_text,
+            )
+            step.metrics["vllm"] = engine.version  # of another environment, perhaps
+            yield from zip(asked, answers, strict=True)
+
+
+def _read_prompts(step: StepContext, renderer: Renderer) -> tuple[list[Example], list[Prompt]]:
+    """Return all examples as they are asked, and the answers to write."""
+    options = step.options
+    role = next(name for name in ("test", "train") if name in step.locations)
+    source = step.source(role)
+    whole = load_examples(source, options["task"], step.warn)
+    if "shots" in step.locations:
+        shots = load_examples(step.source("shots"), options["task"], step.warn)
+        if len(shots) < options["few_shot"]:
+            raise InputError(f"few_shot is {options['few_shot']} and shots has {len(shots)} rows")
+        whole = [example.with_shots(shots) for example in whole]
+    examples = [renderer.fit(example) for example in whole]
+    cut = sum(a is not b for a, b in zip(examples, whole, strict=True))
+    if cut:
+        step.warn(prompts_cut(cut, len(whole), options["max_prompt_length"]))
+    ids = [renderer.prompt_ids(example) for example in examples]
+    return examples, [
+        Prompt(row_id, sample, ids[row_id])
+        for row_id in _with_room(step, ids, renderer, skipped=source.skip)
+        for sample in range(options["samples"])
+    ]
+
+
+def _with_room(
+    step: StepContext, prompts: list[list[int]], renderer: Renderer, *, skipped: int
+) -> list[int]:
+    """Return the rows that can be answered: of training rows some, of test rows all or none."""
+    limit = step.options["max_new_tokens"]
+    room = sys.maxsize if renderer.window is None else renderer.window - limit
+    fitting = [row for row, ids in enumerate(prompts) if len(ids) <= room and renderer.fits(ids)]
+    if len(fitting) == len(prompts):
+        return fitting
+    first = next(row for row, kept in enumerate([*fitting, None]) if row != kept)
+    place = skipped + first + 1
+    sentence = (
+        f"a prompt of {len(prompts[first])} tokens and max_new_tokens {limit} (under generation, "
+        f"or the benchmark's own) exceed the model's window of {renderer.window} tokens"
+    )
+    if not renderer.fits(prompts[first]):
+        longest = renderer.max_prompt_length
+        sentence = f"a prompt of {len(prompts[first])} tokens is over max_prompt_length {longest}"
+    if "test" in step.locations or not fitting:
+        raise InputError(
+            f"row {place}: {sentence}; set max_prompt_length or max_new_tokens to fit, or "
+            "shorten or remove the row"
+        )
+    left_out = len(prompts) - len(fitting)
+    step.warn(f"{left_out} of {len(prompts)} rows get no answer, first row {place}: {sentence}")
+    return fitting
+
+
+def answer_figures(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """What a round's own answers look like, from the rows of `samples.jsonl`."""
+    return {
+        "answers": len(rows),
+        "answers empty": sum(row["finished"] and not row["answer"] for row in rows),
+        "answers = reference": sum(is_reference(row) for row in rows),
+        "answers cut": sum(not row["finished"] for row in rows),
+    }
+
+
+def is_reference(row: dict[str, Any]) -> bool:
+    """Whether an own answer says what the reference says, and ends."""
+    return row["finished"] and row["answer"] == row["reference"]
+
+
+def _answer_row(
+    prompt: Prompt, example: Example, ids: list[int], renderer: Renderer
+) -> dict[str, Any]:
+    answer, next_question = renderer.answer_text(ids), ""
+    if example.shots:
+        answer, next_question, _ = answer.partition(NEXT_QUESTION)
+    return {
+        "id": prompt.row_id,
+        "sample": prompt.sample,
+        "messages": example.messages,
+        "reference": example.reference,
+        **({"few_shot": example.shots} if example.shots else {}),
+        "answer": answer.strip(),
+        "ids": ids,
+        "finished": bool(next_question) or (bool(ids) and ids[-1] in renderer.stop_ids),
+    }

@@ -1,0 +1,260 @@
+"""BASH contexts: reference answers in which some tokens are the model's own (Cen et al. 2025).
+
+For t = 1..T, g_t = y_t with probability 1 - beta, else a token sampled from pi(. | x, g_<t).
+
+Decisions where the paper is silent:
+1. Prompt tokens, excluded tokens (end, beginning, padding) and the last token are never replaced.
+2. Excluded tokens are never sampled either, so a context never ends early.
+3. Temperature 1 and no top-k or top-p unless asked for.
+4. Which positions are replaced, and the sampling noise, depend only on (seed, row id, position):
+   a position replaced at some beta is also replaced at every larger one.
+5. `context="gold"` conditions the sampled token on y_<t instead of g_<t: one forward pass, the
+   two-pass approximation of Mihaylova and Martins (2019).
+
+The engine `parallel` (pipeline/decoding/jacobi.py) reads many positions in a pass and gives what
+`sequential`, one position a pass, gives: the same tokens in float32; in 16 bits, passes of another
+shape round otherwise, and a few tokens differ, as they do for another batch size.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.decoding import noise
+from pipeline.decoding.batching import in_order, logits_to_keep, pad_left, pad_right
+from pipeline.decoding.jacobi import Reference, Row, decode
+from pipeline.decoding.kv_cache import can_read
+from pipeline.decoding.sampling import Sampling, default_excluded_ids
+
+ENGINES = ("parallel", "sequential")
+# Rows of one batch in a gold-context pass, whose logits exist for all positions at once.
+_GOLD_BATCH = 8
+
+
+def mix_contexts(
+    model: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    reference_ids: Sequence[Sequence[int]],
+    *,
+    beta: float,
+    seed: int,
+    row_ids: Sequence[int],
+    engine: str = "parallel",
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    excluded_ids: Collection[int] | None = None,
+    context: str = "mixed",
+    batch_size: int = 32,
+    warn: Callable[[str], object] = warnings.warn,
+) -> list[list[int]]:
+    """Replace reference tokens by the model's own at rate `beta`.
+
+    Args:
+        model: a causal language model (or PeftModel) of transformers.
+        prompt_ids: one non-empty list of token ids per row.
+        reference_ids: one list of token ids per row, usually ending in an end-of-turn token.
+        beta: probability of replacing a token, 0 to 1.
+        seed: with the row id and the position, decides all randomness.
+        row_ids: one number per row that stays the row's own across batches and processes.
+        engine: 'parallel' reads many positions at a time, 'sequential' one; see the module.
+        temperature: above 0.
+        top_k: keep only the k likeliest tokens; 0 keeps all.
+        top_p: keep only the nucleus of this mass; 1 keeps all.
+        excluded_ids: tokens never replaced nor sampled; by default the end, beginning and padding
+            ids of the model's generation config.
+        context: 'mixed' or 'gold' (decision 5).
+        batch_size: rows decoded together; it does not change the result.
+        warn: called with a sentence when a model cannot be read in parallel and the sequential
+            engine takes over.
+
+    Returns:
+        One list of token ids per row, as long as its reference.
+
+    Raises:
+        ValueError: for lists of different lengths, an empty prompt, or an option out of range.
+    """
+    _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engine, context)
+    excluded = tuple(default_excluded_ids(model) if excluded_ids is None else excluded_ids)
+    sampling = Sampling(seed, temperature, top_k, top_p, excluded)
+    done = contexts_as_done(
+        model,
+        [
+            Reference(list(prompt), list(reference), row_id)
+            for prompt, reference, row_id in zip(prompt_ids, reference_ids, row_ids, strict=True)
+        ],
+        sampling,
+        beta=beta,
+        engine=engine,
+        context=context,
+        batch_size=batch_size,
+        warn=warn,
+    )
+    return in_order(done, len(prompt_ids))
+
+
+@torch.no_grad()
+def contexts_as_done(
+    model: Any,
+    rows: Sequence[Reference],
+    sampling: Sampling,
+    *,
+    beta: float,
+    engine: str,
+    context: str,
+    batch_size: int,
+    warn: Callable[[str], object],
+) -> Iterator[tuple[int, list[int]]]:
+    """Give (place in rows, mixed ids) as rows are done; see `mix_contexts`."""
+    touched: dict[int, Row] = {}
+    for place, row in enumerate(rows):
+        replaced = replaced_positions(
+            row.ids,
+            row.row_id,
+            beta=beta,
+            seed=sampling.seed,
+            excluded_ids=sampling.excluded_ids,
+        )
+        if replaced.any():
+            touched[place] = Row(row.prompt, row.ids, row.row_id, replaced)
+        else:
+            yield place, row.ids
+    if not touched:
+        return
+    was_training = model.training
+    model.eval()
+    try:
+        # Long ones first; by answer where batches end together.
+        write, size = _mix_sequentially, _answer_length
+        if context == "gold":
+            write = _mix_on_gold
+        elif engine == "parallel" and _readable(model, rows, warn):
+            write, size = _mix_in_parallel, _whole_length
+        order = sorted(touched, key=lambda place: -size(touched[place]))
+        done = write(model, [touched[place] for place in order], sampling, batch_size)
+        for number, ids in done:
+            yield order[number], ids
+    finally:
+        model.train(was_training)
+
+
+def _answer_length(row: Row) -> int:
+    return len(row.ids)
+
+
+def _whole_length(row: Row) -> int:
+    return row.longest
+
+
+def replaced_positions(
+    reference_ids: Sequence[int],
+    row_id: int,
+    *,
+    beta: float,
+    seed: int,
+    excluded_ids: Collection[int],
+) -> torch.Tensor:
+    """Return which tokens of a row's reference are to be replaced: bool [len(reference_ids)]."""
+    positions = torch.arange(len(reference_ids))
+    key_T = noise.keys(seed, torch.tensor(row_id), positions, stream=noise.REPLACE)
+    chosen = noise.uniform(key_T) < beta
+    chosen[torch.isin(torch.tensor(reference_ids), torch.tensor(list(excluded_ids)))] = False
+    chosen[-1:] = False
+    return chosen
+
+
+def _readable(model: Any, rows: Sequence[Reference], warn: Callable[[str], object]) -> bool:
+    found = can_read(model, max((row.prompt + row.ids for row in rows), key=len))
+    if not found:
+        warn(
+            "the model cannot read a window of tokens at places of its own, so contexts are "
+            "written one token at a time (the engine sequential), which is slower"
+        )
+    return found
+
+
+Done = Iterator[tuple[int, list[int]]]
+
+
+def _mix_in_parallel(model: Any, rows: list[Row], sampling: Sampling, batch_size: int) -> Done:
+    return decode(model, rows, seed=sampling.seed, pick=sampling.pick, batch_size=batch_size)
+
+
+def _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engine, context):
+    if not len(prompt_ids) == len(reference_ids) == len(row_ids):
+        raise ValueError(
+            f"{len(prompt_ids)} prompts, {len(reference_ids)} references, {len(row_ids)} row ids: "
+            "there must be one of each per row"
+        )
+    if any(len(prompt) == 0 for prompt in prompt_ids):
+        raise ValueError("a prompt is empty: the first answer token needs a token before it")
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta is {beta}, expected 0 to 1")
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}, expected above 0")
+    if engine not in ENGINES:
+        raise ValueError(f"no engine {engine!r}; engines: {', '.join(ENGINES)}")
+    if context not in ("mixed", "gold"):
+        raise ValueError(f"context is {context!r}, expected 'mixed' or 'gold'")
+
+
+def _mix_sequentially(model: Any, rows: list[Row], sampling: Sampling, batch_size: int) -> Done:
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        yield from enumerate(_decode_batch(model, batch, sampling), start)
+
+
+def _decode_batch(model: Any, rows: list[Row], sampling: Sampling) -> list[list[int]]:
+    """Decode one position at a time, feeding g_t back (axes: B rows, T answer positions)."""
+    device = model.device
+    replaced_BT = pad_right([row.replaced.tolist() for row in rows], device).bool()
+    input_ids, mask = pad_left([row.prompt for row in rows], device)
+    mixed_BT = pad_right([row.ids for row in rows], device)
+    rows_B = torch.tensor([row.row_id for row in rows], device=device)
+    last = int(replaced_BT.any(dim=0).nonzero().max())  # nothing is sampled after it
+    past = None
+    for position in range(last + 1):
+        output = model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :],
+            past_key_values=past,
+            use_cache=True,
+            **logits_to_keep(model, 1),
+        )
+        past = output.past_key_values
+        chosen = replaced_BT[:, position]
+        if chosen.any():
+            key = noise.keys(
+                sampling.seed, rows_B[chosen], torch.tensor(position, device=device),
+                stream=noise.SAMPLE,
+            )  # fmt: skip
+            mixed_BT[chosen, position] = sampling.pick(output.logits[chosen, -1], key)
+        input_ids = mixed_BT[:, position : position + 1]
+        mask = torch.cat([mask, torch.ones_like(input_ids)], dim=1)
+    return [mixed[: len(row.ids)].tolist() for mixed, row in zip(mixed_BT, rows, strict=True)]
+
+
+def _mix_on_gold(model: Any, rows: list[Row], sampling: Sampling, batch_size: int) -> Done:
+    """Sample every replaced position from one pass over prompt and reference."""
+    device = model.device
+    batch_size = min(batch_size, _GOLD_BATCH)
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        joined = [row.prompt + row.ids for row in batch]
+        mask = pad_right([[1] * len(ids) for ids in joined], device)
+        logits = model(
+            input_ids=pad_right(joined, device), attention_mask=mask, use_cache=False
+        ).logits
+        for number, row in enumerate(batch):
+            positions = row.replaced.nonzero().flatten().to(device)
+            row_id = torch.tensor(row.row_id, device=device)
+            key = noise.keys(sampling.seed, row_id, positions, stream=noise.SAMPLE)
+            picked = sampling.pick(logits[number, len(row.prompt) - 1 + positions], key)
+            ids = torch.tensor(row.ids)
+            ids[positions.cpu()] = picked.cpu()
+            yield start + number, ids.tolist()

@@ -1,0 +1,217 @@
+"""RAC labels: what the model would say at each point of its own answer, had it seen the reference.
+
+c_t = argmax (or a sample) of pi(. | r(x, y), yhat_<t)     (Cen et al. 2025)
+
+where r(x, y) is the prompt with the reference shown in it, and yhat the model's own answer. One
+teacher-forced pass over r(x, y) + yhat gives every c_t, the one in yhat's last place included.
+
+Decisions where the paper is silent:
+1. `label="argmax"`, or `"sample"` at temperature 1 with noise that depends only on (seed, row id,
+   position).
+2. `min_confidence`: a label to which the model, having seen the reference, gives less probability
+   is dropped (-100): labels far from the generated tokens are how this method collapses.
+The others concern whole rows and stand in pipeline/stages/rac.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.decoding import noise
+from pipeline.decoding.batching import (
+    in_order,
+    logits_to_keep,
+    pad_left,
+    pad_right,
+    tokens_of_a_pass,
+)
+from pipeline.decoding.sampling import Sampling, greedy
+
+# Logits that exist at once, and float32 copies of some of them, stay below this many numbers.
+_LOGITS = 1 << 26
+_COPIED_LOGITS = 1 << 23
+
+
+@dataclass(frozen=True)
+class Own:
+    """An own answer to label: the prompt with the reference shown, the answer, its noise's row."""
+
+    shown: list[int]
+    answer: list[int]
+    row_id: int
+
+
+def correct(
+    model: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    shown_ids: Sequence[Sequence[int]],
+    answer_ids: Sequence[Sequence[int]],
+    *,
+    label: str = "argmax",
+    min_confidence: float = 0.0,
+    seed: int = 0,
+    row_ids: Sequence[int] | None = None,
+    batch_size: int = 8,
+) -> list[list[int]]:
+    """Return the model's corrections of its own answers.
+
+    Args:
+        model: a causal language model (or PeftModel) of transformers.
+        prompt_ids: the plain prompts, with which the labels will be trained. Labels do not depend
+            on them; they are checked to be there, one a row.
+        shown_ids: the prompts with the reference shown, tokenised.
+        answer_ids: the model's own answers, with their end-of-turn token where they have one.
+        label: 'argmax' or 'sample'.
+        min_confidence: labels of lower probability become -100.
+        seed: with the row id and the position, decides samples.
+        row_ids: one number per row that stays the row's own across batches; by default its index.
+        batch_size: most rows of one forward pass; it does not change the result.
+
+    Returns:
+        One list of label ids per row, as long as its answer.
+
+    Raises:
+        ValueError: for lists of different lengths, an empty prompt, or an option out of range.
+    """
+    row_ids = range(len(answer_ids)) if row_ids is None else row_ids
+    _check_arguments(prompt_ids, shown_ids, answer_ids, row_ids, label, min_confidence)
+    rows = [
+        Own(list(shown), list(answer), row_id)
+        for shown, answer, row_id in zip(shown_ids, answer_ids, row_ids, strict=True)
+    ]
+    done = labels_as_done(
+        model, rows, label=label, min_confidence=min_confidence, seed=seed, batch_size=batch_size
+    )
+    return in_order(done, len(rows))
+
+
+@torch.no_grad()
+def labels_as_done(
+    model: Any,
+    rows: Sequence[Own],
+    *,
+    label: str,
+    min_confidence: float,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[int, list[int]]]:
+    """Give (place in rows, labels) as rows are done; see `correct`."""
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches(rows, batch_size, tokens_of_a_pass(model.device)):
+            chunks = [
+                _label(
+                    [rows[place].row_id for place in batch],
+                    first,
+                    logits_BCV,
+                    label,
+                    min_confidence,
+                    seed,
+                )
+                for first, logits_BCV in logits_at_answers(model, [rows[p] for p in batch])
+            ]
+            for place, ids in zip(batch, torch.cat(chunks, dim=1).tolist(), strict=True):
+                yield place, ids[: len(rows[place].answer)]
+    finally:
+        model.train(was_training)
+
+
+def _check_arguments(prompt_ids, shown_ids, answer_ids, row_ids, label, min_confidence):
+    counts = [len(rows) for rows in (prompt_ids, shown_ids, answer_ids, row_ids)]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            "{} prompts, {} shown prompts, {} answers, {} row ids: there must be one of each per "
+            "row".format(*counts)
+        )
+    if any(len(ids) == 0 for rows in (prompt_ids, shown_ids) for ids in rows):
+        raise ValueError("a prompt is empty: the first answer token needs a token before it")
+    if label not in ("argmax", "sample"):
+        raise ValueError(f"label is {label!r}, expected 'argmax' or 'sample'")
+    if not 0 <= min_confidence < 1:
+        raise ValueError(f"min_confidence is {min_confidence}, expected 0 or more and below 1")
+
+
+def batches(rows: Sequence[Own], batch_size: int, tokens: int) -> Iterator[list[int]]:
+    """Places of rows with an answer, by falling length, with at most so many tokens a pass."""
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place].answer))
+    order = [place for place in order if rows[place].answer]
+    while order:
+        longest = max(len(rows[p].shown) + len(rows[p].answer) for p in order[:batch_size])
+        size = max(min(batch_size, tokens // longest), 1)
+        yield order[:size]
+        order = order[size:]
+
+
+def logits_at_answers(model: Any, rows: list[Own]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Give (c, logits [B, C, V]) for answer positions c..c+C of all rows, until the longest's end.
+
+    Prompts are padded on the left and answers on the right, so that all answers begin in the same
+    column and only their columns go through the output layer: as many at once as the limit allows,
+    the others later with the cache of those before.
+    """
+    prompt_BP, prompt_mask = pad_left([row.shown for row in rows], model.device)
+    answer_BT = pad_right([row.answer for row in rows], model.device)
+    answer_mask = pad_right([[1] * len(row.answer) for row in rows], model.device)
+    ids = torch.cat([prompt_BP, answer_BT], dim=1)
+    mask = torch.cat([prompt_mask, answer_mask], dim=1)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    count = answer_BT.shape[1]
+    vocabulary = model.config.get_text_config().vocab_size
+    chunk = max(_LOGITS // (len(rows) * vocabulary), 1)
+    past, read = None, 0
+    for first in range(0, count, chunk):
+        size = min(chunk, count - first)
+        # The logits before an answer token are those that predict it.
+        end = prompt_BP.shape[1] + first + size - 1
+        output = model(
+            input_ids=ids[:, read:end],
+            attention_mask=mask[:, :end],
+            position_ids=positions[:, read:end],
+            past_key_values=past,
+            use_cache=size < count,
+            **logits_to_keep(model, size),
+        )
+        past, read = output.past_key_values, end
+        yield first, output.logits[:, -size:]
+
+
+def _label(
+    row_ids: list[int], first: int, logits_BCV: torch.Tensor, label: str, min_confidence: float,
+    seed: int,
+) -> torch.Tensor:  # fmt: skip
+    """Labels [B, C] of a chunk of answer positions that begins at `first`."""
+    logits_NV = logits_BCV.flatten(0, 1)
+    if label == "argmax":
+        label_N = greedy(logits_NV)
+    else:
+        positions = torch.arange(first, first + logits_BCV.shape[1])
+        key_BC = noise.keys(seed, torch.tensor(row_ids)[:, None], positions, stream=noise.LABEL)
+        sampling = Sampling(seed, temperature=1.0)
+        key_N = key_BC.flatten().to(logits_NV.device)
+        parts = zip(_parts(logits_NV), _parts(key_N, logits_NV), strict=True)
+        label_N = torch.cat([sampling.pick(part, key) for part, key in parts])
+    if min_confidence > 0:
+        label_N[log_probabilities(logits_NV, label_N).exp() < min_confidence] = -100
+    return label_N.view(logits_BCV.shape[:2])
+
+
+def log_probabilities(logits_NV: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
+    """Log probability of each label, float32 [N]."""
+    parts = zip(_parts(logits_NV), _parts(label_N, logits_NV), strict=True)
+    return torch.cat(
+        [
+            part.float().log_softmax(dim=-1).gather(1, labels[:, None])[:, 0]
+            for part, labels in parts
+        ]
+    )
+
+
+def _parts(values: torch.Tensor, logits_NV: torch.Tensor | None = None) -> Sequence[torch.Tensor]:
+    """Parts of which float32 logits may exist at once."""
+    vocabulary = (values if logits_NV is None else logits_NV).shape[-1]
+    return values.split(max(_COPIED_LOGITS // vocabulary, 1))

@@ -1,0 +1,143 @@
+"""Whether the rows that a model writes are healthy: figures, and from where on they warn.
+
+Cen et al. (2025) name how their methods fail. Collapse (RAC): labels far from the generated tokens.
+Slow training: mixed contexts too far from the reference, seen here as tokens changed and as the
+loss on self-generated rows over the loss on reference rows. Generating that leaves the device idle:
+tokens a second beside the step's own best. Thresholds are `warn_at` in a recipe
+(pipeline.recipe.schema.WarnAt); they decide no result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from pipeline.decoding.batching import tokens_of_a_pass
+from pipeline.errors import StepFailedError
+from pipeline.hardware.precision import NOT_FINITE
+from pipeline.rows.corrections import Own, batches, log_probabilities, logits_at_answers
+
+if TYPE_CHECKING:
+    from pipeline.data.load import TokenRow
+    from pipeline.steps.context import StepContext
+
+# Rows a loss is measured on: thousands of labels, read in a small part of the time they took.
+_ROWS = 32
+# Of fewer windows the best one says little.
+_WINDOWS = 3
+
+
+def warn_over(step: StepContext, key: str, value: float, sentence: str) -> None:
+    """Warn where a figure is over its threshold, `warn_at.KEY`."""
+    limit = step.runtime_options["warn_at"][key]
+    if limit is not None and value > limit:
+        step.warn(f"{sentence} (warn_at.{key}: {limit:g})")
+
+
+def check_rate(step: StepContext) -> None:
+    """Warn where tokens were written far slower than in the best seconds of the same step."""
+    limit, rate = (
+        step.runtime_options["warn_at"]["generation_rate"],
+        step.metrics.get("tokens_per_second"),
+    )
+    if limit is None or rate is None or rate["windows"] < _WINDOWS:
+        return
+    if rate["mean"] < limit * rate["best"]:
+        step.warn(
+            f"the model wrote {rate['mean']:,.0f} tokens/s where its best seconds gave "
+            f"{rate['best']:,.0f}: other work shared the device, or few long rows kept it waiting; "
+            f"free it, or raise generation.batch_tokens (warn_at.generation_rate: {limit:g})"
+        )
+
+
+def compare_losses(
+    step: StepContext, model: Any, kind: str, rows: Sequence[dict[str, Any]],
+    references: Mapping[int, TokenRow], *, way_out: str,
+) -> None:  # fmt: skip
+    """Put the losses on the first rows, and on their references, among a step's figures.
+
+    The main process measures; the others wait for it at the end of the step.
+
+    Args:
+        step: the running step.
+        model: the one that wrote the rows, in evaluation mode.
+        kind: words for its rows: mixed, own.
+        rows: what it wrote (`rows.jsonl`), by row id; those without a label are left out.
+        references: the training rows, by row id.
+        way_out: what to do about a high ratio.
+
+    Raises:
+        StepFailedError: when a loss is NaN or infinite.
+    """
+    if not step.state.is_main_process:
+        return
+    labelled = [row for row in rows if any(label != -100 for label in row["labels"])][:_ROWS]
+    if not labelled:
+        return  # training says so, and what to do
+    answers = [references[row["id"]] for row in labelled]
+    own = [
+        (Own(one.prompt, row["input_ids"][size:], one.row_id), row["labels"][size:])
+        for row, one in zip(labelled, answers, strict=True)
+        for size in [len(one.prompt)]
+    ]
+    plain = [(Own(one.prompt, one.answer, one.row_id), one.answer) for one in answers]
+    losses = {
+        f"loss on {name} rows": mean_loss(
+            model, *zip(*pairs, strict=True), batch_tokens=step.runtime_options["batch_tokens"]
+        )
+        for name, pairs in ((kind, own), ("reference", plain))
+    }
+    here, there = losses.values()
+    if not (math.isfinite(here) and math.isfinite(there)):
+        raise StepFailedError(
+            f"the model that wrote these rows has a loss of {here} on them and of {there} on the "
+            f"reference: {NOT_FINITE}"
+        )
+    step.metrics["figures"] |= losses
+    if there > 0:
+        step.metrics["figures"]["loss ratio"] = here / there
+        sentence = (
+            f"the loss on {kind} rows is {here / there:.1f} times that on reference rows "
+            f"({here:.2f} and {there:.2f}, first {len(labelled)} rows): contexts this far from the "
+            f"reference train slowly; {way_out}"
+        )
+        warn_over(step, "loss_ratio", here / there, sentence)
+
+
+def mean_loss(
+    model: Any, rows: Sequence[Own], labels: Sequence[Sequence[int]], *, batch_tokens: int
+) -> float:
+    """Return the mean over labels of -log pi(label_t | prompt, context_<t), in nats.
+
+    Args:
+        model: a causal language model (or PeftModel) of transformers, in evaluation mode.
+        rows: R prompts (`shown`) and contexts (`answer`, [T_r]).
+        labels: of each row what the model should say at its T_r places; -100 where nothing.
+        batch_tokens: most tokens read at once; it does not change the result.
+    """
+    size = max(batch_tokens // max(len(row.shown) + len(row.answer) for row in rows), 1)
+    losses = losses_as_done(model, rows, labels, batch_size=size)
+    count = sum(label != -100 for row in labels for label in row)
+    return sum(loss for _, loss in losses) / count
+
+
+@torch.no_grad()
+def losses_as_done(
+    model: Any, rows: Sequence[Own], labels: Sequence[Sequence[int]], *, batch_size: int
+) -> Iterator[tuple[int, float]]:
+    """Give (place in rows, sum over its labels of -log pi) as rows are done; see `mean_loss`."""
+    for batch in batches(rows, batch_size, tokens_of_a_pass(model.device)):
+        label_BT = pad_sequence(
+            [torch.tensor(labels[place]) for place in batch], batch_first=True, padding_value=-100
+        ).to(model.device)
+        loss_B = torch.zeros(len(batch), dtype=torch.float64)
+        for first, logits_BCV in logits_at_answers(model, [rows[place] for place in batch]):
+            label_BC = label_BT[:, first : first + logits_BCV.shape[1]]
+            scores_N = log_probabilities(logits_BCV.flatten(0, 1), label_BC.flatten().clamp(min=0))
+            scores_BC = scores_N.view(label_BC.shape).masked_fill(label_BC == -100, 0.0)
+            loss_B -= scores_BC.cpu().double().sum(dim=1)
+        yield from zip(batch, loss_B.tolist(), strict=True)

@@ -1,0 +1,109 @@
+"""Preference pairs as files and as token rows, for DPO and SPIN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.data.load import describe_losses, fit_prompt, load_preferences
+from pipeline.data.preflight import Row
+from pipeline.data.render import Renderer
+from pipeline.data.tasks import Example
+from pipeline.errors import InputError
+from pipeline.steps.artifact import SAMPLES, read_record, read_rows, write_rows
+from pipeline.steps.context import StepContext
+
+PAIRS = "pairs.jsonl"
+
+
+def own_pair(*, chosen: dict[str, Any] | None, rejected: dict[str, Any]) -> dict[str, Any]:
+    """A pair of own answers; chosen None stands for the reference.
+
+    Own answers keep their ids: their text, tokenised again, may be other tokens.
+    """
+    return {
+        "id": rejected["id"],
+        "prompt": rejected["messages"],
+        "chosen": chosen["answer"] if chosen else rejected["reference"],
+        "rejected": rejected["answer"],
+        "chosen_ids": chosen["ids"] if chosen else None,
+        "rejected_ids": rejected["ids"],
+        # An answer cut at the token limit must not teach that turns end there.
+        "rejected_finished": rejected["finished"],
+    }
+
+
+def read_answers(step: StepContext, name: str) -> list[dict[str, Any]]:
+    """Read the own answers that pairs are made of, and hand on how they were rendered."""
+    folder = step.input_folders()[name]
+    step.metrics["rendering"] = read_record(folder)["metrics"].get("rendering")  # see renderer_for
+    return read_rows(folder / SAMPLES)
+
+
+def store_pairs(step: StepContext, pairs: list[dict[str, Any]]) -> None:
+    """Write pairs where `read_pairs` of a training step finds them."""
+    if step.state.is_main_process:
+        write_rows(step.directory / PAIRS, pairs)
+
+
+def read_pairs(step: StepContext, renderer: Renderer) -> list[tuple[Row, Row]]:
+    """Read the step's pairs as rows (chosen, rejected) of at most `max_length` tokens.
+
+    Raises:
+        InputError: when no pair is left.
+    """
+    max_length = step.options["trainer"]["max_length"]
+    pairs = _rendered_pairs(step, renderer)
+    rows, cut, chosen_cut, prompts_cut = [], 0, 0, 0
+    for number, (example, chosen, rejected) in enumerate(pairs, start=1):
+        fitted = fit_prompt(example, renderer, max_length=max_length)
+        if fitted is None:
+            continue
+        shorter, prompt, room = fitted
+        sides = []
+        for name, answer in (("chosen", chosen), ("rejected", rejected)):
+            ids = answer[:room]
+            ends = ids == answer and answer[-1:] == [renderer.end_of_turn_id]
+            labels = [-100] * len(prompt) + ids
+            wanted = name == "chosen"
+            sides.append(Row(f"pair {number}, {name}", prompt, prompt + ids, labels, ends, wanted))
+        rows.append((sides[0], sides[1]))
+        prompts_cut += shorter is not example
+        chosen_cut += len(chosen) > room
+        cut += max(len(chosen), len(rejected)) > room
+    counts = {"rows": len(rows), "dropped": len(pairs) - len(rows), "cut": cut}
+    step.metrics["data"] = counts | {"chosen_cut": chosen_cut, "prompts_cut": prompts_cut}
+    longest = renderer.max_prompt_length
+    if not rows:
+        raise InputError(
+            f"all {len(pairs)} preference prompts are too long (max_length {max_length}, "
+            f"max_prompt_length {longest}) and leave no room for an answer; raise these limits"
+        )
+    losses = describe_losses(step.metrics["data"], max_length=max_length, max_prompt_length=longest)
+    if losses:
+        step.warn(losses)
+    return rows
+
+
+def _rendered_pairs(
+    step: StepContext, renderer: Renderer
+) -> list[tuple[Example, list[int], list[int]]]:
+    """Each pair's prompt, and the ids of its chosen and its rejected answer."""
+    task = step.options["task"]
+    if "preferences" in step.locations:
+        return [
+            (
+                pair.example,
+                renderer.answer_ids(pair.example, pair.chosen),
+                renderer.answer_ids(pair.example, pair.rejected),
+            )
+            for pair in load_preferences(step.source("preferences"), task, step.warn)
+        ]
+    pairs = []
+    for row in read_rows(step.input_folders()["pairs"] / PAIRS):
+        example = Example(task, row["prompt"], row["chosen"])
+        rejected = renderer.own_answer_ids(row["rejected_ids"], finished=row["rejected_finished"])
+        chosen = renderer.answer_ids(example, row["chosen"])
+        if row["chosen_ids"] is not None:
+            chosen = renderer.own_answer_ids(row["chosen_ids"], finished=True)
+        pairs.append((example, chosen, rejected))
+    return pairs

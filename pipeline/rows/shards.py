@@ -1,0 +1,191 @@
+"""Row-writing that survives a stop and does not depend on the number of processes.
+
+Finished rows are written to files in `shards/` every few seconds. After a stop, rows found there
+are not made again. When all are done the main process joins them, in row order, into one file.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.errors import StepFailedError
+from pipeline.steps import artifact
+from pipeline.steps.context import StepContext
+
+Item = TypeVar("Item")
+Row = dict[str, Any]
+_SECONDS_BETWEEN_SHARDS = 10.0
+_WINDOW_SECONDS = 10.0
+
+
+def write_in_shards(
+    step: StepContext,
+    items: Iterable[Item],
+    make: Callable[[Sequence[Item]], Iterator[Row]],
+    *,
+    key: Callable[[Item], tuple[int, ...]],
+    size: Callable[[Item], int],
+    row_key: Callable[[Row], tuple[int, ...]],
+    tokens: Callable[[Row], int],
+    file_name: str,
+) -> list[Row]:
+    """Make one row per item and write them to `step.directory/file_name`.
+
+    Args:
+        step: the running step.
+        items: what rows are made of.
+        make: turns items, which it gets by falling size, into rows, which it gives in any order.
+        key: an item's place in the final order.
+        size: how many tokens an item takes at most.
+        row_key: as `key`, of a row.
+        tokens: how many tokens of a row the model wrote.
+        file_name: the joined file.
+
+    Returns:
+        All rows in key order, in every process.
+    """
+    joined = step.directory / file_name
+    folder = step.directory / "shards"
+    if not joined.exists():
+        items = list(items)
+        done = {row_key(row) for row in _read_shards(folder)}
+        if step.state.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+        step.state.wait_for_everyone()  # nobody writes before everybody has read
+        pending = [item for item in items if key(item) not in done]
+        pending.sort(key=lambda item: (-size(item), key(item)))
+        mine = pending[step.state.process_index :: step.state.num_processes]
+        groups = similar(mine, size, step.runtime_options["batch_tokens"])
+        rate = Rate(at_once=max((min(len(group), most) for group, most in groups), default=1))
+        made = _told(step, make(mine), rate, of=len(mine), before=len(done), tokens=tokens)
+        _write_shards(folder, made, row_key)
+        if rate.windows:
+            step.metrics["tokens_per_second"] = rate.figures()
+        step.state.wait_for_everyone()
+        _note_shares(step, len(mine))
+        if step.state.is_main_process:
+            rows = sorted(_read_shards(folder), key=row_key)
+            if len(rows) != len(items):
+                raise StepFailedError(
+                    f"{len(items)} rows were written, and {len(rows)} of them are seen here: the "
+                    "processes do not see each other's files; put --runs on a file system they "
+                    "share, and run the same command again"
+                )
+            artifact.write_rows(joined, rows)
+            shutil.rmtree(folder, ignore_errors=True)
+        step.state.wait_for_everyone()
+    return artifact.read_rows(joined)
+
+
+def _note_shares(step: StepContext, mine: int) -> None:
+    """Note in the record how many rows each process was to write."""
+    if step.state.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        step.metrics["rows_of_each_process"] = gather_object([mine])
+
+
+def similar(
+    items: Sequence[Item], size: Callable[[Item], int], budget: int
+) -> Iterator[tuple[Sequence[Item], int]]:
+    """Cut items, by falling size, where they are half as large as those before.
+
+    Returns:
+        The groups, each with how many of its items keep `budget` tokens at once, at least one.
+    """
+    start = 0
+    while start < len(items):
+        largest = max(size(items[start]), 1)
+        end = start
+        while end < len(items) and 2 * size(items[end]) > largest:
+            end += 1
+        end = max(end, start + 1)
+        yield items[start:end], max(budget // largest, 1)
+        start = end
+
+
+def _write_shards(
+    folder: Path, rows: Iterator[Row], row_key: Callable[[Row], tuple[int, ...]]
+) -> None:
+    """Write rows to files as they come; what is finished is kept whatever happens."""
+    unwritten: list[Row] = []
+    written = time.monotonic()
+
+    def write() -> None:
+        name = "-".join(str(part) for part in row_key(unwritten[0]))
+        artifact.write_rows(folder / f"{name}.jsonl", unwritten)
+        unwritten.clear()
+
+    try:
+        for row in rows:
+            unwritten.append(row)
+            if time.monotonic() - written >= _SECONDS_BETWEEN_SHARDS:
+                write()
+                written = time.monotonic()
+    finally:
+        if unwritten:
+            write()
+
+
+class Rate:
+    """Tokens per second of rows as they are done: of all, and of the best window.
+
+    Rows that are worked on together are done together, so the clock starts when `at_once` rows are
+    done (the model is loaded, every place was filled once), and a window holds as many rows, and
+    `_WINDOW_SECONDS`, at least: else it would tell when rows happen to be done.
+    """
+
+    def __init__(self, at_once: int):
+        self.at_once = at_once
+        self.last = (0.0, 0, 0)  # when, and how many rows and tokens were done
+        self.marks: list[tuple[float, int, int]] = []  # the same at each window's ends
+
+    @property
+    def windows(self) -> int:
+        """How many windows are over."""
+        return max(len(self.marks) - 1, 0)
+
+    def add(self, tokens: int, now: float) -> None:
+        """Count a row that was done `now`, in seconds of any one clock."""
+        _, rows, before = self.last
+        self.last = (now, rows + 1, before + tokens)
+        began, first, _ = self.marks[-1] if self.marks else (-math.inf, 0, 0)
+        if now - began >= _WINDOW_SECONDS and rows + 1 - first >= self.at_once:
+            self.marks.append(self.last)
+
+    def figures(self) -> dict[str, float]:
+        """Mean and best tokens per second, once a window is over."""
+        best = max(self._between(*ends) for ends in pairwise(self.marks))
+        mean = self._between(self.marks[0], self.last)
+        return {"mean": round(mean, 1), "best": round(best, 1), "windows": self.windows}
+
+    @staticmethod
+    def _between(start: tuple[float, int, int], end: tuple[float, int, int]) -> float:
+        return (end[2] - start[2]) / max(end[0] - start[0], 1e-9)
+
+
+def _told(
+    step: StepContext, rows: Iterator[Row], rate: Rate, *,
+    of: int, before: int, tokens: Callable[[Row], int],
+) -> Iterator[Row]:  # fmt: skip
+    """Pass rows on and tell the progress; other processes are taken to be as far as this one."""
+    processes = step.state.num_processes
+    total = before + of * processes
+    began = time.monotonic()
+    step.progress(before, total, "rows")
+    for number, row in enumerate(rows, 1):
+        now = time.monotonic()
+        rate.add(tokens(row) * processes, now)
+        so_far = rate.last[2] / max(now - began, 1e-9)
+        step.progress(before + number * processes, total, f"rows, {so_far:,.0f} tokens/s")
+        yield row
+
+
+def _read_shards(folder: Path) -> list[Row]:
+    return [row for path in sorted(folder.glob("*.jsonl")) for row in artifact.read_rows(path)]

@@ -1,0 +1,1 @@
+"""Runs a plan: schedules steps, launches processes, shows how far they are."""

@@ -1,0 +1,266 @@
+"""What stages and benchmarks add their steps to a plan with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.recipe.schema import Recipe, RoundOptions, SamplingOptions, Source, StageOptions
+from pipeline.recipe.trl_rules import NEUTRAL
+from pipeline.steps.identity import data_identity, model_identity
+from pipeline.steps.spec import Model, StepSpec
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage of a plan.
+
+    Attributes:
+        name: its name in the recipe.
+        recipe: the recipe it is of: of a swept one, that of the first of its points.
+        values: the swept keys that matter for it, and their values.
+        siblings: every stage's name -> its label at the same points, where it has one there.
+    """
+
+    name: str
+    recipe: Recipe
+    values: dict[str, Any]
+    siblings: dict[str, str]
+
+    @property
+    def options(self) -> StageOptions:
+        """What the recipe says of it."""
+        return self.recipe.stages[self.name]
+
+    @property
+    def start(self) -> str | None:
+        """The label of the stage it starts from; None for the recipe's model."""
+        return None if self.options.start is None else self.siblings[self.options.start]
+
+
+class Builder:
+    """What a stage's `plan` function uses to add steps. One per stage and seed."""
+
+    def __init__(self, planned: PlannedStage, label: str, seed: int, start: Model):
+        self.planned = planned
+        self.recipe = planned.recipe
+        self.label = label
+        self.stage: StageOptions = planned.options
+        self.seed = seed
+        self.start = start
+        self.end = start  # the weights the stage ends with, once its own steps are planned
+        self.others: dict[str, Builder] = {}  # label -> those of the seed
+        self.steps: list[StepSpec] = []
+
+    def sibling(self, stage: str) -> Builder:
+        """The builder of another stage of the recipe, at this one's values of a sweep."""
+        return self.others[self.planned.siblings[stage]]
+
+    @property
+    def train_rows(self) -> Source:
+        """The recipe's training rows."""
+        assert self.recipe.data.train is not None  # the recipe's check has seen to it
+        return self.recipe.data.train
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """Settings of steps in which the model writes rows; none of them changes a row."""
+        recipe = self.recipe
+        return {
+            "batch_tokens": recipe.generation.batch_tokens,
+            "warn_at": recipe.warn_at.model_dump(),
+        }
+
+    def step(
+        self,
+        kind: str,
+        run: str,
+        *,
+        title: str,
+        options: dict[str, Any] | None = None,
+        model: Model | None = None,
+        data: dict[str, Source] | None = None,
+        steps: dict[str, StepSpec] | None = None,
+        runtime_options: dict[str, Any] | None = None,
+        main_process_only: bool = False,
+        renders: bool = True,
+        keys: dict[str, str] | None = None,
+    ) -> StepSpec:
+        """Add a step.
+
+        Args:
+            kind: the directory's prefix.
+            run: names the function that makes it (pipeline/steps/functions.py), which is not
+                imported: most need torch.
+            title: words for people, after the stage's name.
+            options: what decides the result; what decides how text becomes tokens is added to it.
+            model: weights it reads.
+            data: role -> source of rows it reads.
+            steps: name -> earlier step it reads.
+            runtime_options: settings that do not change the result.
+            main_process_only: whether one process does the work.
+            renders: whether the step turns rows into tokens.
+            keys: role -> where the recipe says its source, for errors; by default under data.
+        """
+        inputs: dict[str, Any] = dict(steps or {})
+        locations: dict[str, Any] = {}
+        merged = dict(options or {})
+        if renders and (model is not None or data):
+            task = merged.setdefault("task", self.recipe.task)
+            merged.setdefault("system", self.recipe.system)
+            merged.setdefault("max_prompt_length", self.recipe.prompt_limit(task))
+            if self.recipe.chat_template is not None:
+                merged["chat_template"] = self.recipe.chat_template
+        if model is not None:
+            inputs["base"] = model.base or model_identity(self.recipe.model, self.recipe.revision)
+            if model.base is None:
+                locations["base"] = self.recipe.model
+            if self.recipe.trust_remote_code:  # another class may compute something else
+                merged["trust_remote_code"] = True
+            if self.recipe.quantize:
+                merged["quantize"] = self.recipe.quantize
+            if model.base is None and self.recipe.pickled_weights:
+                runtime_options = {**(runtime_options or {}), "pickled_weights": True}
+            if model.adapter is not None:
+                inputs["adapter"] = model.adapter
+        for role, source in (data or {}).items():
+            try:
+                identity = data_identity(source, role=role)
+            except InputError as error:
+                raise InputError(f"{(keys or {}).get(role, f'data.{role}')}: {error}") from None
+            inputs[role] = identity
+            revision = identity.get("revision")  # the commit, so that just this is loaded
+            split = source.split_for(role)
+            locations[role] = {**source.model_dump(), "split": split, "revision": revision}
+        added = StepSpec(
+            kind=kind,
+            run=run,
+            stage=self.label,
+            seed=self.seed,
+            title=title,
+            options=merged,
+            inputs=inputs,
+            locations=locations,
+            runtime_options=runtime_options or {},
+            main_process_only=main_process_only,
+        )
+        self.steps.append(added)
+        return added
+
+    def train(
+        self,
+        run: str,
+        *,
+        title: str,
+        model: Model,
+        data: dict[str, Source] | None = None,
+        steps: dict[str, StepSpec] | None = None,
+        trainer: dict[str, Any] | None = None,
+        more: dict[str, Any] | None = None,
+    ) -> Model:
+        """Add a training step and return the weights it makes.
+
+        `trainer` goes over the stage's own trainer options, for a round of its own; `more` is added
+        to the step's options. An adapter is merged first, as a step of its own, only where the
+        stage says `merge_adapter: true`.
+        """
+        recipe, stage = self.recipe, self.stage
+        lora = recipe.lora_for(stage)
+        if model is self.start and model.adapter is not None and stage.merge_adapter:
+            model = self.merge(model)
+        trainer = {**recipe.trainer_for(stage), **(trainer or {})}
+        result = {key: value for key, value in trainer.items() if key not in NEUTRAL}
+        runtime_options = {"trainer": {key: trainer[key] for key in trainer.keys() - result.keys()}}
+        micro = {"micro_batch_size": recipe.micro_batch_size}
+        if trainer.get("neftune_noise_alpha"):  # its noise scales with the padded batch
+            more = {**(more or {}), **micro}
+        trained = self.step(
+            "train",
+            run,
+            title=title,
+            model=model,
+            data=data,
+            steps=steps,
+            options={
+                "trainer": result,
+                "lora": lora,
+                "dtype": recipe.base_dtype_for(stage),
+                "batch_size": recipe.batch_size_for(stage),
+                **(more or {}),
+            },
+            runtime_options={**runtime_options, **micro},
+        )
+        return Model(base=trained) if lora is None else Model(base=model.base, adapter=trained)
+
+    def in_round(self, title: str, number: int) -> str:
+        """A step's title, with its round where the stage has several."""
+        several = isinstance(self.stage, RoundOptions) and self.stage.rounds > 1
+        return f"{title}, round {number}" if several else title
+
+    def merge(self, model: Model) -> Model:
+        """Add a step that merges an adapter into its base."""
+        merged = self.step("merge", "pipeline.model:merge", title="merge adapter", model=model)
+        return Model(base=merged)
+
+    def answers(
+        self,
+        model: Model,
+        *,
+        source: Source,
+        role: str,
+        title: str,
+        samples: int = 1,
+        sampling: SamplingOptions | None = None,
+        round_number: int = 0,
+        task: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        max_prompt_length: int | None = None,
+        shots: Source | None = None,
+        keys: dict[str, str] | None = None,
+    ) -> StepSpec:
+        """Add a step in which the model answers every prompt of a source, greedily by default.
+
+        The source's rows are of `task`, by default the recipe's; `shots` are solved examples that
+        stand before each prompt.
+        """
+        generation = self.recipe.generation
+        options: dict[str, Any] = {
+            "task": task or self.recipe.task,
+            "max_new_tokens": max_new_tokens or generation.max_new_tokens,
+            "dtype": self.recipe.reading_dtype,
+            "samples": samples,
+            "round": round_number,
+            "temperature": sampling.temperature if sampling else temperature,
+            "top_k": sampling.top_k if sampling else 0,
+            "top_p": sampling.top_p if sampling else 1.0,
+        }
+        if generation.engine == "vllm":  # it draws other samples; the others differ in speed only
+            options["engine"] = "vllm"
+        if max_prompt_length is not None:
+            options["max_prompt_length"] = max_prompt_length
+        if shots is not None:
+            options |= {"few_shot": shots.limit, "max_prompt_length": None}
+        return self.step(
+            "answers",
+            "pipeline.answers:write_answers",
+            title=title,
+            model=model,
+            data={role: source, **({} if shots is None else {"shots": shots})},
+            options=options,
+            runtime_options={**self.writing, "engine": generation.engine},
+            keys=keys,
+        )
+
+    def own_answers(self, model: Model, source: Source, number: int) -> StepSpec:
+        """Add a step in which the model answers training prompts, sampled as the stage says."""
+        assert isinstance(self.stage, RoundOptions)
+        return self.answers(
+            model,
+            source=source,
+            role="train",
+            title=self.in_round("own answers", number),
+            sampling=self.stage,
+            round_number=number,
+        )

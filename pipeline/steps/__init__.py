@@ -1,0 +1,1 @@
+"""A step: what it is, what it is given, what it leaves."""

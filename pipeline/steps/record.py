@@ -1,0 +1,126 @@
+"""What a finished step says of itself: what, on what, with what, how long, and what it wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import platform
+import resource
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.hardware.threads import threads_of_launch
+from pipeline.steps import artifact
+
+if TYPE_CHECKING:
+    from pipeline.steps.context import StepContext
+
+_VERSIONED = (
+    "bashrac", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes",
+)  # fmt: skip
+
+
+def make_record(step: StepContext, *, started: datetime, seconds: float) -> dict[str, Any]:
+    """Return the record of a step that has just finished: what, on what, with what, how long."""
+    return {
+        "kind": step.spec.kind,
+        "title": step.spec.title,
+        "fingerprint": step.spec.fingerprint,
+        "identity": step.spec.identity,
+        "inputs": step.locations,
+        "neutral": step.runtime_options,
+        "seed": step.seed,
+        "versions": _versions(),
+        "host": platform.node(),
+        "device": _device_words(step),
+        "precision": asdict(step.precision) if step.computes else None,
+        "threads": _threads(),
+        "processes": step.state.num_processes,
+        "git_commit": _git_commit(),
+        "started": started.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": _peak_memory(step),
+        "metrics": step.metrics,
+        "files": artifact.written_files(step.directory),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in _VERSIONED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of bashrac's own checkout, '+changes' when it has uncommitted ones."""
+    import subprocess
+
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = [
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--dirty=+changes",
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _threads() -> list[int]:
+    """How many threads computed; several where others used the machine for a time."""
+    import torch
+
+    known = threads_of_launch()
+    return sorted(known.used) if known else [torch.get_num_threads()]
+
+
+def _device_words(step: StepContext) -> str:
+    if step.device.type == "cuda":
+        import torch
+
+        return f"{step.state.num_processes} x {torch.cuda.get_device_name()}"
+    return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
+
+
+def reset_peak_memory(step: StepContext) -> None:
+    """Give back what an earlier step of this process left, and measure anew."""
+    gc.collect()
+    if step.device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # not glibc, or no right to: no harm
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory(step: StepContext) -> int:
+    """Peak bytes of the main process in this step: of the GPU where there is one, else resident."""
+    if step.device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        high_water = next(line for line in lines if line.startswith("VmHWM"))
+        return int(high_water.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS; since the process began

@@ -1,0 +1,67 @@
+"""Whole weights of a trained model whose weights lie in pieces in several processes.
+
+Transformers' own saving follows the launch config: it may write pieces, or weights rounded to
+bfloat16. Here the launch decides nothing: what comes out is what one process would have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.hardware.topology import running_kind
+from pipeline.recipe.shipped import FSDP2, WHOLE
+
+
+def whole_weights(trainer: Any) -> dict[str, Any] | None:
+    """Gather what a trainer's model needs to be saved; every process must call this.
+
+    Returns:
+        Name -> whole tensor in the main process's memory: of an adapter its trained weights, else
+        all. Empty in other processes. None where every process holds whole weights anyway.
+    """
+    from peft import PeftModel
+
+    kind = running_kind(trainer.accelerator)
+    if kind == WHOLE:
+        return None
+    gather = _of_fsdp if kind == FSDP2 else _of_deepspeed
+    is_main = trainer.accelerator.is_main_process
+    is_adapter = isinstance(trainer.model, PeftModel)
+    found: dict[str, Any] = {}
+    names: dict[int, str] = {}  # of weights seen; tied ones are gathered once, and stay tied
+    for name, weight in trainer.model.state_dict(keep_vars=True).items():
+        if is_adapter and not weight.requires_grad:
+            continue
+        first = names.setdefault(id(weight), name)
+        if first == name:
+            whole = gather(weight, trainer.accelerator.device)
+        if is_main:
+            found[name] = whole.detach().cpu() if first == name else found[first]
+    return found
+
+
+def _of_fsdp(weight: Any, device: Any) -> Any:
+    from torch.distributed.tensor import DTensor
+
+    # Pieces kept in the machine's memory are gathered between GPUs all the same.
+    if not isinstance(weight, DTensor):
+        return weight
+    on_device: Any = weight.detach().to(device)
+    return on_device.full_tensor()
+
+
+def _of_deepspeed(weight: Any, device: Any) -> Any:
+    """The float32 weights that DeepSpeed updates, where it computes with a rounded copy of them."""
+    import deepspeed  # pyright: ignore[reportMissingImports]
+    import torch
+    from deepspeed.utils import safe_get_full_fp32_param  # pyright: ignore[reportMissingImports]
+
+    del device
+    if isinstance(weight, torch.nn.Parameter) and weight.requires_grad:
+        updated = safe_get_full_fp32_param(weight)
+        if updated is not None:
+            return updated
+    if not hasattr(weight, "ds_id"):
+        return weight
+    with deepspeed.zero.GatheredParameters([weight]):
+        return weight.detach().clone()

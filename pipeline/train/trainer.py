@@ -1,0 +1,330 @@
+"""What every training step shares: arguments for a stock TRL trainer, progress, resume, saving."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback
+from transformers.integrations import unset_hf_deepspeed_config
+
+from pipeline.errors import StepFailedError
+from pipeline.hardware.precision import AUTOCAST
+from pipeline.hardware.topology import check_trainer
+from pipeline.models.load import load_for
+from pipeline.models.locate import MODEL_FOLDER
+from pipeline.models.quantize import check_whole
+from pipeline.recipe.shipped import FSDP2, WHOLE
+from pipeline.steps import artifact
+from pipeline.steps.context import StepContext
+from pipeline.train import trackers
+from pipeline.train.gather import whole_weights
+from pipeline.train.sampler import micro_batches
+
+CHECKPOINTS = "checkpoints"
+HISTORY = "history.json"
+_LAST_FILE = "checkpoint-*/trainer_state.json"
+# At most so long is lost to a kill, and at most a twentieth of the time is spent on not losing it.
+_CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 600.0, 1 / 20
+
+
+def training_arguments(step: StepContext, config_class: Any, **more: Any) -> Any:
+    """Build the trainer's configuration: bashrac's defaults, then the recipe's options."""
+    rows, passes = micro_batches(
+        step.options["batch_size"],
+        step.state.num_processes,
+        step.runtime_options["micro_batch_size"],
+    )
+    trainer = {**step.options["trainer"], **step.runtime_options["trainer"]}
+    if trainer.get("report_to"):
+        trackers.keep_here(step)
+    if "gradient_checkpointing" not in trainer:  # its newer name, so that transformers is quiet
+        trainer.setdefault("activation_checkpointing", step.device.type != "cpu")
+    arguments = {
+        "report_to": [],
+        "run_name": step.directory.name,
+        "disable_tqdm": True,
+        "save_total_limit": 1,
+        "dataloader_pin_memory": step.device.type != "cpu",
+        **trainer,
+        **{key: name == step.precision.autocast for key, name in AUTOCAST.items()},
+        # The first loss and any NaN must be seen; transformers would log NaN as 0.
+        "logging_strategy": "steps",
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "output_dir": str(step.directory / CHECKPOINTS),
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": passes,
+        "seed": step.seed,
+        "use_cpu": step.launch.use_cpu,
+    }
+    built = config_class(**arguments, **more)
+    if step.launch.kind == FSDP2 and step.precision.autocast:
+        policy = _rounded_passes_only(step.precision.autocast)
+        built.fsdp_plugin_args = {"mixed_precision_policy": policy}
+    return built
+
+
+def _rounded_passes_only(autocast: str) -> Any:
+    """Let FSDP2 compute in 16 bits, and return results and add up gradients in float32.
+
+    Accelerate would round those too, and so TRL's log probabilities: their sum over an answer, some
+    hundreds, would come in steps of 1 to 2, and DPO looks at differences of less.
+    """
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    return MixedPrecisionPolicy(getattr(torch, autocast), torch.float32, torch.float32)
+
+
+def load_trainable(step: StepContext) -> tuple[Any, Any]:
+    """Load the weights a training step starts from.
+
+    Returns:
+        The model, and the LoraConfig the trainer should add (None when all weights are trained or
+        the model already carries the adapter to train).
+    """
+    lora = step.options["lora"]
+    if step.options.get("quantize"):
+        check_whole(step.launch.kind)
+    model = load_for(step, trainable_adapter=lora is not None)
+    if lora is None or "adapter" in step.locations:
+        return model, None
+    from peft import LoraConfig
+
+    return model, LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
+
+
+def fit(step: StepContext, trainer: Any, *, tokens_per_epoch: int) -> None:
+    """Train, from the last whole checkpoint if there is one, and save model and loss history.
+
+    Raises:
+        StepFailedError: when the loss, a gradient or a weight is no finite number.
+        KeyboardInterrupt: when a stop was asked for; a checkpoint holds what was trained.
+    """
+    check_trainer(trainer.accelerator, kind=step.launch.kind)
+    trainer.remove_callback(PrinterCallback)
+    loss_scale = _LossScale(step, trainer.accelerator)
+    for callback in (_Progress(step), _Checkpoints(step), _Finite(step), loss_scale):
+        trainer.add_callback(callback)
+    checkpoint = last_checkpoint(step.directory / CHECKPOINTS, layout(step))
+    step.state.wait_for_everyone()  # nobody removes or writes one before everybody has looked
+    if step.state.is_main_process:
+        for path in (step.directory / CHECKPOINTS).glob("checkpoint-*"):
+            if path != checkpoint:  # half-written or in other pieces, and in the way of later ones
+                print(f"{path} cannot be resumed from and is removed", flush=True)
+                shutil.rmtree(path, ignore_errors=True)
+        if checkpoint is not None:
+            print(f"resuming from {checkpoint}", flush=True)
+    step.state.wait_for_everyone()
+    step.stops_itself = True
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    step.stops_itself = False
+    trackers.end()
+    if step.stop_asked:
+        raise KeyboardInterrupt
+    loss_scale.check()
+    whole = whole_weights(trainer)
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    weights = trained if whole is None else whole.values()
+    finite = all(bool(weight.isfinite().all()) for weight in weights)
+    if not all(step.from_main_process([finite])):
+        raise diverged(step, "a weight is infinite or NaN")
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    step.metrics |= {
+        "optimizer_steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch or 0, 4),
+        "tokens_trained": round(tokens_per_epoch * (trainer.state.epoch or 0)),
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+    }
+    _save(step, trainer, whole)
+    unset_hf_deepspeed_config()  # else ZeRO-3 would cut up what a later step here loads
+    if step.state.is_main_process:
+        artifact.write_json(step.directory / HISTORY, history)
+        shutil.rmtree(step.directory / CHECKPOINTS, ignore_errors=True)
+
+
+def layout(step: StepContext) -> str:
+    """What pieces a checkpoint of this launch is in: it can be read by such a launch only."""
+    many = step.launch.kind.startswith("ZeRO")  # whose pieces are those of so many processes
+    return f"{step.launch.kind} of {step.launch.processes}" if many else step.launch.kind
+
+
+def last_checkpoint(folder: Path, pieces: str = WHOLE) -> Path | None:
+    """Return the newest checkpoint in such pieces that was written to its end, or None."""
+    found = [(path.parent, artifact.read_object(path)) for path in folder.glob(_LAST_FILE)]
+    whole = [
+        path
+        for path, state in found
+        if state and state.get("stateful_callbacks", {}).get("layout", WHOLE) == pieces
+    ]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def diverged(step: StepContext, what: str) -> StepFailedError:
+    """Return the sentence for a training that has come to no number; its checkpoints go."""
+    shutil.rmtree(step.directory / CHECKPOINTS, ignore_errors=True)
+    way_out = "lower trainer.learning_rate"
+    if step.precision.compute == "float16":
+        way_out = f"numbers may be too large for float16: write precision: float32, or {way_out}"
+    return StepFailedError(f"training diverged: {what}; {way_out}")
+
+
+def _save(step: StepContext, trainer: Any, whole: dict[str, Any] | None) -> None:
+    """Save a plain model or adapter; `whole` are its weights where the model's own are pieces."""
+    if step.state.is_main_process:
+        temporary = step.directory / f".{MODEL_FOLDER}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        # DPO's frozen copy of the adapter stays behind.
+        adapter = (
+            {"selected_adapters": ["default"]} if hasattr(trainer.model, "peft_config") else {}
+        )
+        trainer.model.save_pretrained(str(temporary), state_dict=whole, **adapter)
+        trainer.processing_class.save_pretrained(str(temporary))
+        (temporary / "README.md").unlink(missing_ok=True)
+        _finish_adapter_config(step, temporary / "adapter_config.json")
+        if whole is not None:
+            _name_dtype(temporary / "config.json", whole)
+        shutil.rmtree(step.directory / MODEL_FOLDER, ignore_errors=True)
+        temporary.rename(step.directory / MODEL_FOLDER)
+    step.state.wait_for_everyone()
+
+
+def _name_dtype(config_file: Path, whole: dict[str, Any]) -> None:
+    """Write the type that weights were saved in, and not that of a rounded copy of them."""
+    if config_file.is_file():
+        (dtype,) = {str(weight.dtype) for weight in whole.values() if weight.is_floating_point()}
+        config = artifact.read_json(config_file)
+        artifact.write_json(config_file, config | {"dtype": dtype.removeprefix("torch.")})
+
+
+def _finish_adapter_config(step: StepContext, adapter_config: Path) -> None:
+    """Say which base an adapter was trained on so that peft alone finds it, from any folder.
+
+    A set of peft's, whose order differs from process to process, is written in one order.
+    """
+    if not adapter_config.is_file():
+        return
+    config = artifact.read_json(adapter_config)
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()
+    base = step.spec.inputs["base"]
+    if isinstance(base, dict) and "hub" in base:
+        config["revision"] = base["revision"]  # peft loads the base at this commit
+    elif Path(config["base_model_name_or_path"]).is_dir():
+        config["base_model_name_or_path"] = os.path.abspath(config["base_model_name_or_path"])
+    artifact.write_json(adapter_config, config)
+
+
+class _Progress(TrainerCallback):
+    """Tells the parent how far training is, and the log what the loss is."""
+
+    def __init__(self, step: StepContext):
+        self.step = step
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step.progress(state.global_step, state.max_steps, "optimizer steps")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step.progress(state.global_step, state.max_steps, "optimizer steps")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs and "loss" in logs and state.is_world_process_zero:
+            rate = logs.get("learning_rate", 0.0)
+            place = f"optimizer step {state.global_step} of {state.max_steps}"
+            print(f"{place}: loss {logs['loss']:.4f}, learning rate {rate:.2e}", flush=True)
+
+
+class _Finite(TrainerCallback):
+    """Stops a training at the first loss or gradient that is no finite number."""
+
+    def __init__(self, step: StepContext):
+        self.step = step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        # In float16 gradients may overflow: see _LossScale.
+        for key in ("loss",) if args.fp16 else ("loss", "grad_norm"):
+            if not math.isfinite(float((logs or {}).get(key, 0.0))):
+                name = key.replace("grad_norm", "gradient norm")
+                what = f"the {name} is {logs[key]} at optimizer step {state.global_step}"
+                raise diverged(self.step, what)
+
+
+class _LossScale(TrainerCallback):
+    """Counts optimizer steps that float16 left out, and stops where it overflows for good.
+
+    Loss scaling leaves a step out whose gradients overflow, and halves the scale, which begins at
+    2^16: the first few steps are often lost so. Below a scale of 1 it is the gradients themselves
+    that overflow, and no step will be taken any more.
+    """
+
+    _LEFT_OUT_IN_A_ROW = 20  # from 2^16 to below 1, and a few more
+    _SHARE = 0.05  # of all steps, from where on it is worth a warning
+
+    def __init__(self, step: StepContext, accelerator: Any):
+        self.step, self.accelerator = step, accelerator
+        self.steps = self.left_out = self.in_a_row = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        skipped = bool(args.fp16 and self.accelerator.optimizer_step_was_skipped)
+        # In the trainer's state, so that checkpoints hold it.
+        before = state.stateful_callbacks.get("left_out", [0, 0])
+        self.steps, self.left_out = before[0] + 1, before[1] + skipped
+        state.stateful_callbacks["left_out"] = [self.steps, self.left_out]
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+        if self.in_a_row >= self._LEFT_OUT_IN_A_ROW:
+            raise self._failed("the last ones in a row: they overflow float16 at every loss scale")
+
+    def check(self) -> None:
+        """Say what was left out.
+
+        Raises:
+            StepFailedError: when most steps were, so that there is hardly a training to speak of.
+        """
+        if 2 * self.left_out > self.steps:
+            raise self._failed("most of them, so that the model is hardly trained")
+        if self.left_out:
+            self.step.metrics["optimizer_steps_left_out"] = self.left_out
+        if self.left_out > self._SHARE * self.steps:
+            self.step.warn(
+                f"{self.left_out} of {self.steps} optimizer steps were left out, for gradients "
+                "overflowed float16; precision: float32 leaves none out"
+            )
+
+    def _failed(self, which: str) -> StepFailedError:
+        shutil.rmtree(self.step.directory / CHECKPOINTS, ignore_errors=True)
+        return StepFailedError(
+            f"{self.left_out} of {self.steps} optimizer steps were left out, for gradients "
+            f"overflowed float16, {which}; write precision: float32"
+        )
+
+
+class _Checkpoints(TrainerCallback):
+    """Asks for a checkpoint when enough would be lost without, and when a stop is asked for."""
+
+    def __init__(self, step: StepContext):
+        self.step = step
+        self.saved, self.took, self.began = time.monotonic(), 0.0, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.stateful_callbacks["layout"] = layout(self.step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.monotonic()
+        wanted = max(_CHECKPOINT_SECONDS, self.took / _CHECKPOINT_SHARE)
+        due = args.save_strategy != "no" and self.began - self.saved > wanted
+        # Their clocks and signals differ, and a checkpoint is written by all processes together.
+        stop, due = self.step.from_main_process([self.step.stop_asked, due])
+        self.step.stop_asked = stop
+        control.should_save |= stop or due
+        control.should_training_stop |= stop
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.saved = time.monotonic()
+        self.took = self.saved - self.began

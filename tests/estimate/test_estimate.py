@@ -1,0 +1,280 @@
+"""Estimates: parameters, memory, tokens and hours against what really happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, save_tiny_model
+
+from pipeline.estimate import memory
+from pipeline.estimate.memory import Memory, Shape, Weight, optimizer_bytes, shared_out
+from pipeline.recipe.shipped import FSDP2, WHOLE, zero
+
+LORA = {"r": 4, "target_modules": "all-linear"}
+
+
+def planned(path, *overrides):
+    from pipeline.plan.load import load_recipe
+    from pipeline.plan.plan import make_plan
+
+    return make_plan(load_recipe(str(path), overrides))
+
+
+def estimates_of(path, runs, *overrides, **options):
+    """The estimates of a recipe's steps by stage and title."""
+    from pipeline.estimate.estimate import estimate
+    from pipeline.recipe.shipped import read_launch
+
+    plan = planned(path, *overrides)
+    found = estimate(plan, runs, read_launch(plan.recipe.launch), **options)
+    return {f"{one.step.stage}: {one.step.title}": one for one in found}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "mistral", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_those_of_the_loaded_model(tmp_path, architecture, tied):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pipeline.estimate.skeleton import build
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"vocab_size": 100, "intermediate_size": 48, "tie_word_embeddings": tied}
+    config = AutoConfig.for_model(architecture, **sizes, bos_token_id=1, eos_token_id=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+
+    skeleton = build(config, dtype="float32")
+    assert skeleton.total == loaded.num_parameters()
+    assert sum(one.count for one in skeleton.trained) == loaded.num_parameters(only_trainable=True)
+    assert skeleton.weight_bytes == 4 * loaded.num_parameters()
+
+    adapted = get_peft_model(loaded, LoraConfig(task_type="CAUSAL_LM", **LORA))
+    with_adapter = build(config, dtype="float32", lora=LORA)
+    assert with_adapter.total == skeleton.total
+    trained, everything = adapted.get_nb_trainable_parameters()
+    assert sum(one.count for one in with_adapter.trained) == trained
+    assert with_adapter.weight_bytes == 4 * everything
+
+
+def test_four_bit_linear_layers_take_half_a_byte_and_leave_embeddings_as_they_are(tiny_model):
+    from pipeline.estimate.skeleton import build
+    from pipeline.estimate.trace import TrainingPass, training_peak
+    from pipeline.models.load import load_config
+
+    plain = build(load_config(tiny_model), dtype="bfloat16", trains=False)
+    linear = sum(one.numel() for name, one in plain.model.named_parameters() if "proj" in name)
+    packed = build(load_config(tiny_model), dtype="bfloat16", lora=LORA, quantize="nf4")
+    adapter = sum(one.bytes for one in packed.trained)
+    spared = 2 * (plain.total - linear)
+    assert packed.total == plain.total
+    assert 0.5 * linear < packed.weight_bytes - spared - adapter < 0.54 * linear
+    weights = packed.weight_bytes
+    assert training_peak(packed, TrainingPass(rows=2, length=8)) > weights
+
+
+def test_optimizer_states_are_those_that_torch_makes():
+    import torch
+    from transformers import Adafactor
+
+    sizes = ((300, 20), (7, 3), (20,))
+    weights = [Weight(size, "float32") for size in sizes]
+    for name, make in {
+        "adamw_torch": torch.optim.AdamW,
+        "rmsprop": torch.optim.RMSprop,
+        "sgd": torch.optim.SGD,
+        "adafactor": lambda given: Adafactor(given, scale_parameter=False, relative_step=False,
+                                             lr=1e-3),
+    }.items():  # fmt: skip
+        given = [torch.nn.Parameter(torch.ones(size)) for size in sizes]
+        optimizer = make(given)
+        for one in given:
+            one.grad = torch.ones_like(one)
+        optimizer.step()
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        held = sum(one.nbytes for one in states if isinstance(one, torch.Tensor) and one.dim())
+        assert optimizer_bytes(weights, name) == held, name
+
+
+def test_8_bit_states_spare_embeddings_and_small_weights():
+    large, small = Weight((64, 256), "float32"), Weight((64, 63), "float32")
+    embedding = Weight((64, 256), "float32", embeds=True)
+    assert optimizer_bytes([large], "adamw_8bit") == 2 * (64 * 256 + 4 * 64)
+    assert optimizer_bytes([small], "paged_adamw_8bit") == 8 * 64 * 63
+    assert optimizer_bytes([embedding], "adamw_8bit") == 8 * 64 * 256
+    # AdamW of torch keeps states in the dtype of the weight, bitsandbytes' in float32.
+    assert optimizer_bytes([Weight((10,), "bfloat16")], "adamw_torch_fused") == 40
+    assert optimizer_bytes([Weight((10,), "bfloat16")], "paged_adamw_32bit") == 80
+
+
+def test_defaults_are_those_of_the_libraries():
+    from transformers import TrainingArguments
+
+    from pipeline.estimate.tokens import _DEFAULT_EPOCHS
+
+    assert TrainingArguments.default_optim == memory.DEFAULT_OPTIMIZER
+    assert TrainingArguments.num_train_epochs == _DEFAULT_EPOCHS
+
+
+def test_what_is_shared_out_follows_the_figure_of_the_zero_paper():
+    """Figure 1 of ZeRO: 7.5 B parameters on 64 GPUs, 16-bit weights and gradients, AdamW.
+
+    Without sharing 120 GB, stage 1 31.4 GB, stage 2 16.6 GB, stage 3 1.9 GB. Here a single process
+    keeps float32 weights, which DeepSpeed turns into 16 bits and a shared-out float32 copy.
+    """
+    count = 7_500_000_000
+    whole = Memory(weights=4 * count, gradients=4 * count, optimizer=8 * count)
+    shape = Shape(count, count, largest_block=0, outside=0, pass_bytes=2)
+    found = {stage: shared_out(whole, shape, kind=zero(stage), processes=64) for stage in (1, 2, 3)}
+    kept = {stage: (one.total - one.passes) / 1e9 for stage, one in found.items()}
+    assert kept == pytest.approx({1: 31.4, 2: 16.6, 3: 1.9}, abs=0.05)
+
+
+def test_fsdp_shares_everything_and_gathers_some_layers():
+    whole = Memory(weights=800, gradients=800, optimizer=1600, reference=800, passes=50)
+    shape = Shape(trained=200, total=200, largest_block=20, outside=10, pass_bytes=2)
+    each = shared_out(whole, shape, kind=FSDP2, processes=8)
+    assert (each.weights, each.gradients, each.optimizer, each.reference) == (100, 100, 200, 100)
+    assert each.passes == 50 + 2 * (3 * 20 + 10)
+    # Plain data parallelism keeps all, and gradients twice: in the buckets that are sent.
+    plain = shared_out(whole, shape, kind=WHOLE, processes=8)
+    assert plain.total == whole.total + 800
+    assert shared_out(whole, shape, kind=FSDP2, processes=1) == whole
+
+
+def test_cache_is_that_of_the_reader(tiny_model):
+    from pipeline.estimate.skeleton import build
+    from pipeline.estimate.trace import WritingPass, writing_peak
+    from pipeline.models.load import load_config
+
+    config = load_config(tiny_model)
+    skeleton = build(config, dtype="bfloat16", trains=False)
+    weights = skeleton.weight_bytes
+    most, cache = writing_peak(skeleton, WritingPass(slots=6, columns=40, prompt=30))
+    heads = config.num_hidden_layers * config.num_key_value_heads
+    # Keys and values of 8 numbers, 2 bytes each; one column more takes what is read beyond a row's end.
+    assert cache == 2 * 6 * 41 * heads * 8 * 2
+    assert most > weights + cache
+
+
+def test_more_rows_or_longer_ones_need_more_and_checkpoints_less(tiny_model):
+    from pipeline.estimate.skeleton import build
+    from pipeline.estimate.trace import TrainingPass, training_peak
+    from pipeline.models.load import load_config
+
+    def peak(**given):
+        return training_peak(build(load_config(tiny_model), dtype="float32"), TrainingPass(**given))
+
+    least = peak(rows=2, length=64)
+    assert least < peak(rows=4, length=64)
+    assert least < peak(rows=2, length=128)
+    assert peak(rows=2, length=64, checkpointing=True) < least
+    # On a GPU the chunks of logits are worked on in place.
+    assert peak(rows=2, length=64, on_gpu=True) < least
+
+
+def test_tokens_are_those_that_finished_steps_count(recipe_dict, write_recipe, run_steps_here):
+    recipe_dict["stages"] = {
+        "sft": {"method": "sft"},
+        "bash": {"method": "bash", "from": "sft"},
+        "dpo": {"method": "dpo"},
+    }
+    path = write_recipe(recipe_dict)
+    before = estimates_of(path, Path("none"))
+    _, runs = run_steps_here(path)
+    after = estimates_of(path, runs)
+    for name in ("sft: train", "bash: train", "dpo: train"):
+        assert before[name].work.trained == after[name].work.trained > 0, name
+    assert before["bash: contexts"].work.written == after["bash: contexts"].work.written > 0
+    answers = "sft: answers for gsm8k"
+    assert before[answers].work.at_most
+    assert before[answers].work.written >= after[answers].work.written > 0
+    for one in after.values():
+        assert one.done and one.measured and one.memory is None
+
+
+def test_seeds_share_a_line_as_long_as_they_are_equally_far(
+    recipe_dict, write_recipe, run_steps_here
+):
+    recipe_dict |= {"stages": {"sft": {"method": "sft"}}, "evaluate": [], "seeds": [0, 1]}
+    path = write_recipe(recipe_dict)
+    (both,) = estimates_of(path, Path("none")).values()
+    assert (both.times, both.done) == (2, False)
+    plan, runs = run_steps_here(path, until=lambda step: step.kind == "train")
+    from pipeline.estimate.estimate import estimate
+    from pipeline.recipe.shipped import read_launch
+
+    found = estimate(plan, runs, read_launch("cpu"))
+    assert [(one.step.seed, one.times, one.done) for one in found] == [(0, 1, True), (1, 1, False)]
+
+
+def test_hours_come_from_finished_steps_of_the_same_model_on_the_same_kind_of_device(
+    recipe_dict, write_recipe, run_steps_here, tmp_path
+):
+    recipe_dict["stages"] = {"sft": {"method": "sft"}}
+    recipe_dict["evaluate"] = []
+    path = write_recipe(recipe_dict)
+    _, runs = run_steps_here(path)
+    record = json.loads(next(runs.glob("steps/train-*/record.json")).read_text())
+    speed = record["metrics"]["tokens_trained"] / record["seconds"]
+    other = ("trainer.learning_rate=0.002",)
+    found = estimates_of(path, runs, *other)["sft: train"]
+    assert not found.done
+    assert found.seconds == pytest.approx(found.work.trained / speed)
+    given = estimates_of(path, runs, *other, tokens_per_second=10)["sft: train"]
+    assert given.seconds == pytest.approx(given.work.trained / 10)
+    # Neither another model, nor an adapter, nor a GPU is as fast.
+    stranger = save_tiny_model(tmp_path / "mistral", architecture="mistral")
+    for change in (f"model={stranger}", "lora.r=4", "launch=single_gpu"):
+        assert estimates_of(path, runs, *other, change)["sft: train"].seconds is None, change
+
+
+def test_the_command_says_what_does_not_fit_and_what_to_do(
+    recipe_dict, write_recipe, bashrac, capsys
+):
+    from pipeline.cli.main import main
+
+    recipe_dict["stages"] = {"sft": {"method": "sft"}, "dpo": {"method": "dpo", "from": "sft"}}
+    path = write_recipe(recipe_dict)
+    runs = ["--runs", str(path.parent / "none")]
+    assert main(["plan", str(path), *runs, "--gpu-memory=24", "--tokens-per-second=100"]) == 0
+    ample = capsys.readouterr().out
+    assert ample.endswith("fits 24 GB: all steps\n")
+    assert "parameters" in ample and "time still to run: about" in ample
+    gpus = ["--launch=ddp", "--set=batch_size=8", "--tokens-per-second=0.1"]
+    assert main(["plan", str(path), *runs, *gpus, "--price-per-hour=2", "--currency=EUR"]) == 0
+    hours, price = re.search(
+        r"still to run: about .* h .*, (\d+\.\d) GPU-hours, ([\d,.]+) EUR", capsys.readouterr().out
+    ).groups()
+    assert float(price.replace(",", "")) == pytest.approx(2 * float(hours), rel=0.01)
+    tight = bashrac("plan", path, "--gpu-memory", "0.0001")
+    assert tight.returncode == 1, tight.stderr
+    assert "does not fit 0.0001 GB: 4 of 4 steps" in tight.stdout
+    assert "micro_batch_size 1" in tight.stdout and "--tokens-per-second N" in tight.stdout
+
+
+def test_memory_is_a_number_above_0(capsys):
+    from pipeline.cli.parser import make_parser
+
+    for wrong in ("-1", "0", "inf", "much"):
+        with pytest.raises(SystemExit):
+            make_parser().parse_args(["plan", "demo", f"--gpu-memory={wrong}"])
+    assert "--gpu-memory" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_estimate_is_within_a_fifth_of_what_training_takes():
+    """One model by three methods, as benchmarks/memory.py measures all of them."""
+    command = [sys.executable, "benchmarks/memory.py", "--models", "llama"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-2000:]
+    worst = next(line for line in found.stdout.splitlines() if line.startswith("furthest"))
+    assert float(worst.split()[-1]) < 1.2, found.stdout

@@ -1,0 +1,42 @@
+"""The wheel, unpacked away from the checkout, finds its recipes and launch configs."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+from conftest import ROOT
+
+
+def test_an_installed_wheel_brings_its_recipes_and_launch_configs(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(ROOT)], check=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("bashrac-*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert not (site / "recipes").exists(), "nothing but packages at the top"
+    scripts = [one for one in zipfile.ZipFile(wheel).infolist() if one.filename.endswith(".sh")]
+    assert len(scripts) == 3 and all(one.external_attr >> 16 & 0o111 for one in scripts)
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", *arguments],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
+        )  # fmt: skip
+
+    where = subprocess.run(
+        [sys.executable, "-c", "import pipeline; print(pipeline.__file__)"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert str(site) in where.stdout
+    assert "demo" in run("recipes").stdout
+    plan = run("plan", "demo")
+    assert plan.returncode == 0 and "shipped/accelerate_configs/cpu.yaml" in plan.stdout
+    page = run("report", "demo", "--format", "html").stdout
+    assert page.startswith("<!DOCTYPE html>") and "not finished" in page
+    template = 'from eval.judge.compare import load_template; load_template("alpaca_eval_2")'
+    subprocess.run(
+        [sys.executable, "-P", "-c", template], check=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert run("copy", "demo", "mine.yaml").returncode == 0 and (tmp_path / "mine.yaml").exists()

@@ -1,0 +1,55 @@
+"""Headline sentences: what came out, and noise called noise."""
+
+import pytest
+from report_by_hand import report_of
+
+from eval.report.headlines import headline_note, headline_title, headlines
+from eval.report.markdown import markdown
+from eval.report.types import Difference
+
+
+@pytest.mark.parametrize(
+    ("difference", "sentence", "verdict"),
+    [
+        (
+            Difference(3.1, 0.4, 5.8, 400, None, 3),
+            "+3.1 points over sft, 95 % interval 0.4 to 5.8, paired, n = 400, 3 seeds",
+            "better",
+        ),
+        (
+            Difference(-0.5, -2.9, 1.8, 1319, None, 1),
+            "-0.5 points against sft, 95 % interval -2.9 to 1.8, paired, n = 1,319, 1 seed",
+            "noise",
+        ),
+        (
+            Difference(50.0, 10.0, 90.0, 8, 0.125, 1),
+            "+50.0 points over sft, 95 % interval 10.0 to 90.0, paired, n = 8, 1 seed",
+            "noise, for p is 0.125",
+        ),
+        (
+            Difference(-0.25, -0.4, -0.1, 64, None, 3, unit="nats", better="lower"),
+            "-0.250 nats against sft, 95 % interval -0.400 to -0.100, paired, n = 64, 3 seeds",
+            "better (less is better)",
+        ),
+        (
+            Difference(0.25, -0.1, 0.6, 64, 0.2, 3, unit="nats", better="lower"),
+            "+0.250 nats over sft, 95 % interval -0.100 to 0.600, paired, n = 64, 3 seeds",
+            "noise",
+        ),
+    ],
+)
+def test_a_sentence_has_the_interval_n_seeds_and_the_verdict(difference, sentence, verdict):
+    report = report_of(difference)
+    (found,) = headlines(report, "gsm8k")
+    assert (found.sentence, found.verdict) == (sentence, verdict)
+    assert f"- **arm0** {sentence}: {verdict}" in markdown(report).splitlines()
+
+
+def test_the_title_says_what_is_compared_and_the_note_how_often():
+    better = Difference(3.1, 0.4, 5.8, 400, None, 3)
+    report = report_of(better, better, None)
+    assert headline_title(report, "gsm8k") == "gsm8k, strict: sft 51.0 % [46.1, 55.9]"
+    assert headline_note(report).startswith("2 comparisons in sentences and tables, each at 95 %")
+    assert headline_note(report_of(better)) == ""
+    *_, alone = headlines(report, "gsm8k")
+    assert alone.sentence == "51.0 % [46.1, 55.9], not compared with sft" and not alone.words

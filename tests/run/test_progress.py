@@ -1,0 +1,26 @@
+"""The live table, as a terminal shows it."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pipeline.plan.load import load_recipe
+from pipeline.plan.plan import make_plan
+from pipeline.run.progress import Display
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_terminal_of_any_width_shows_state_and_times(columns):
+    """At 60 columns the names of steps once left the state no room at all."""
+    steps = make_plan(load_recipe("demo")).steps
+    display = Display(steps, {steps[0].fingerprint})
+    display.start(steps[1])
+    progress = {"done": 3, "total": 12, "unit": "optimizer steps", "left": 61.0}
+    display.update(steps[1], progress)
+    console = Console(width=columns, file=io.StringIO(), record=True)
+    console.print(display._table())
+    text = console.export_text()
+    assert "done before" in text and "running" in text and "waiting" in text
+    assert "1 min 01 s" in text
+    assert max(map(len, text.splitlines())) <= columns
