@@ -1,5 +1,4 @@
 import json
-from importlib import import_module
 
 import pytest
 
@@ -7,6 +6,7 @@ from pipeline.errors import InputError
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.run.scheduler import select_steps
+from pipeline.steps.functions import function_of
 
 STAGES = {
     "sft": {"method": "sft"},
@@ -207,8 +207,7 @@ def test_every_function_that_a_step_names_exists(plan_of):
     named = {step.run for step in plan.steps}
     assert {step.kind for step in plan.steps} >= {"train", "contexts", "answers", "pairs", "merge"}
     for run in named:
-        module, _, function = run.partition(":")
-        assert callable(getattr(import_module(module), function))
+        assert callable(function_of(run))
 
 
 def test_a_folder_of_preferences_is_read_from_its_train_split_unless_named(plan_of, tmp_path):

@@ -103,12 +103,21 @@ def test_on_a_terminal_it_asks(leave, runs, bashrac, answer, goes):
     assert names(runs) == (set() if goes else folders(old))
 
 
+@pytest.mark.parametrize("written", ["now", "by an earlier version"])
 @pytest.mark.parametrize(("kind", "kept"), [("contexts", 1), ("gap-losses", 4)])
 def test_a_step_that_a_process_works_on_stays_with_what_it_reads(
-    leave, runs, bashrac, recipe_dict, kind, kept
+    leave, runs, bashrac, recipe_dict, kind, kept, written
 ):
     recipe_dict["evaluate"] = ["gap"]
     plan = leave(remember=False)
+    if written == "by an earlier version":
+        for one in plan.steps:
+            flat = {
+                "kind": one.kind,
+                "identity": one.identity,
+                "inputs": one.as_json(runs)["locations"],
+            }
+            artifact.write_json(one.directory(runs) / artifact.SPEC, flat)
     step = next(s for s in plan.steps if (s.stage, s.kind) == ("bash", kind))
     read = _all_read(step)
     assert len(read) >= kept
