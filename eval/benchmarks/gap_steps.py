@@ -68,7 +68,7 @@ def write_losses(step: StepContext) -> None:
     from pipeline.models.load import load_to_read
     from pipeline.rows.corrections import Own
     from pipeline.rows.diagnostics import losses_as_done
-    from pipeline.rows.shards import similar, write_in_shards
+    from pipeline.rows.shards import length_buckets, write_in_shards
     from pipeline.stages import sft
     from pipeline.steps.artifact import read_rows
 
@@ -81,7 +81,7 @@ def write_losses(step: StepContext) -> None:
         alike: dict[tuple[int, ...], list[Row]] = {}
         for row in rows:
             alike.setdefault((row["id"], *row["input_ids"]), []).append(row)
-        for group, at_once in similar(list(alike.values()), _size_of_first, batch_tokens):
+        for group, at_once in length_buckets(list(alike.values()), _size_of_first, batch_tokens):
             labels = [labels_of(row) for row, *_ in group]
             read = [
                 Own(row["input_ids"][: -len(said)], row["input_ids"][-len(said) :], row["id"])

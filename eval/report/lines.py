@@ -52,7 +52,7 @@ class Frame:
     narrow: float
 
 
-WHOLE = Frame(left=13, right=96, inset=2.5, top=0.7, bottom=15.8, height=17.7, narrow=24.0)
+REPLICATED = Frame(left=13, right=96, inset=2.5, top=0.7, bottom=15.8, height=17.7, narrow=24.0)
 SMALL = Frame(left=21, right=93, inset=5, top=0.7, bottom=6.7, height=8.7, narrow=11.0)
 
 
@@ -111,7 +111,7 @@ def view_of(chart: Chart, baseline: str | None) -> ChartView | None:
     if not points:
         return None
     many = len(chart.curves) > MOST_BANDS and chart.is_joined
-    whole, small = _Layout(chart, WHOLE, baseline), _Layout(chart, SMALL, baseline)
+    whole, small = _Layout(chart, REPLICATED, baseline), _Layout(chart, SMALL, baseline)
     base = [curve for curve in chart.curves if curve.name == baseline and chart.is_joined]
     plot = whole.plot("", chart.title, chart.curves, with_bands=not many)
     panels = [
@@ -231,7 +231,7 @@ class _Layout:
     def _y_ticks(self) -> list[tuple[float, str]]:
         values = self.y_values
         decimals = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
-        shown = values if self.frame is WHOLE else [values[0], values[-1]]
+        shown = values if self.frame is REPLICATED else [values[0], values[-1]]
         return [(self.y(value), f"{value + 0.0:.{decimals}f}") for value in shown]
 
     def _labels(self, curves: Sequence[Curve]) -> list[Label]:

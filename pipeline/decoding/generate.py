@@ -46,7 +46,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Answering:
+class SamplingParams:
     """How answers are written.
 
     Attributes:
@@ -93,7 +93,7 @@ def generate_answers(
         prompts: what to answer.
         engine: 'auto' or 'transformers'; see the module.
         batch_size: most answers written at once; in float32 it does not change them.
-        how: the fields of `Answering`.
+        how: the fields of `SamplingParams`.
 
     Returns:
         Per prompt the new token ids, with the stop token last when the answer was ended by one.
@@ -101,15 +101,15 @@ def generate_answers(
     Raises:
         ValueError: for an unknown engine.
     """
-    done = answers_as_done(model, prompts, Answering(**how), engine=engine, batch_size=batch_size)
+    done = iter_answers(model, prompts, SamplingParams(**how), engine=engine, batch_size=batch_size)
     return in_order(done, len(prompts))
 
 
 @torch.no_grad()
-def answers_as_done(
+def iter_answers(
     model: Any,
     prompts: Sequence[Prompt],
-    how: Answering,
+    how: SamplingParams,
     *,
     engine: str = "auto",
     batch_size: int = 32,
@@ -126,13 +126,13 @@ def answers_as_done(
             from pipeline.decoding.kv_cache import can_read
 
             whole = prompts[order[0]].ids + [0] * how.max_new_tokens
-            write = _in_parallel if can_read(model, whole) else _by_transformers
+            write = _by_jacobi if can_read(model, whole) else _by_transformers
         for place, ids in write(model, [prompts[place] for place in order], how, batch_size):
             yield order[place], ids
 
 
-def _in_parallel(
-    model: Any, prompts: Sequence[Prompt], how: Answering, batch_size: int
+def _by_jacobi(
+    model: Any, prompts: Sequence[Prompt], how: SamplingParams, batch_size: int
 ) -> Iterator[tuple[int, list[int]]]:
     from pipeline.decoding.jacobi import decode, free_row
 
@@ -141,13 +141,13 @@ def _in_parallel(
         model,
         rows,
         seed=how.seed,
-        pick=how.sampling.pick if how.sampling else greedy,
+        sample_token=how.sampling.sample if how.sampling else greedy,
         batch_size=batch_size,
         stop=_stop(how, model.device),
     )
 
 
-def _stop(how: Answering, device: Any) -> Any:
+def _stop(how: SamplingParams, device: Any) -> Any:
     """Tell from the last tokens of answers, [B, K], which of them end: bool [B]."""
     from transformers import StopStringCriteria
 
@@ -162,14 +162,14 @@ def _stop(how: Answering, device: Any) -> Any:
 
 
 def _by_transformers(
-    model: Any, prompts: Sequence[Prompt], how: Answering, batch_size: int
+    model: Any, prompts: Sequence[Prompt], how: SamplingParams, batch_size: int
 ) -> Iterator[tuple[int, list[int]]]:
     for start in range(0, len(prompts), batch_size):
         answers = _generate(model, prompts[start : start + batch_size], how)
         yield from enumerate(answers, start)
 
 
-def _generate(model: Any, prompts: Sequence[Prompt], how: Answering) -> list[list[int]]:
+def _generate(model: Any, prompts: Sequence[Prompt], how: SamplingParams) -> list[list[int]]:
     """Answer one batch through transformers' `generate`."""
     from transformers import GenerationConfig, LogitsProcessorList
 

@@ -35,7 +35,7 @@ _WIDEST = 64
 # Slots are filled when this share of them is free, and given up when no more than the rest is busy.
 _FREE = 0.25
 
-Pick = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+SampleToken = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Which rows end, from the last tokens of each: [B, K] -> bool [B].
 Stop = Callable[[torch.Tensor], torch.Tensor]
 _TAIL = 16
@@ -143,7 +143,7 @@ def decode(
     rows: Sequence[Row],
     *,
     seed: int,
-    pick: Pick,
+    sample_token: SampleToken,
     batch_size: int,
     stop: Stop | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
@@ -154,7 +154,7 @@ def decode(
             `pipeline.decoding.kv_cache.can_read`.
         rows: in the order in which they are worked on; long ones first keeps slots filled.
         seed: of the sampling noise.
-        pick: scores [N, V] and noise keys [N] to token ids [N].
+        sample_token: scores [N, V] and noise keys [N] to token ids [N].
         batch_size: slots; it does not change the result.
         stop: for free answers, which rows end with their last token.
 
@@ -167,12 +167,12 @@ def decode(
     slots = _Slots(rows, min(batch_size, len(rows)), longest, model.device)
     ended, read = 1, 32  # a first idea of how often a window ends
     with Reader(model, len(slots.held), longest) as reader:
-        _read_prefix(reader, slots)
+        _prefill_shared_prefix(reader, slots)
         while _fill(reader, slots):
             left = int((slots.end_B - slots.read_B).max())
             rate = 1 if stop else ended / read
             width = _width(slots.device.type, len(slots.held), rate, most=left)
-            accepted, wrong = _pass(reader, slots, width, seed, pick)
+            accepted, wrong = _pass(reader, slots, width, seed, sample_token)
             if stop:
                 slots.stop(stop)
             finished = slots.finished()
@@ -186,7 +186,7 @@ def _fill(reader: Reader, slots: _Slots) -> bool:
     if count - len(busy) >= max(1, round(_FREE * count)):
         filled = slots.fill()
         if filled:
-            _read_prompts(reader, slots, filled)
+            _prefill(reader, slots, filled)
             busy = slots.busy()
         elif busy:
             kept = torch.tensor(busy, device=slots.device)
@@ -195,7 +195,7 @@ def _fill(reader: Reader, slots: _Slots) -> bool:
     return bool(busy)
 
 
-def _read_prefix(reader: Reader, slots: _Slots) -> None:
+def _prefill_shared_prefix(reader: Reader, slots: _Slots) -> None:
     """Read what all prompts begin with, once."""
     if slots.prefix:
         ids_1W = torch.tensor([slots.prefix], device=slots.device)
@@ -206,7 +206,7 @@ def _read_prefix(reader: Reader, slots: _Slots) -> None:
         reader.share(len(slots.prefix))
 
 
-def _read_prompts(reader: Reader, slots: _Slots, filled: list[int]) -> None:
+def _prefill(reader: Reader, slots: _Slots, filled: list[int]) -> None:
     """Read the prompts of new rows but for their last token, whose logits will be needed."""
     prefix = len(slots.prefix)
     limit = tokens_of_a_pass(slots.device)
@@ -244,7 +244,9 @@ def _common_start(prompts: list[list[int]]) -> list[int]:
     return low[: next((at for at in range(shorter) if low[at] != high[at]), shorter)]
 
 
-def _pass(reader: Reader, slots: _Slots, width: int, seed: int, pick: Pick) -> tuple[int, int]:
+def _pass(
+    reader: Reader, slots: _Slots, width: int, seed: int, sample_token: SampleToken
+) -> tuple[int, int]:
     """Read a window of every row and put the model's tokens where it is wrong.
 
     Returns:
@@ -261,7 +263,7 @@ def _pass(reader: Reader, slots: _Slots, width: int, seed: int, pick: Pick) -> t
     key_N = noise.keys(
         seed, slots.row_B[row_N], next_N - slots.answer_B[row_N], stream=noise.SAMPLE
     )
-    token_N = pick(logits_NV, key_N) if len(row_N) else row_N
+    token_N = sample_token(logits_NV, key_N) if len(row_N) else row_N
     wrong_N = token_N != slots.ids_BL[row_N, next_N]
     first_B = torch.full_like(slots.read_B, width).scatter_reduce(
         0, row_N, torch.where(wrong_N, window_N, width), "amin"

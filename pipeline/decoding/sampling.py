@@ -30,7 +30,7 @@ class Sampling:
         scores = warp(scores / self.temperature, top_k=self.top_k, top_p=self.top_p)
         return scores + noise.gumbel(key_N, scores.shape[-1])
 
-    def pick(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
+    def sample(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
         """Return one sampled token id per row, [N].
 
         Raises:

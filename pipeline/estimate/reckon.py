@@ -11,7 +11,7 @@ from pipeline.estimate.skeleton import build
 from pipeline.estimate.tokens import Work
 from pipeline.estimate.trace import TrainingPass, WritingPass, training_peak
 from pipeline.hardware.precision import Precision
-from pipeline.recipe.shipped import WHOLE
+from pipeline.recipe.shipped import REPLICATED
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
 from pipeline.steps.spec import StepSpec
 
@@ -71,7 +71,7 @@ class Training:
 
 
 def training_memory(
-    config: Any, settings: Training, given: TrainingPass, *, kind: str = WHOLE, processes: int = 1,
+    config: Any, settings: Training, given: TrainingPass, *, kind: str = REPLICATED, processes: int = 1,
     trust: Any = None,
 ) -> tuple[Memory, int, int]:  # fmt: skip
     """Return the memory of a training process, and the model's parameters, total and trained.
@@ -90,7 +90,7 @@ def training_memory(
         reference = gradients
     total, count = plain.total, sum(one.count for one in trained)
     # Shared-out weights are read in 16 bits under autocast, and no copies are made of them.
-    shares = processes > 1 and kind != WHOLE
+    shares = processes > 1 and kind != REPLICATED
     computed = settings.autocast if shares and settings.autocast else settings.dtype
     shape = plain.shape(pass_bytes=memory.BYTES[computed])
     played = plain if computed == settings.dtype else build(config, dtype=computed, **options)

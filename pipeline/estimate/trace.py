@@ -244,7 +244,7 @@ def _decode(inner: Any, given: WritingPass) -> int:
     logits = inner.get_output_embeddings()(hidden[:1, :1].expand(1, scored, -1))[0]
     if given.sampled:
         keys = torch.zeros(scored, dtype=torch.long)
-        Sampling(0, 1.0, excluded_ids=(0,)).pick(logits, keys)
+        Sampling(0, 1.0, excluded_ids=(0,)).sample(logits, keys)
     return sum(2 * layer.keys.nbytes for layer in layers if layer.keys is not None)
 
 

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.recipe.shipped import FSDP2, WHOLE, zero
+from pipeline.recipe.shipped import FSDP2, REPLICATED, zero
 
 
 def check_processes(state: Any, *, processes: int, use_cpu: bool, kind: str) -> None:
@@ -32,8 +32,8 @@ def check_processes(state: Any, *, processes: int, use_cpu: bool, kind: str) -> 
         )
     if not use_cpu and state.device.type == "cpu":
         raise InputError("the launch config asks for a GPU and there is none; use --launch cpu")
-    if kind != WHOLE and _name(state.distributed_type) in ("NO", "MULTI_CPU"):
-        raise _otherwise(kind, WHOLE)
+    if kind != REPLICATED and _name(state.distributed_type) in ("NO", "MULTI_CPU"):
+        raise _otherwise(kind, REPLICATED)
 
 
 def check_trainer(accelerator: Any, *, kind: str) -> None:
@@ -54,7 +54,7 @@ def running_kind(accelerator: Any) -> str:
         return f"FSDP{accelerator.state.fsdp_plugin.fsdp_version}"
     if name == "DEEPSPEED":
         return zero(accelerator.state.deepspeed_plugin.zero_stage)
-    return WHOLE
+    return REPLICATED
 
 
 def asked_by_environment() -> str:
@@ -77,7 +77,7 @@ def asked_by_environment() -> str:
         if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
             raise InputError("a DeepSpeed file changes results; launch with --zero_stage instead")
         return zero(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-    return WHOLE
+    return REPLICATED
 
 
 def check_started(state: Any) -> None:

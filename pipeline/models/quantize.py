@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import InputError, Problem
 from pipeline.recipe.registry import trainer_of
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.shipped import WHOLE
+from pipeline.recipe.shipped import REPLICATED
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
@@ -91,7 +91,7 @@ def check_whole(kind: str) -> None:
     Raises:
         InputError: under FSDP and DeepSpeed.
     """
-    if kind != WHOLE:
+    if kind != REPLICATED:
         raise InputError(
             f"quantize: 4-bit weights are whole on every process, and {kind} would split them; "
             "use --launch single_gpu or ddp"

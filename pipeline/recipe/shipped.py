@@ -11,7 +11,7 @@ from pipeline.recipe.strict_yaml import read_yaml_file
 from pipeline.recipe.trl_fields import read_fields
 
 # How weights lie in the processes of a launch; DeepSpeed's ways are `zero(stage)`.
-WHOLE, FSDP2 = "whole weights in each process", "FSDP2"
+REPLICATED, FSDP2 = "whole weights in each process", "FSDP2"
 _KNOWN = (
     "NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_MLU", "MULTI_XPU", "MULTI_HPU", "FSDP",
     "DEEPSPEED",
@@ -77,7 +77,7 @@ def find_recipe(source: str) -> Path:
 class Launch:
     """A launch config: the file for `accelerate launch`, and what it asks for.
 
-    `kind` says how weights lie in the processes: `WHOLE`, or cut up by `FSDP2` or by DeepSpeed's
+    `kind` says how weights lie in the processes: `REPLICATED`, or cut up by `FSDP2` or by DeepSpeed's
     `ZeRO-1`, `ZeRO-2` (only optimizer states, or also gradients) or `ZeRO-3`.
     """
 
@@ -152,7 +152,7 @@ def _kind(config: dict[str, Any]) -> str:
         return FSDP2
     if asked == "DEEPSPEED":
         return zero((config.get("deepspeed_config") or {}).get("zero_stage", 2))
-    return WHOLE
+    return REPLICATED
 
 
 def zero(stage: object) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 from pipeline.data.load import load_examples, prompts_cut
 from pipeline.data.render import Renderer, renderer_for
 from pipeline.data.tasks import Example
-from pipeline.decoding.generate import Answering, Prompt, answers_as_done
+from pipeline.decoding.generate import Prompt, SamplingParams, iter_answers
 from pipeline.errors import InputError
 from pipeline.models.load import load_to_read, weights_of
 from pipeline.rows import diagnostics
-from pipeline.rows.shards import similar, write_in_shards
+from pipeline.rows.shards import length_buckets, write_in_shards
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext
 
@@ -33,8 +33,8 @@ def write_answers(step: StepContext) -> None:
     """
     options = step.options
     renderer = renderer_for(step)
-    examples, prompts = _read_prompts(step, renderer)
-    how = Answering(
+    examples, prompts = _prefill(step, renderer)
+    how = SamplingParams(
         max_new_tokens=options["max_new_tokens"],
         stop_ids=renderer.stop_ids,
         temperature=options["temperature"],
@@ -99,22 +99,22 @@ def _check_own(step: StepContext, rows: list[dict[str, Any]]) -> None:
 
 
 def _in_this_process(
-    step: StepContext, prompts: Sequence[Prompt], how: Answering
+    step: StepContext, prompts: Sequence[Prompt], how: SamplingParams
 ) -> Iterator[tuple[Prompt, list[int]]]:
     model = load_to_read(step)
 
     def size(prompt: Prompt) -> int:
         return len(prompt.ids) + how.max_new_tokens
 
-    for group, at_once in similar(prompts, size, step.runtime_options["batch_tokens"]):
-        for place, ids in answers_as_done(
+    for group, at_once in length_buckets(prompts, size, step.runtime_options["batch_tokens"]):
+        for place, ids in iter_answers(
             model, group, how, engine=step.runtime_options["engine"], batch_size=at_once
         ):
             yield group[place], ids
 
 
 def _with_vllm(
-    step: StepContext, prompts: Sequence[Prompt], how: Answering
+    step: StepContext, prompts: Sequence[Prompt], how: SamplingParams
 ) -> Iterator[tuple[Prompt, list[int]]]:
     """Ask many at a time: vLLM batches them itself, and what is answered is stored in between."""
     from pipeline.decoding.vllm_engine import VllmEngine
@@ -138,7 +138,7 @@ def _with_vllm(
             yield from zip(asked, answers, strict=True)
 
 
-def _read_prompts(step: StepContext, renderer: Renderer) -> tuple[list[Example], list[Prompt]]:
+def _prefill(step: StepContext, renderer: Renderer) -> tuple[list[Example], list[Prompt]]:
     """Return all examples as they are asked, and the answers to write."""
     options = step.options
     role = next(name for name in ("test", "train") if name in step.locations)

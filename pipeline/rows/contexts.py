@@ -81,7 +81,7 @@ def mix_contexts(
     _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engine, context)
     excluded = tuple(default_excluded_ids(model) if excluded_ids is None else excluded_ids)
     sampling = Sampling(seed, temperature, top_k, top_p, excluded)
-    done = contexts_as_done(
+    done = iter_contexts(
         model,
         [
             Reference(list(prompt), list(reference), row_id)
@@ -98,7 +98,7 @@ def mix_contexts(
 
 
 @torch.no_grad()
-def contexts_as_done(
+def iter_contexts(
     model: Any,
     rows: Sequence[Reference],
     sampling: Sampling,
@@ -133,7 +133,7 @@ def contexts_as_done(
         if context == "gold":
             write = _mix_on_gold
         elif engine == "parallel" and _readable(model, rows, warn):
-            write, size = _mix_in_parallel, _whole_length
+            write, size = _mix_by_jacobi, _whole_length
         order = sorted(touched, key=lambda place: -size(touched[place]))
         done = write(model, [touched[place] for place in order], sampling, batch_size)
         for number, ids in done:
@@ -180,8 +180,10 @@ def _readable(model: Any, rows: Sequence[Reference], warn: Callable[[str], objec
 Done = Iterator[tuple[int, list[int]]]
 
 
-def _mix_in_parallel(model: Any, rows: list[Row], sampling: Sampling, batch_size: int) -> Done:
-    return decode(model, rows, seed=sampling.seed, pick=sampling.pick, batch_size=batch_size)
+def _mix_by_jacobi(model: Any, rows: list[Row], sampling: Sampling, batch_size: int) -> Done:
+    return decode(
+        model, rows, seed=sampling.seed, sample_token=sampling.sample, batch_size=batch_size
+    )
 
 
 def _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engine, context):
@@ -233,7 +235,7 @@ def _decode_batch(model: Any, rows: list[Row], sampling: Sampling) -> list[list[
                 sampling.seed, rows_B[chosen], torch.tensor(position, device=device),
                 stream=noise.SAMPLE,
             )  # fmt: skip
-            mixed_BT[chosen, position] = sampling.pick(output.logits[chosen, -1], key)
+            mixed_BT[chosen, position] = sampling.sample(output.logits[chosen, -1], key)
         input_ids = mixed_BT[:, position : position + 1]
         mask = torch.cat([mask, torch.ones_like(input_ids)], dim=1)
     return [mixed[: len(row.ids)].tolist() for mixed, row in zip(mixed_BT, rows, strict=True)]
@@ -254,7 +256,7 @@ def _mix_on_gold(model: Any, rows: list[Row], sampling: Sampling, batch_size: in
             positions = row.replaced.nonzero().flatten().to(device)
             row_id = torch.tensor(row.row_id, device=device)
             key = noise.keys(sampling.seed, row_id, positions, stream=noise.SAMPLE)
-            picked = sampling.pick(logits[number, len(row.prompt) - 1 + positions], key)
+            picked = sampling.sample(logits[number, len(row.prompt) - 1 + positions], key)
             ids = torch.tensor(row.ids)
             ids[positions.cpu()] = picked.cpu()
             yield start + number, ids.tolist()

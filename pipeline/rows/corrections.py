@@ -194,7 +194,7 @@ def _label(
         sampling = Sampling(seed, temperature=1.0)
         key_N = key_BC.flatten().to(logits_NV.device)
         parts = zip(_parts(logits_NV), _parts(key_N, logits_NV), strict=True)
-        label_N = torch.cat([sampling.pick(part, key) for part, key in parts])
+        label_N = torch.cat([sampling.sample(part, key) for part, key in parts])
     if min_confidence > 0:
         label_N[log_probabilities(logits_NV, label_N).exp() < min_confidence] = -100
     return label_N.view(logits_BCV.shape[:2])

@@ -61,7 +61,7 @@ def write_in_shards(
         pending = [item for item in items if key(item) not in done]
         pending.sort(key=lambda item: (-size(item), key(item)))
         mine = pending[step.state.process_index :: step.state.num_processes]
-        groups = similar(mine, size, step.runtime_options["batch_tokens"])
+        groups = length_buckets(mine, size, step.runtime_options["batch_tokens"])
         rate = Rate(at_once=max((min(len(group), most) for group, most in groups), default=1))
         made = _told(step, make(mine), rate, of=len(mine), before=len(done), tokens=tokens)
         _write_shards(folder, made, row_key)
@@ -91,7 +91,7 @@ def _note_shares(step: StepContext, mine: int) -> None:
         step.metrics["rows_of_each_process"] = gather_object([mine])
 
 
-def similar(
+def length_buckets(
     items: Sequence[Item], size: Callable[[Item], int], budget: int
 ) -> Iterator[tuple[Sequence[Item], int]]:
     """Cut items, by falling size, where they are half as large as those before.

@@ -147,8 +147,8 @@ def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mi
     The rows come by falling size; `seed` decides replaced positions and noise.
     """
     from pipeline.decoding.sampling import Sampling, default_excluded_ids
-    from pipeline.rows.contexts import Reference, contexts_as_done
-    from pipeline.rows.shards import similar
+    from pipeline.rows.contexts import Reference, iter_contexts
+    from pipeline.rows.shards import length_buckets
 
     options = step.options
     excluded = options["excluded_ids"]
@@ -164,8 +164,10 @@ def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mi
         step.warn(sentence)
 
     def mix(beta: float, token_rows: Sequence[TokenRow]) -> Iterator[dict[str, Any]]:
-        for group, at_once in similar(token_rows, row_size, step.runtime_options["batch_tokens"]):
-            done = contexts_as_done(
+        for group, at_once in length_buckets(
+            token_rows, row_size, step.runtime_options["batch_tokens"]
+        ):
+            done = iter_contexts(
                 model,
                 [Reference(row.prompt, row.answer, row.row_id) for row in group],
                 sampling,
@@ -177,7 +179,7 @@ def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mi
             )
             for place, context in done:
                 row = group[place]
-                yield sft.own_row(row.row_id, row.prompt, context, row.answer)
+                yield sft.self_generated_row(row.row_id, row.prompt, context, row.answer)
 
     return mix
 

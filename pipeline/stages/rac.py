@@ -33,7 +33,7 @@ from pipeline.stages import sft
 
 if TYPE_CHECKING:
     from pipeline.data.render import Renderer
-    from pipeline.rows.drafts import Draft
+    from pipeline.rows.correction_inputs import CorrectionInput
     from pipeline.stages.builder import Builder
     from pipeline.steps.context import StepContext
     from pipeline.steps.spec import Model
@@ -114,21 +114,21 @@ def write_corrections(step: StepContext) -> None:
     """
     from pipeline.data.render import renderer_for
     from pipeline.models.load import load_to_read
-    from pipeline.rows.drafts import read_drafts
-    from pipeline.rows.shards import similar, write_in_shards
+    from pipeline.rows.correction_inputs import read_correction_inputs
+    from pipeline.rows.shards import length_buckets, write_in_shards
 
     renderer = renderer_for(step)
-    drafts = read_drafts(step, renderer)
+    drafts = read_correction_inputs(step, renderer)
     model = load_to_read(step)
     by_sequence = step.options["correction"] == "sequence"
     write = _by_sequence if by_sequence else _by_token
 
-    def size(draft: Draft) -> int:
+    def size(draft: CorrectionInput) -> int:
         longest = step.options["max_new_tokens"] if by_sequence else len(draft.answer)
         return len(draft.shown) + longest
 
-    def make(drafts: Sequence[Draft]) -> Iterator[dict[str, Any]]:
-        for group, at_once in similar(drafts, size, step.runtime_options["batch_tokens"]):
+    def make(drafts: Sequence[CorrectionInput]) -> Iterator[dict[str, Any]]:
+        for group, at_once in length_buckets(drafts, size, step.runtime_options["batch_tokens"]):
             yield from write(step, model, renderer, group, at_once)
 
     rows = write_in_shards(
@@ -145,7 +145,7 @@ def write_corrections(step: StepContext) -> None:
 
 
 def _measure(
-    step: StepContext, model: Any, rows: list[dict[str, Any]], drafts: dict[int, Draft],
+    step: StepContext, model: Any, rows: list[dict[str, Any]], drafts: dict[int, CorrectionInput],
     renderer: Renderer,
 ) -> None:  # fmt: skip
     """Note what the labels are beside own answers and references, and warn where they are odd."""
@@ -175,7 +175,11 @@ def _measure(
 
 
 def _by_token(
-    step: StepContext, model: Any, renderer: Renderer, drafts: Sequence[Draft], at_once: int
+    step: StepContext,
+    model: Any,
+    renderer: Renderer,
+    drafts: Sequence[CorrectionInput],
+    at_once: int,
 ) -> Iterator[dict[str, Any]]:
     from pipeline.rows.corrections import Own, labels_as_done
 
@@ -194,15 +198,19 @@ def _by_token(
         allowed = draft.finished or options["end_cut_answers"]
         end = renderer.end_of_turn_id if allowed else -100
         ids = [end if label in renderer.stop_ids else label for label in ids]
-        yield sft.own_row(draft.row.row_id, draft.row.prompt, draft.answer, ids)
+        yield sft.self_generated_row(draft.row.row_id, draft.row.prompt, draft.answer, ids)
 
 
 def _by_sequence(
-    step: StepContext, model: Any, renderer: Renderer, drafts: Sequence[Draft], at_once: int
+    step: StepContext,
+    model: Any,
+    renderer: Renderer,
+    drafts: Sequence[CorrectionInput],
+    at_once: int,
 ) -> Iterator[dict[str, Any]]:
-    from pipeline.decoding.generate import Answering, Prompt, answers_as_done
+    from pipeline.decoding.generate import Prompt, SamplingParams, iter_answers
 
-    how = Answering(
+    how = SamplingParams(
         max_new_tokens=step.options["max_new_tokens"],
         stop_ids=renderer.stop_ids,
         temperature=1.0 if step.options["label"] == "sample" else 0.0,
@@ -210,15 +218,15 @@ def _by_sequence(
         seed=~step.seed_of_round(),
     )
     prompts = [Prompt(draft.row.row_id, 0, draft.shown) for draft in drafts]
-    for place, ids in answers_as_done(model, prompts, how, batch_size=at_once):
+    for place, ids in iter_answers(model, prompts, how, batch_size=at_once):
         draft = drafts[place]
         answer = renderer.own_answer_ids(ids, finished=ids[-1] in renderer.stop_ids)
         answer = answer[: draft.row.room]
-        yield sft.own_row(draft.row.row_id, draft.row.prompt, answer, answer)
+        yield sft.self_generated_row(draft.row.row_id, draft.row.prompt, answer, answer)
 
 
 def _check_ends(
-    step: StepContext, rows: list[dict[str, Any]], drafts: dict[int, Draft], end: int
+    step: StepContext, rows: list[dict[str, Any]], drafts: dict[int, CorrectionInput], end: int
 ) -> None:
     """Count finished answers whose last label ends the turn, and warn where most do not."""
     last = [row["labels"][-1] for row in rows if drafts[row["id"]].finished]
@@ -232,7 +240,9 @@ def _check_ends(
         )
 
 
-def token_figures(rows: list[dict[str, Any]], drafts: dict[int, Draft]) -> Mapping[str, float]:
+def token_figures(
+    rows: list[dict[str, Any]], drafts: dict[int, CorrectionInput]
+) -> Mapping[str, float]:
     """Return what a round's labels are beside own tokens and reference; shares are of labels."""
     kept = changed = as_reference = dropped = without = 0
     for row in rows:
@@ -254,7 +264,9 @@ def token_figures(rows: list[dict[str, Any]], drafts: dict[int, Draft]) -> Mappi
     }
 
 
-def sequence_figures(rows: list[dict[str, Any]], drafts: dict[int, Draft]) -> Mapping[str, float]:
+def sequence_figures(
+    rows: list[dict[str, Any]], drafts: dict[int, CorrectionInput]
+) -> Mapping[str, float]:
     """Return how many rewritten answers are the own answer, or the reference, token for token."""
     pairs = [
         (row["labels"][len(drafts[row["id"]].row.prompt) :], drafts[row["id"]]) for row in rows

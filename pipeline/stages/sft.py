@@ -146,7 +146,7 @@ def _self_generated(step: StepContext, prompts: dict[int, list[int]]) -> list[Ro
     return rows
 
 
-def own_row(
+def self_generated_row(
     row_id: int, prompt: list[int], context: list[int], labels: list[int]
 ) -> dict[str, Any]:
     """A self-generated row as it stands in `rows.jsonl`."""

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.hardware.precision import Precision, choose, hardware
 from pipeline.hardware.threads import threads_of_launch
-from pipeline.recipe.shipped import WHOLE
+from pipeline.recipe.shipped import REPLICATED
 from pipeline.steps import artifact
 from pipeline.steps.artifact import PROGRESS, SPEC
 from pipeline.steps.spec import StepSpec
@@ -33,7 +33,7 @@ class StepLaunch:
 
     processes: int
     use_cpu: bool
-    kind: str = WHOLE
+    kind: str = REPLICATED
     judge_calls_left: int | None = None
     log: str | None = None
 
@@ -203,7 +203,7 @@ def write_spec(
     *,
     processes: int,
     use_cpu: bool,
-    launch_kind: str = WHOLE,
+    launch_kind: str = REPLICATED,
     judge_calls_left: int | None = None,
     log: Path | None = None,
 ) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.hardware.topology import running_kind
-from pipeline.recipe.shipped import FSDP2, WHOLE
+from pipeline.recipe.shipped import FSDP2, REPLICATED
 
 
 def whole_weights(trainer: Any) -> dict[str, Any] | None:
@@ -22,7 +22,7 @@ def whole_weights(trainer: Any) -> dict[str, Any] | None:
     from peft import PeftModel
 
     kind = running_kind(trainer.accelerator)
-    if kind == WHOLE:
+    if kind == REPLICATED:
         return None
     gather = _of_fsdp if kind == FSDP2 else _of_deepspeed
     is_main = trainer.accelerator.is_main_process

@@ -18,7 +18,7 @@ from pipeline.hardware.topology import check_trainer
 from pipeline.models.load import load_for
 from pipeline.models.locate import MODEL_FOLDER
 from pipeline.models.quantize import check_whole
-from pipeline.recipe.shipped import FSDP2, WHOLE
+from pipeline.recipe.shipped import FSDP2, REPLICATED
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext
 from pipeline.train import trackers
@@ -156,13 +156,13 @@ def layout(step: StepContext) -> str:
     return f"{step.launch.kind} of {step.launch.processes}" if many else step.launch.kind
 
 
-def last_checkpoint(folder: Path, pieces: str = WHOLE) -> Path | None:
+def last_checkpoint(folder: Path, pieces: str = REPLICATED) -> Path | None:
     """Return the newest checkpoint in such pieces that was written to its end, or None."""
     found = [(path.parent, artifact.read_object(path)) for path in folder.glob(_LAST_FILE)]
     whole = [
         path
         for path, state in found
-        if state and state.get("stateful_callbacks", {}).get("layout", WHOLE) == pieces
+        if state and state.get("stateful_callbacks", {}).get("layout", REPLICATED) == pieces
     ]
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 

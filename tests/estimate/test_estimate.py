@@ -14,7 +14,7 @@ from conftest import ROOT, save_tiny_model
 
 from pipeline.estimate import memory
 from pipeline.estimate.memory import Memory, Shape, Weight, optimizer_bytes, shared_out
-from pipeline.recipe.shipped import FSDP2, WHOLE, zero
+from pipeline.recipe.shipped import FSDP2, REPLICATED, zero
 
 LORA = {"r": 4, "target_modules": "all-linear"}
 
@@ -144,7 +144,7 @@ def test_fsdp_shares_everything_and_gathers_some_layers():
     assert (each.weights, each.gradients, each.optimizer, each.reference) == (100, 100, 200, 100)
     assert each.passes == 50 + 2 * (3 * 20 + 10)
     # Plain data parallelism keeps all, and gradients twice: in the buckets that are sent.
-    plain = shared_out(whole, shape, kind=WHOLE, processes=8)
+    plain = shared_out(whole, shape, kind=REPLICATED, processes=8)
     assert plain.total == whole.total + 800
     assert shared_out(whole, shape, kind=FSDP2, processes=1) == whole
 

@@ -14,8 +14,8 @@ from pipeline.models.load import load_model
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.rows.contexts import mix_contexts
+from pipeline.rows.correction_inputs import read_correction_inputs
 from pipeline.rows.corrections import correct
-from pipeline.rows.drafts import read_drafts
 from pipeline.run.worker import execute
 from pipeline.stages import sft
 from pipeline.steps import artifact
@@ -147,7 +147,7 @@ def test_no_step_that_generates_has_noise(recipe_dict, write_recipe, run_steps_h
         written[kind] = artifact.read_rows(file)
 
     step = StepContext.read(steps["corrections"].directory(runs) / SPEC)
-    drafts = read_drafts(step, renderer_for(step)).values()
+    drafts = read_correction_inputs(step, renderer_for(step)).values()
     row_ids = [draft.row.row_id for draft in drafts]
     prompts = [draft.row.prompt for draft in drafts]
     shown, own = [draft.shown for draft in drafts], [draft.answer for draft in drafts]

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from pipeline.errors import InputError
 from pipeline.hardware.topology import asked_by_environment
-from pipeline.recipe.shipped import FSDP2, WHOLE
+from pipeline.recipe.shipped import FSDP2, REPLICATED
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_processes_that_do_not_do_what_was_asked_are_stopped(launched, tmp_path,
 @pytest.mark.parametrize(
     ("environment", "kind"),
     [
-        ({}, WHOLE),
+        ({}, REPLICATED),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, FSDP2),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ZeRO-2"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO-3"),

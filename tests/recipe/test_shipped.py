@@ -5,14 +5,14 @@ import yaml
 
 from pipeline.errors import InputError
 from pipeline.recipe import shipped
-from pipeline.recipe.shipped import _CONFIG, FSDP2, WHOLE, read_launch
+from pipeline.recipe.shipped import _CONFIG, FSDP2, REPLICATED, read_launch
 from pipeline.recipe.trl_fields import read_fields
 
 CONFIGS = {
-    "cpu": (1, 1, True, WHOLE),
-    "cpu_ddp": (2, 1, True, WHOLE),
-    "single_gpu": (1, 1, False, WHOLE),
-    "ddp": (8, 1, False, WHOLE),
+    "cpu": (1, 1, True, REPLICATED),
+    "cpu_ddp": (2, 1, True, REPLICATED),
+    "single_gpu": (1, 1, False, REPLICATED),
+    "ddp": (8, 1, False, REPLICATED),
     "fsdp2": (8, 1, False, FSDP2),
     "zero2": (8, 1, False, "ZeRO-2"),
     "zero3": (8, 1, False, "ZeRO-3"),
@@ -83,4 +83,4 @@ def test_a_config_that_accelerate_itself_would_refuse_is_none(tmp_path):
 def test_no_without_quotes_is_no(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("distributed_type: NO\nuse_cpu: true\nnum_processes: 1\n")
-    assert read_launch(str(file)).kind == WHOLE
+    assert read_launch(str(file)).kind == REPLICATED

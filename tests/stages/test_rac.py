@@ -10,8 +10,8 @@ from pipeline.data.tasks import SHOWN_PROMPTS, Example, example_of
 from pipeline.models.load import load_model, load_tokenizer
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
+from pipeline.rows.correction_inputs import CorrectionInput, read_correction_inputs
 from pipeline.rows.corrections import correct
-from pipeline.rows.drafts import Draft, read_drafts
 from pipeline.stages import rac, sft
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext, write_spec
@@ -83,7 +83,7 @@ def drafts_of(answers, references):
 
     example = example_of("gsm8k", {"question": "q", "answer": "#### 1"})
     return {
-        number: Draft(TokenRow(number, [1], reference, example), answer, True, [1, 1])
+        number: CorrectionInput(TokenRow(number, [1], reference, example), answer, True, [1, 1])
         for number, (answer, reference) in enumerate(zip(answers, references, strict=True))
     }
 
@@ -255,7 +255,7 @@ def test_the_recipes_own_shown_prompt_is_what_the_model_reads(
         write_spec(steps_of(plan, "rac")["corrections"], runs, processes=1, use_cpu=True)
     )
     renderer = Renderer(load_tokenizer(recipe["model"]))
-    drafts = read_drafts(step, renderer)
+    drafts = read_correction_inputs(step, renderer)
     assert len(drafts) == 6 and "warnings" not in step.metrics
     for draft in drafts.values():
         content = (
@@ -289,7 +289,7 @@ def test_a_stage_whose_labels_mostly_do_not_end_turns_warns(last, kept, warns):
     warnings = []
     step = SimpleNamespace(metrics={"figures": {}}, warn=warnings.append)
     drafts = drafts_of([[5, 2]] * 4, [[5, 2]] * 4)
-    drafts[3] = Draft(drafts[3].row, [5, 6], False, [1])
+    drafts[3] = CorrectionInput(drafts[3].row, [5, 6], False, [1])
     rows = [
         {"id": number, **sft.training_row([1], drafts[number].answer, [5, label])}
         for number, label in enumerate([*last, 9])

@@ -319,7 +319,7 @@ def test_contexts_stopped_midway_keep_their_rows(recipe_dict, write_recipe, tmp_
         return artifact.read_rows(step.directory(tmp_path / folder) / sft.ROWS)
 
     unbroken = run("unbroken")
-    mix, asked = contexts.contexts_as_done, []
+    mix, asked = contexts.iter_contexts, []
 
     def broken_once(model, rows, *arguments, **options):
         asked.append({row.row_id for row in rows})
@@ -329,7 +329,7 @@ def test_contexts_stopped_midway_keep_their_rows(recipe_dict, write_recipe, tmp_
             yield done
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contexts, "contexts_as_done", broken_once)
+        patch.setattr(contexts, "iter_contexts", broken_once)
         patch.setattr(shards, "_SECONDS_BETWEEN_SHARDS", 0)
         with pytest.raises(KeyboardInterrupt):
             run("broken")

@@ -13,7 +13,7 @@ from pipeline.steps.context import StepContext
 
 
 @dataclass(frozen=True)
-class Draft:
+class CorrectionInput:
     """An own answer to correct.
 
     Attributes:
@@ -29,7 +29,7 @@ class Draft:
     shown: list[int]
 
 
-def read_drafts(step: StepContext, renderer: Renderer) -> dict[int, Draft]:
+def read_correction_inputs(step: StepContext, renderer: Renderer) -> dict[int, CorrectionInput]:
     """Return the own answers that can be corrected, by row id.
 
     Raises:
@@ -55,7 +55,7 @@ def read_drafts(step: StepContext, renderer: Renderer) -> dict[int, Draft]:
         size = options["max_new_tokens"] if options["correction"] == "sequence" else len(answer)
         if renderer.window is None or len(prompt) + size <= renderer.window:
             finished = found["finished"] and answer == whole
-            drafts[row.row_id] = Draft(row, answer, finished, prompt)
+            drafts[row.row_id] = CorrectionInput(row, answer, finished, prompt)
     left_out = len(written) - len(drafts)
     sentence = (
         f"{left_out} of {len(written)} own answers are not corrected: with the reference shown "
