@@ -1,4 +1,4 @@
-"""What goes into a forward pass and comes out of it: padding, size, and order of rows."""
+"""Batching for forward passes: padding, tokens per pass, and restoring the order of rows."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 
 def without_adapter(model: Any) -> Any:
-    """The transformers model itself: below a PeftModel, or the model."""
+    """The transformers model itself, unwrapped from its PeftModel if it has one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def logits_to_keep(model: Any, count: int) -> dict[str, int]:
-    """The argument that spares the output layer for all but the last positions, if there is one."""
+    """The argument that computes logits for the last positions only, if the model takes one."""
     known = inspect.signature(type(without_adapter(model)).forward).parameters
     return {"logits_to_keep": count} if "logits_to_keep" in known else {}
 
 
 def tokens_of_a_pass(device: Any) -> int:
-    """How many tokens are best read in one pass; on a CPU, more of them leave its caches."""
+    """How many tokens a pass should hold: on a CPU more of them would fall out of its cache."""
     return 1024 if device.type == "cpu" else 16384
 
 
@@ -40,6 +40,6 @@ def pad_right(rows: list[list[int]], device: Any) -> torch.Tensor:
 
 
 def in_order(done: Iterable[tuple[int, list[int]]], count: int) -> list[list[int]]:
-    """What came as (place, ids) in any order, as a list; [] where nothing came."""
+    """Put (index, ids) pairs that come in any order into a list; missing ones are []."""
     found = dict(done)
     return [found.get(place, []) for place in range(count)]

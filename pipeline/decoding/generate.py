@@ -1,12 +1,12 @@
 """Free answers: the model continues its own tokens.
 
-Sampling adds keyed Gumbel noise to the scores and takes the largest, so an answer depends on
-(seed, row, sample, position) and not on the rows it shares a batch with.
+Sampling uses keyed Gumbel noise, so an answer depends on (seed, row, sample, position) and not on
+the rows that share its batch.
 
-The engine `auto` decodes as contexts are (pipeline/decoding/jacobi.py), where the place of a
-finished answer goes to a waiting one, and a model that cannot be read that way by `transformers`,
-its `generate`, batch after batch. Both write the same answers in float32. vLLM
-(pipeline/decoding/vllm_engine.py) samples with noise of its own.
+The engine `auto` decodes with continuous batching (pipeline/decoding/jacobi.py), and falls back to
+`transformers`, its `generate` on one batch after the other, for models that the slot-indexed cache
+does not fit. Both write the same answers in float32. vLLM (pipeline/decoding/vllm_engine.py) draws
+its own noise, and so other samples.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Prompt:
 
     @property
     def noise_id(self) -> int:
-        """What its noise is keyed by: samples of one prompt must not share any."""
+        """The row id of its noise: samples of one prompt must not share noise."""
         return self.row_id * 1_000_003 + self.sample
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How answers are written.
+    """How answers are sampled, and where they end.
 
     Attributes:
         max_new_tokens: limit of tokens per answer.
@@ -56,7 +56,7 @@ class SamplingParams:
         top_k: sample from the k likeliest tokens; 0 for all.
         top_p: sample from the nucleus of this mass; 1 for all.
         seed: with row id, sample and position decides what is sampled.
-        stop_text: a text that ends an answer too (and is part of it); needs the tokenizer.
+        stop_text: a text that also ends an answer (and is part of it); needs the tokenizer.
         tokenizer: the model's.
     """
 
@@ -71,7 +71,7 @@ class SamplingParams:
 
     @property
     def sampling(self) -> Sampling | None:
-        """How tokens are sampled; None for greedy."""
+        """The sampler of a token; None for greedy decoding."""
         if self.temperature == 0:
             return None
         return Sampling(self.seed, self.temperature, self.top_k, self.top_p)
@@ -89,10 +89,10 @@ def generate_answers(
 
     Args:
         model: a causal language model (or PeftModel) of transformers. Its own generation config is
-            left out of account.
+            ignored.
         prompts: what to answer.
         engine: 'auto' or 'transformers'; see the module.
-        batch_size: most answers written at once; in float32 it does not change them.
+        batch_size: most answers decoded at once; in float32 it does not change them.
         how: the fields of `SamplingParams`.
 
     Returns:
@@ -114,7 +114,7 @@ def iter_answers(
     engine: str = "auto",
     batch_size: int = 32,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Give (place in prompts, answer) as answers are done; see `generate_answers`."""
+    """Yield (index in prompts, answer) as answers finish (unordered); see `generate_answers`."""
     if engine not in ENGINES:
         raise ValueError(f"no engine {engine!r}; engines: {', '.join(ENGINES)}")
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].ids))
@@ -148,7 +148,7 @@ def _by_jacobi(
 
 
 def _stop(how: SamplingParams, device: Any) -> Any:
-    """Tell from the last tokens of answers, [B, K], which of them end: bool [B]."""
+    """Return what tells from the last tokens of answers, [B, K], which of them end: bool [B]."""
     from transformers import StopStringCriteria
 
     stop_ids = torch.tensor(list(how.stop_ids), device=device)
@@ -195,7 +195,7 @@ def _generate(model: Any, prompts: Sequence[Prompt], how: SamplingParams) -> lis
 
 
 def _check_scores(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """A logits processor that changes nothing."""
+    """A logits processor that raises for NaN or infinite scores and changes nothing."""
     del input_ids
     check_finite(scores, scores.argmax(dim=-1))
     return scores
@@ -218,10 +218,10 @@ class _KeyedSampling:
 
 @contextmanager
 def _plain_generation(model: Any) -> Iterator[None]:
-    """Evaluation mode and an empty generation config, for as long as it lasts.
+    """Evaluation mode and an empty generation config while the context lasts.
 
-    transformers fills what a call leaves open from the model's own config: a repetition penalty
-    there would change answers without a word.
+    transformers fills in whatever a call leaves open from the model's own generation config, so a
+    repetition penalty there would silently change answers.
     """
     from transformers import GenerationConfig
 

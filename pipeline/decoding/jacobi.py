@@ -1,17 +1,19 @@
-"""Many rows decoded together: contexts at reading speed, and free answers without waste.
+"""Jacobi decoding with continuous batching: BASH contexts and free answers, many rows at a time.
 
-Contexts (BASH). With the replaced positions and the sampling noise given, the mixed answer is the
-only one for which the model, reading it, puts at each replaced position the token that stands
-there. So the guess begins as the reference, a window of it is read in one pass, and all is accepted
-up to and including the first replaced position where the model's token is another. There, and at
-later places of the window, the model's tokens become the guess (Jacobi's iteration), and reading
-goes on behind what was accepted. Every accepted token is the one that decoding one position at a
-time gives.
+BASH contexts. Which positions are replaced and the sampling noise at each are fixed beforehand, so
+the mixed answer is a fixed point: the one sequence for which the model, reading it, samples at each
+replaced position just the token that stands there. Jacobi iteration finds it. The guess starts as
+the reference; a window of it is read in one pass; everything up to and including the first replaced
+position where the model disagrees is accepted; there, and at later replaced positions of the
+window, the model's tokens become the new guess; and decoding continues after the accepted tokens.
+An accepted token was sampled given accepted tokens only, so it is the token that decoding one
+position at a time gives. Most positions keep the reference, so a pass accepts many.
 
-Free answers are the same with every position the model's, no guess, and a rule when to stop.
+Free answers are the special case in which every position is the model's: there is no guess to
+accept, so a pass decodes one token of each row, and a stopping rule ends rows.
 
-Either way what all prompts begin with is read once, prompts are read apart from answers, and a
-finished row's slot goes to the next waiting row.
+In both cases a prefix that all prompts share is prefilled once, prompts are prefilled apart from
+decoding, and a finished row's slot goes to the next waiting row (continuous batching).
 
 Axis suffixes: as in pipeline/decoding/kv_cache.py.
 """
@@ -28,22 +30,23 @@ from pipeline.decoding import noise
 from pipeline.decoding.batching import tokens_of_a_pass
 from pipeline.decoding.kv_cache import Reader
 
-# What a pass costs beside its tokens, in tokens; decides how wide a window pays.
+# The fixed cost of a pass (launching its operators), in tokens; decides how wide a window pays off.
 _PASS_COST = {"cpu": 128}
 _PASS_COST_ELSEWHERE = 4096
 _WIDEST = 64
-# Slots are filled when this share of them is free, and given up when no more than the rest is busy.
+# Slots are refilled once this share of them is free, so that prompts are prefilled several at a
+# time; when no row is waiting any more, free slots are dropped at the same point.
 _FREE = 0.25
 
 SampleToken = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# Which rows end, from the last tokens of each: [B, K] -> bool [B].
+# Which rows end, judged by the last K tokens of each: [B, K] -> bool [B].
 Stop = Callable[[torch.Tensor], torch.Tensor]
 _TAIL = 16
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A row to mix: prompt ids, reference ids, and what its noise is keyed by."""
+    """A row to mix: prompt ids, reference ids, and the key of its noise."""
 
     prompt: list[int]
     ids: list[int]
@@ -52,26 +55,26 @@ class Reference:
 
 @dataclass(frozen=True)
 class Row(Reference):
-    """A row and which of its answer's positions the model fills, at least one: bool [T].
+    """A row and which positions of its answer the model fills (at least one): bool [T].
 
-    `ids` is the answer as far as it is known: a reference, or nothing.
+    `ids` is the guess for the answer: the reference, or nothing for a free answer.
     """
 
     replaced: torch.Tensor
 
     @property
     def longest(self) -> int:
-        """Most tokens of prompt and answer."""
+        """The most tokens that prompt and answer can have together."""
         return len(self.prompt) + len(self.replaced)
 
 
 def free_row(prompt: list[int], row_id: int, limit: int) -> Row:
-    """A row whose answer is the model's own, of at most `limit` tokens."""
+    """A row for a free answer of at most `limit` tokens."""
     return Row(prompt, [], row_id, torch.ones(limit, dtype=torch.bool))
 
 
 class _Slots:
-    """The rows being worked on, as tensors."""
+    """The rows being decoded, as tensors over slots."""
 
     def __init__(self, rows: Sequence[Row], slots: int, longest: int, device: Any):
         self.rows, self.device = rows, device
@@ -80,9 +83,11 @@ class _Slots:
         self.ids_BL = torch.zeros(slots, longest + 1, dtype=torch.long, device=device)
         self.replaced_BL = torch.zeros(slots, longest + 1, dtype=torch.bool, device=device)
         zeros = torch.zeros(4, slots, dtype=torch.long, device=device)
-        # Columns read for good, columns to read, where the answer starts, and the row's id.
+        # Per slot: columns accepted so far, the last column to read, where the answer starts, and
+        # the row's id.
         self.read_B, self.end_B, self.answer_B, self.row_B = zeros
-        # All prompts begin with these tokens; the last one of a prompt is never among them.
+        # Shared by all prompts. A prompt's last token is never part of it: its logits give the
+        # first token of the answer, so a decoding pass has to read it.
         self.prefix = _common_start([row.prompt[:-1] for row in rows])
 
     def busy(self) -> list[int]:
@@ -90,7 +95,7 @@ class _Slots:
         return [slot for slot, row in enumerate(self.held) if row >= 0]
 
     def fill(self) -> list[int]:
-        """Give free slots to waiting rows; returns those filled."""
+        """Give free slots to waiting rows; returns the slots filled."""
         filled = []
         for slot, held in enumerate(self.held):
             place = next(self.waiting, -1) if held < 0 else -1
@@ -105,7 +110,8 @@ class _Slots:
         self.ids_BL[slot, : len(ids)] = ids
         self.replaced_BL[slot] = False
         self.replaced_BL[slot, start : row.longest] = row.replaced.to(self.device)
-        # Nothing has to be read at or after the last token to fill.
+        # The last position to fill is sampled from the logits of the token before it; nothing needs
+        # to be read from there on.
         self.end_B[slot] = start + int(row.replaced.nonzero().max())
         self.read_B[slot], self.answer_B[slot] = len(self.prefix), start
         self.row_B[slot] = row.row_id
@@ -117,14 +123,14 @@ class _Slots:
             setattr(self, name, getattr(self, name)[slots])
 
     def stop(self, stop: Stop) -> None:
-        """End the rows whose last decided token ends them."""
+        """End the rows whose last accepted token is an end token, or completes a stop text."""
         last_B1 = self.read_B[:, None]
         tail = torch.arange(1 - _TAIL, 1, device=self.device)
         ends_B = stop(self.ids_BL.gather(1, (last_B1 + tail).clamp(min=0)))
         self.end_B = torch.where(ends_B & (self.read_B >= self.answer_B), self.read_B, self.end_B)
 
     def finished(self) -> list[tuple[int, list[int]]]:
-        """Take out rows that are read to their end: (place in rows, answer)."""
+        """Take finished rows out of their slots: (index in rows, answer)."""
         done = []
         for slot in (self.read_B >= self.end_B).nonzero().flatten().tolist():
             place = self.held[slot]
@@ -147,25 +153,25 @@ def decode(
     batch_size: int,
     stop: Stop | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Decode rows, up to `batch_size` of them at a time, and give them as they are done.
+    """Decode rows, `batch_size` at a time, and yield each as it finishes (unordered).
 
     Args:
         model: a causal language model in evaluation mode that
             `pipeline.decoding.kv_cache.can_read`.
-        rows: in the order in which they are worked on; long ones first keeps slots filled.
+        rows: started in this order; long rows first keeps slots busy to the end.
         seed: of the sampling noise.
         sample_token: scores [N, V] and noise keys [N] to token ids [N].
         batch_size: slots; it does not change the result.
-        stop: for free answers, which rows end with their last token.
+        stop: for free answers, which rows end with their last tokens.
 
     Returns:
-        Pairs of a row's place in `rows` and its answer; free ones with the token that ended them.
+        Pairs of a row's index in `rows` and its answer, the token that ended a free one included.
     """
     if not rows:
         return
     longest = max(row.longest for row in rows)
     slots = _Slots(rows, min(batch_size, len(rows)), longest, model.device)
-    ended, read = 1, 32  # a first idea of how often a window ends
+    ended, read = 1, 32  # prior for how often the model disagrees with the guess: 1 token in 32
     with Reader(model, len(slots.held), longest) as reader:
         _prefill_shared_prefix(reader, slots)
         while _fill(reader, slots):
@@ -181,7 +187,7 @@ def decode(
 
 
 def _fill(reader: Reader, slots: _Slots) -> bool:
-    """Fill free slots and read the prompts of their rows; false when no row is left."""
+    """Refill free slots and prefill their prompts; false when no row is left."""
     busy, count = slots.busy(), len(slots.held)
     if count - len(busy) >= max(1, round(_FREE * count)):
         filled = slots.fill()
@@ -196,7 +202,7 @@ def _fill(reader: Reader, slots: _Slots) -> bool:
 
 
 def _prefill_shared_prefix(reader: Reader, slots: _Slots) -> None:
-    """Read what all prompts begin with, once."""
+    """Prefill what all prompts begin with, once for all slots."""
     if slots.prefix:
         ids_1W = torch.tensor([slots.prefix], device=slots.device)
         columns_1W = torch.arange(len(slots.prefix), device=slots.device)[None]
@@ -207,7 +213,10 @@ def _prefill_shared_prefix(reader: Reader, slots: _Slots) -> None:
 
 
 def _prefill(reader: Reader, slots: _Slots, filled: list[int]) -> None:
-    """Read the prompts of new rows but for their last token, whose logits will be needed."""
+    """Prefill the prompts of new rows, all but the last token, which the first decoding pass reads.
+
+    Prompts of similar length share a pass, as many as fit `tokens_of_a_pass`.
+    """
     prefix = len(slots.prefix)
     limit = tokens_of_a_pass(slots.device)
     length = {slot: len(slots.rows[slots.held[slot]].prompt) - 1 for slot in filled}
@@ -228,9 +237,10 @@ def _prefill(reader: Reader, slots: _Slots, filled: list[int]) -> None:
 
 
 def _width(device: str, rows: int, rate: float, *, most: int) -> int:
-    """How many columns to read at once, where a token ends its window at `rate`.
+    """The window width with the best expected progress for its cost.
 
-    w columns get a row on by (1 - (1 - rate)^w) / rate; a pass costs its tokens and a constant.
+    If each token disagrees with probability `rate`, a window of w columns advances a row by
+    (1 - (1 - rate)^w) / rate tokens in the mean; a pass costs rows * w tokens and a constant.
     """
     cost = _PASS_COST.get(device, _PASS_COST_ELSEWHERE)
     widths = range(1, min(_WIDEST, max(1, most)) + 1)
@@ -238,7 +248,7 @@ def _width(device: str, rows: int, rate: float, *, most: int) -> int:
 
 
 def _common_start(prompts: list[list[int]]) -> list[int]:
-    """What all prompts begin with."""
+    """The longest common prefix of all prompts."""
     low, high = min(prompts), max(prompts)  # the others lie between these two
     shorter = min(len(low), len(high))
     return low[: next((at for at in range(shorter) if low[at] != high[at]), shorter)]
@@ -247,10 +257,10 @@ def _common_start(prompts: list[list[int]]) -> list[int]:
 def _pass(
     reader: Reader, slots: _Slots, width: int, seed: int, sample_token: SampleToken
 ) -> tuple[int, int]:
-    """Read a window of every row and put the model's tokens where it is wrong.
+    """One Jacobi iteration: read a window of every row, resample its replaced positions, accept.
 
     Returns:
-        How many tokens were accepted, and in how many rows one was wrong.
+        How many tokens were accepted, and in how many rows the model disagreed with the guess.
     """
     column_W = torch.arange(width, device=slots.device)
     at_BW = slots.read_B[:, None] + column_W
@@ -265,6 +275,8 @@ def _pass(
     )
     token_N = sample_token(logits_NV, key_N) if len(row_N) else row_N
     wrong_N = token_N != slots.ids_BL[row_N, next_N]
+    # The first disagreement of each row, or the width. Up to and including the token that it
+    # replaces everything is final; what was sampled behind it saw a wrong token and is a guess.
     first_B = torch.full_like(slots.read_B, width).scatter_reduce(
         0, row_N, torch.where(wrong_N, window_N, width), "amin"
     )

@@ -1,11 +1,19 @@
-"""Reading tokens at columns of one's own choosing, so that nothing in the cache is ever moved.
+"""A slot-indexed, preallocated KV cache, and a reader that decodes rows at different positions.
 
-A token's keys and values lie in the cache at the column of its position in the row. What was read
-after a token that turned out wrong is written over when it is read again, and attention may look at
-all columns up to a token's own: no column is marked, and a slot is free for another row at once.
+The cache is one tensor a layer, [slots, heads, columns, size]. A row occupies a slot, and its token
+at position p always lives in column p, so that
+
+- rows of one batch can be at different positions, and a pass can read several tokens of each;
+- rejected tokens (Jacobi decoding guesses ahead) need no rollback: their columns are overwritten
+  when they are read again, and until then no token attends beyond its own column;
+- a finished row's slot can be given to the next row at once. Stale keys and values of the previous
+  row lie in columns that the new one overwrites before it attends to them.
+
+There is no padding in the cache and nothing in it is ever moved. The price is a 4D attention mask
+of our own, which is why `can_read` tests whether a model honours it.
 
 Axis suffixes: B slots of the batch, R of them that a pass reads, W columns of a pass, L columns
-that a pass may look at, N tokens whose logits are needed.
+that a pass attends to, N tokens whose logits are needed.
 """
 
 from __future__ import annotations
@@ -24,7 +32,7 @@ _PROBE_TOKENS = 8
 
 @dataclass
 class _Places:
-    """Where the tokens of the coming pass belong, and how many columns it may look at."""
+    """Where the coming pass writes, and how many columns it attends to."""
 
     columns_RW: torch.Tensor
     slots_R: torch.Tensor | None = None  # None: all
@@ -32,7 +40,7 @@ class _Places:
 
 
 class _PlacedLayer(CacheLayerMixin):
-    """One layer's keys and values, [B, heads, columns, size], each token's at its own column."""
+    """One layer's keys and values, [B, heads, columns, size]; see the module docstring."""
 
     is_sliding = False
 
@@ -41,7 +49,7 @@ class _PlacedLayer(CacheLayerMixin):
         self.places, self.slots, self.columns = places, slots, columns
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Make room for all columns."""
+        """Allocate all columns of all slots."""
         self.keys, self.values = (
             states.new_zeros(self.slots, states.shape[1], self.columns, states.shape[-1])
             for states in (key_states, value_states)
@@ -51,7 +59,7 @@ class _PlacedLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write [R, heads, W, size] to the pass's columns; return all that it may look at."""
+        """Write [R, heads, W, size] into the pass's columns; return the columns attended to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
@@ -67,7 +75,7 @@ class _PlacedLayer(CacheLayerMixin):
         return self.places.shown, 0
 
     def get_seq_length(self) -> int:
-        """Nothing counts positions by it: they are given."""
+        """Unused: position ids are always passed explicitly."""
         return 0
 
     def get_max_length(self) -> int:
@@ -76,9 +84,9 @@ class _PlacedLayer(CacheLayerMixin):
 
 
 class Reader:
-    """Reads tokens at any columns of a batch, and gives logits where they are needed only.
+    """Runs a model over tokens at arbitrary columns, and computes logits only where needed.
 
-    Use as a context manager.
+    Use as a context manager: a hook on the output layer is removed at its end.
 
     Args:
         model: a causal language model in evaluation mode that `can_read` is true of.
@@ -91,7 +99,7 @@ class Reader:
         layers = inner.config.get_text_config().num_hidden_layers
         self.model, self.longest = model, longest
         self._places = _Places(torch.zeros(slots, 0, dtype=torch.long))
-        # The last column takes what is read beyond a row's end.
+        # One spare column at the end: padding of a pass is written there, where nobody attends.
         self._layers = [_PlacedLayer(self._places, slots, longest + 1) for _ in range(layers)]
         self._cache = Cache(layers=list(self._layers))
         self._needed_RW: torch.Tensor | None = None
@@ -112,12 +120,12 @@ class Reader:
         Args:
             ids_RW: token ids.
             columns_RW: the column each belongs to.
-            inside_RW: which of them are there; the others are padding.
+            inside_RW: which of them are tokens; the others are padding.
             needed_RW: which of them need logits.
-            slots_R: the slots they belong to; None for all.
+            slots_R: the slots they belong to; None for all slots.
 
         Returns:
-            Logits [N, V] of the needed places, row by row.
+            Logits [N, V] of the tokens in `needed_RW`, row by row.
         """
         places = self._places
         places.slots_R = slots_R
@@ -138,21 +146,25 @@ class Reader:
         return output.logits[0, : int(needed_RW.sum())]
 
     def share(self, columns: int) -> None:
-        """Give all slots what the first one holds in its first columns."""
+        """Copy the first columns of slot 0 to all slots: a prefix that their prompts share."""
         for layer in self._layers:
             assert layer.keys is not None and layer.values is not None
             layer.keys[1:, :, :columns] = layer.keys[:1, :, :columns]
             layer.values[1:, :, :columns] = layer.values[:1, :, :columns]
 
     def keep(self, slots: torch.Tensor) -> None:
-        """Go on with some of the slots only."""
+        """Drop all other slots, so that later passes are smaller."""
         for layer in self._layers:
             layer.slots = len(slots)
             if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[slots], layer.values[slots]
 
     def _select(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        """Spare the output layer all other places: [R, W, H] -> [1, N, H]."""
+        """Hand only the needed hidden states to the output layer: [R, W, H] -> [1, N, H].
+
+        With a vocabulary of 150,000 the logits of a whole pass would take more memory than the
+        cache, and more time than the layers below.
+        """
         assert self._needed_RW is not None
         picked = inputs[0][self._needed_RW]
         return ((picked if len(picked) else inputs[0][:1, 0])[None],)
@@ -160,11 +172,12 @@ class Reader:
 
 @torch.no_grad()
 def can_read(model: Any, ids: Sequence[int]) -> bool:
-    """Whether a model reads tokens at given columns as it reads them in a row.
+    """Whether a model gives the same logits through `Reader` as in a plain forward pass.
 
-    Tried on the first tokens of `ids`, the longest row: read in two passes, with columns and a mask
-    of our own, they must have the logits that one plain pass gives them. Attention that slides over
-    fewer tokens than a row has would need another mask.
+    Tried on the first tokens of `ids`, the longest row: read in two passes, with explicit columns
+    and a 4D mask, they must get the logits of one plain pass. Models that build their own mask
+    (ALiBi's BLOOM), keep a recurrent state (Mamba) or refuse such a cache fail here and are decoded
+    by `generate`. A sliding window shorter than the row would need another mask.
     """
     window = getattr(without_adapter(model).config.get_text_config(), "sliding_window", None)
     if len(ids) < 2 or (window is not None and len(ids) > window):
@@ -181,7 +194,7 @@ def can_read(model: Any, ids: Sequence[int]) -> bool:
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError):
         return False
     ours = torch.cat(found).float()
-    # 16-bit logits differ by rounding; another meaning of mask or columns differs by their size.
+    # In 16 bits logits differ by rounding; a misread mask or column changes them by their own size.
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     return ours.shape == plain.shape and bool(
         (ours - plain).abs().max() <= tolerance * plain.abs().max()

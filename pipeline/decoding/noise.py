@@ -1,8 +1,8 @@
-"""Random numbers that are a function of (seed, row, position), not of the order they are drawn in.
+"""Counter-based random numbers: a function of (seed, row, position), not of the order of draws.
 
-So a row's replaced positions and samples do not depend on batch size, process count or engine.
-The generator is SplitMix64 (Steele, Lea and Flood 2014) used as a counter-based hash, in int64
-arithmetic that wraps, which torch does alike on every device.
+A row's replaced positions and its samples are therefore the same for every batch size, number of
+processes and engine, and after a resume. The generator is SplitMix64 (Steele, Lea and Flood 2014)
+used as a hash, in wrapping int64 arithmetic, which torch computes identically on every device.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def gumbel(key_N: torch.Tensor, size: int) -> torch.Tensor:
     """
     column = _GOLDEN * torch.arange(1, size + 1, dtype=torch.int64, device=key_N.device)
     found = torch.empty(len(key_N), size, device=key_N.device)
-    # A few rows at a time, so that what is between stays in a CPU's cache: six times as fast.
+    # A few rows at a time: intermediates that stay in a CPU's cache make this six times as fast.
     rows = max(1, (_AT_ONCE_CPU if key_N.device.type == "cpu" else _AT_ONCE) // size)
     for start in range(0, len(key_N), rows):
         noise = uniform(key_N[start : start + rows, None] + column)

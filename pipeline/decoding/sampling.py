@@ -1,4 +1,8 @@
-"""Drawing a token: noise keyed by row and position is added to scores, and the largest wins."""
+"""Sampling a token with the Gumbel-max trick: argmax(logits + noise) is a sample from the softmax.
+
+The noise is keyed by row and position (pipeline/decoding/noise.py), so a token does not depend on
+which rows share its batch, or on how many positions were decoded in one pass.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ class Sampling:
     excluded_ids: tuple[int, ...] = ()
 
     def noisy(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
-        """Return scores, [N, V], whose argmax is a sample (the Gumbel-max trick)."""
+        """Return scores, [N, V], whose argmax is a sample."""
         scores = logits_NV.float()
         if self.excluded_ids:
             scores[:, list(self.excluded_ids)] = float("-inf")
@@ -52,9 +56,9 @@ def greedy(scores_NV: torch.Tensor, key_N: torch.Tensor | None = None) -> torch.
 
 
 def check_finite(scores_NV: torch.Tensor, token_N: torch.Tensor) -> None:
-    """See that the largest scores, those of `token_N`, are numbers: argmax prefers NaN.
+    """Check that the winning scores, those of `token_N`, are finite: argmax returns a NaN if any.
 
-    Without this a model whose float16 overflows would go on writing any one token.
+    Without this a model that overflows in float16 would go on writing some arbitrary token.
 
     Raises:
         StepFailedError: when one is NaN or infinite.

@@ -71,8 +71,8 @@ class Training:
 
 
 def training_memory(
-    config: Any, settings: Training, given: TrainingPass, *, kind: str = REPLICATED, processes: int = 1,
-    trust: Any = None,
+    config: Any, settings: Training, given: TrainingPass, *, kind: str = REPLICATED,
+    processes: int = 1, trust: Any = None,
 ) -> tuple[Memory, int, int]:  # fmt: skip
     """Return the memory of a training process, and the model's parameters, total and trained.
 

@@ -77,8 +77,8 @@ def find_recipe(source: str) -> Path:
 class Launch:
     """A launch config: the file for `accelerate launch`, and what it asks for.
 
-    `kind` says how weights lie in the processes: `REPLICATED`, or cut up by `FSDP2` or by DeepSpeed's
-    `ZeRO-1`, `ZeRO-2` (only optimizer states, or also gradients) or `ZeRO-3`.
+    `kind` says how weights are laid out over processes: `REPLICATED`, or sharded by `FSDP2` or by
+    DeepSpeed's `ZeRO-1`, `ZeRO-2` (optimizer states only, or gradients too) or `ZeRO-3`.
     """
 
     path: Path

@@ -1,7 +1,7 @@
-"""The step in which a model answers prompts, and what its rows hold.
+"""The step in which a model answers prompts, and the rows that it writes.
 
-After solved examples (`few_shot`) a model writes on with a next question: answers end before it, as
-in lm-eval.
+After solved examples (`few_shot`) a model continues with a question of its own: answers are cut
+before it, as in lm-eval.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def write_answers(step: StepContext) -> None:
     """
     options = step.options
     renderer = renderer_for(step)
-    examples, prompts = _prefill(step, renderer)
+    examples, prompts = _read_prompts(step, renderer)
     how = SamplingParams(
         max_new_tokens=options["max_new_tokens"],
         stop_ids=renderer.stop_ids,
@@ -69,7 +69,7 @@ def write_answers(step: StepContext) -> None:
 
 
 def _check_own(step: StepContext, rows: list[dict[str, Any]]) -> None:
-    """Look at a model's own answers that rows or pairs will be made of.
+    """Check self-generated answers that rows or pairs will be made of.
 
     Raises:
         InputError: when all of them are empty.
@@ -116,7 +116,7 @@ def _in_this_process(
 def _with_vllm(
     step: StepContext, prompts: Sequence[Prompt], how: SamplingParams
 ) -> Iterator[tuple[Prompt, list[int]]]:
-    """Ask many at a time: vLLM batches them itself, and what is answered is stored in between."""
+    """Send many prompts at a time: vLLM batches them itself, and answers are stored in between."""
     from pipeline.decoding.vllm_engine import VllmEngine
 
     dtype = step.precision.weights
@@ -134,12 +134,12 @@ def _with_vllm(
                 seed=how.seed,
                 stop_text=how.stop_text,
             )
-            step.metrics["vllm"] = engine.version  # of another environment, perhaps
+            step.metrics["vllm"] = engine.version  # perhaps of another environment
             yield from zip(asked, answers, strict=True)
 
 
-def _prefill(step: StepContext, renderer: Renderer) -> tuple[list[Example], list[Prompt]]:
-    """Return all examples as they are asked, and the answers to write."""
+def _read_prompts(step: StepContext, renderer: Renderer) -> tuple[list[Example], list[Prompt]]:
+    """Return all examples as the model is asked them, and the prompts to answer."""
     options = step.options
     role = next(name for name in ("test", "train") if name in step.locations)
     source = step.source(role)
@@ -164,7 +164,7 @@ def _prefill(step: StepContext, renderer: Renderer) -> tuple[list[Example], list
 def _with_room(
     step: StepContext, prompts: list[list[int]], renderer: Renderer, *, skipped: int
 ) -> list[int]:
-    """Return the rows that can be answered: of training rows some, of test rows all or none."""
+    """Return the rows with room for an answer: training rows may be left out, test rows never."""
     limit = step.options["max_new_tokens"]
     room = sys.maxsize if renderer.window is None else renderer.window - limit
     fitting = [row for row, ids in enumerate(prompts) if len(ids) <= room and renderer.fits(ids)]
@@ -190,7 +190,7 @@ def _with_room(
 
 
 def answer_figures(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """What a round's own answers look like, from the rows of `samples.jsonl`."""
+    """Figures of a round's self-generated answers, from the rows of `samples.jsonl`."""
     return {
         "answers": len(rows),
         "answers empty": sum(row["finished"] and not row["answer"] for row in rows),
@@ -200,7 +200,7 @@ def answer_figures(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def is_reference(row: dict[str, Any]) -> bool:
-    """Whether an own answer says what the reference says, and ends."""
+    """Whether a self-generated answer equals the reference, and ends."""
     return row["finished"] and row["answer"] == row["reference"]
 
 

@@ -1,4 +1,4 @@
-"""BASH contexts: reference answers in which some tokens are the model's own (Cen et al. 2025).
+"""BASH contexts: reference answers in which some tokens are self-generated (Cen et al. 2025).
 
 For t = 1..T, g_t = y_t with probability 1 - beta, else a token sampled from pi(. | x, g_<t).
 
@@ -11,9 +11,9 @@ Decisions where the paper is silent:
 5. `context="gold"` conditions the sampled token on y_<t instead of g_<t: one forward pass, the
    two-pass approximation of Mihaylova and Martins (2019).
 
-The engine `parallel` (pipeline/decoding/jacobi.py) reads many positions in a pass and gives what
-`sequential`, one position a pass, gives: the same tokens in float32; in 16 bits, passes of another
-shape round otherwise, and a few tokens differ, as they do for another batch size.
+The engine `parallel` is Jacobi decoding (pipeline/decoding/jacobi.py), which reads many positions
+in a pass; `sequential` reads one. Both give the same tokens in float32. In 16 bits a pass of
+another shape rounds differently and a few tokens differ, just as they do with another batch size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.decoding.kv_cache import can_read
 from pipeline.decoding.sampling import Sampling, default_excluded_ids
 
 ENGINES = ("parallel", "sequential")
-# Rows of one batch in a gold-context pass, whose logits exist for all positions at once.
+# A gold-context pass holds the logits of all positions at once, so its batches are small.
 _GOLD_BATCH = 8
 
 
@@ -52,7 +52,7 @@ def mix_contexts(
     batch_size: int = 32,
     warn: Callable[[str], object] = warnings.warn,
 ) -> list[list[int]]:
-    """Replace reference tokens by the model's own at rate `beta`.
+    """Replace reference tokens by self-generated ones at rate `beta`.
 
     Args:
         model: a causal language model (or PeftModel) of transformers.
@@ -60,8 +60,8 @@ def mix_contexts(
         reference_ids: one list of token ids per row, usually ending in an end-of-turn token.
         beta: probability of replacing a token, 0 to 1.
         seed: with the row id and the position, decides all randomness.
-        row_ids: one number per row that stays the row's own across batches and processes.
-        engine: 'parallel' reads many positions at a time, 'sequential' one; see the module.
+        row_ids: one number per row, the same for that row in every batch and process.
+        engine: 'parallel' or 'sequential'; see the module docstring.
         temperature: above 0.
         top_k: keep only the k likeliest tokens; 0 keeps all.
         top_p: keep only the nucleus of this mass; 1 keeps all.
@@ -69,8 +69,8 @@ def mix_contexts(
             ids of the model's generation config.
         context: 'mixed' or 'gold' (decision 5).
         batch_size: rows decoded together; it does not change the result.
-        warn: called with a sentence when a model cannot be read in parallel and the sequential
-            engine takes over.
+        warn: called with a sentence when a model does not support the parallel engine, so that the
+            sequential one takes over.
 
     Returns:
         One list of token ids per row, as long as its reference.
@@ -109,7 +109,7 @@ def iter_contexts(
     batch_size: int,
     warn: Callable[[str], object],
 ) -> Iterator[tuple[int, list[int]]]:
-    """Give (place in rows, mixed ids) as rows are done; see `mix_contexts`."""
+    """Yield (index in rows, mixed ids) as rows finish (unordered); see `mix_contexts`."""
     touched: dict[int, Row] = {}
     for place, row in enumerate(rows):
         replaced = replaced_positions(
@@ -128,7 +128,8 @@ def iter_contexts(
     was_training = model.training
     model.eval()
     try:
-        # Long ones first; by answer where batches end together.
+        # Longest first, so that slots stay busy to the end. Sequential batches decode in step, so
+        # there the length of the answer counts.
         write, size = _mix_sequentially, _answer_length
         if context == "gold":
             write = _mix_on_gold
@@ -211,13 +212,13 @@ def _mix_sequentially(model: Any, rows: list[Row], sampling: Sampling, batch_siz
 
 
 def _decode_batch(model: Any, rows: list[Row], sampling: Sampling) -> list[list[int]]:
-    """Decode one position at a time, feeding g_t back (axes: B rows, T answer positions)."""
+    """Decode one position at a time, feeding g_t back in (axes: B rows, T answer positions)."""
     device = model.device
     replaced_BT = pad_right([row.replaced.tolist() for row in rows], device).bool()
     input_ids, mask = pad_left([row.prompt for row in rows], device)
     mixed_BT = pad_right([row.ids for row in rows], device)
     rows_B = torch.tensor([row.row_id for row in rows], device=device)
-    last = int(replaced_BT.any(dim=0).nonzero().max())  # nothing is sampled after it
+    last = int(replaced_BT.any(dim=0).nonzero().max())  # after it everything is reference
     past = None
     for position in range(last + 1):
         output = model(

@@ -1,4 +1,4 @@
-"""A model's own answers as RAC corrects them: each with its row, and the reference shown."""
+"""What RAC corrects: self-generated answers, each with its row and reference-conditioned prompt."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from pipeline.steps.context import StepContext
 
 @dataclass(frozen=True)
 class CorrectionInput:
-    """An own answer to correct.
+    """A self-generated answer to correct.
 
     Attributes:
         row: the training row it answers.
-        answer: its ids, cut to the row's room, with an end-of-turn token where it has one.
-        finished: whether it has.
-        shown: ids of the prompt in which the reference is shown.
+        answer: its ids, cut to what fits after the prompt; the end-of-turn token is the last of
+            them where the model ended the answer.
+        finished: whether the model ended it, and nothing was cut.
+        shown: ids of the reference-conditioned prompt.
     """
 
     row: TokenRow
@@ -30,7 +31,7 @@ class CorrectionInput:
 
 
 def read_correction_inputs(step: StepContext, renderer: Renderer) -> dict[int, CorrectionInput]:
-    """Return the own answers that can be corrected, by row id.
+    """Return the self-generated answers that can be corrected, by row id.
 
     Raises:
         InputError: when there is none.
@@ -41,7 +42,7 @@ def read_correction_inputs(step: StepContext, renderer: Renderer) -> dict[int, C
     written = read_rows(step.input_folders()["answers"] / SAMPLES)
     step.metrics["figures"] = answer_figures(written)
     own = {row["id"]: row for row in written}
-    drafts = {}
+    inputs = {}
     for row in token_rows:
         if row.row_id not in own:
             continue
@@ -55,15 +56,15 @@ def read_correction_inputs(step: StepContext, renderer: Renderer) -> dict[int, C
         size = options["max_new_tokens"] if options["correction"] == "sequence" else len(answer)
         if renderer.window is None or len(prompt) + size <= renderer.window:
             finished = found["finished"] and answer == whole
-            drafts[row.row_id] = CorrectionInput(row, answer, finished, prompt)
-    left_out = len(written) - len(drafts)
+            inputs[row.row_id] = CorrectionInput(row, answer, finished, prompt)
+    left_out = len(written) - len(inputs)
     sentence = (
         f"{left_out} of {len(written)} own answers are not corrected: with the reference shown "
         f"they exceed the model's window of {renderer.window} tokens, or their prompt max_length "
         f"{options['max_length']}"
     )
-    if not drafts:
+    if not inputs:
         raise InputError(f"{sentence}; use shorter rows, or a shorter shown_prompt")
     if left_out:
         step.warn(sentence)
-    return drafts
+    return inputs

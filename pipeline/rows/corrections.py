@@ -1,16 +1,16 @@
-"""RAC labels: what the model would say at each point of its own answer, had it seen the reference.
+"""RAC labels: the token the model, shown the reference, would put at each point of its own answer.
 
 c_t = argmax (or a sample) of pi(. | r(x, y), yhat_<t)     (Cen et al. 2025)
 
-where r(x, y) is the prompt with the reference shown in it, and yhat the model's own answer. One
-teacher-forced pass over r(x, y) + yhat gives every c_t, the one in yhat's last place included.
+where r(x, y) is the reference-conditioned prompt and yhat the self-generated answer. One
+teacher-forced pass over r(x, y) + yhat gives every c_t, including the one at yhat's last position.
 
 Decisions where the paper is silent:
 1. `label="argmax"`, or `"sample"` at temperature 1 with noise that depends only on (seed, row id,
    position).
-2. `min_confidence`: a label to which the model, having seen the reference, gives less probability
-   is dropped (-100): labels far from the generated tokens are how this method collapses.
-The others concern whole rows and stand in pipeline/stages/rac.py.
+2. `min_confidence`: a label whose probability under the reference-conditioned model is lower is
+   dropped (-100), since labels far from the generated tokens are how this method collapses.
+Decisions about whole rows are in pipeline/stages/rac.py.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from pipeline.decoding.batching import (
 )
 from pipeline.decoding.sampling import Sampling, greedy
 
-# Logits that exist at once, and float32 copies of some of them, stay below this many numbers.
+# The most logits held at once, and the most of them copied to float32 at once: with a vocabulary of
+# 150,000 the logits of one long batch would not fit into memory.
 _LOGITS = 1 << 26
 _COPIED_LOGITS = 1 << 23
 
 
 @dataclass(frozen=True)
 class Own:
-    """An own answer to label: the prompt with the reference shown, the answer, its noise's row."""
+    """A row to label: reference-conditioned prompt, self-generated answer, key of its noise."""
 
     shown: list[int]
     answer: list[int]
@@ -57,19 +58,19 @@ def correct(
     row_ids: Sequence[int] | None = None,
     batch_size: int = 8,
 ) -> list[list[int]]:
-    """Return the model's corrections of its own answers.
+    """Label self-generated answers token by token.
 
     Args:
         model: a causal language model (or PeftModel) of transformers.
-        prompt_ids: the plain prompts, with which the labels will be trained. Labels do not depend
-            on them; they are checked to be there, one a row.
-        shown_ids: the prompts with the reference shown, tokenised.
-        answer_ids: the model's own answers, with their end-of-turn token where they have one.
+        prompt_ids: the plain prompts that the labels will be trained after. Labels do not depend on
+            them; it is only checked that there is one per row.
+        shown_ids: the reference-conditioned prompts.
+        answer_ids: the self-generated answers, with their end-of-turn token where they have one.
         label: 'argmax' or 'sample'.
-        min_confidence: labels of lower probability become -100.
+        min_confidence: labels with a lower probability become -100.
         seed: with the row id and the position, decides samples.
-        row_ids: one number per row that stays the row's own across batches; by default its index.
-        batch_size: most rows of one forward pass; it does not change the result.
+        row_ids: one number per row, the same in every batch; by default its index.
+        batch_size: the most rows of one forward pass; it does not change the result.
 
     Returns:
         One list of label ids per row, as long as its answer.
@@ -99,7 +100,7 @@ def labels_as_done(
     seed: int,
     batch_size: int,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Give (place in rows, labels) as rows are done; see `correct`."""
+    """Yield (index in rows, labels) as rows finish (unordered); see `correct`."""
     was_training = model.training
     model.eval()
     try:
@@ -137,7 +138,7 @@ def _check_arguments(prompt_ids, shown_ids, answer_ids, row_ids, label, min_conf
 
 
 def batches(rows: Sequence[Own], batch_size: int, tokens: int) -> Iterator[list[int]]:
-    """Places of rows with an answer, by falling length, with at most so many tokens a pass."""
+    """Indices of rows with an answer, longest first, in batches of at most `tokens` tokens."""
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place].answer))
     order = [place for place in order if rows[place].answer]
     while order:
@@ -148,11 +149,11 @@ def batches(rows: Sequence[Own], batch_size: int, tokens: int) -> Iterator[list[
 
 
 def logits_at_answers(model: Any, rows: list[Own]) -> Iterator[tuple[int, torch.Tensor]]:
-    """Give (c, logits [B, C, V]) for answer positions c..c+C of all rows, until the longest's end.
+    """Yield (c, logits [B, C, V]) for answer positions c..c+C of all rows, to the longest's end.
 
     Prompts are padded on the left and answers on the right, so that all answers begin in the same
-    column and only their columns go through the output layer: as many at once as the limit allows,
-    the others later with the cache of those before.
+    column and only their columns need the output layer. Where their logits would exceed `_LOGITS`,
+    later columns are read in further passes that continue the KV cache of the earlier ones.
     """
     prompt_BP, prompt_mask = pad_left([row.shown for row in rows], model.device)
     answer_BT = pad_right([row.answer for row in rows], model.device)
@@ -166,7 +167,8 @@ def logits_at_answers(model: Any, rows: list[Own]) -> Iterator[tuple[int, torch.
     past, read = None, 0
     for first in range(0, count, chunk):
         size = min(chunk, count - first)
-        # The logits before an answer token are those that predict it.
+        # The logits at a position predict the next token: those of an answer token are one before
+        # it.
         end = prompt_BP.shape[1] + first + size - 1
         output = model(
             input_ids=ids[:, read:end],
@@ -184,7 +186,7 @@ def _label(
     row_ids: list[int], first: int, logits_BCV: torch.Tensor, label: str, min_confidence: float,
     seed: int,
 ) -> torch.Tensor:  # fmt: skip
-    """Labels [B, C] of a chunk of answer positions that begins at `first`."""
+    """Labels [B, C] of the chunk of answer positions that starts at `first`."""
     logits_NV = logits_BCV.flatten(0, 1)
     if label == "argmax":
         label_N = greedy(logits_NV)
@@ -201,7 +203,7 @@ def _label(
 
 
 def log_probabilities(logits_NV: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
-    """Log probability of each label, float32 [N]."""
+    """Log-probability of each label, float32 [N]."""
     parts = zip(_parts(logits_NV), _parts(label_N, logits_NV), strict=True)
     return torch.cat(
         [
@@ -212,6 +214,6 @@ def log_probabilities(logits_NV: torch.Tensor, label_N: torch.Tensor) -> torch.T
 
 
 def _parts(values: torch.Tensor, logits_NV: torch.Tensor | None = None) -> Sequence[torch.Tensor]:
-    """Parts of which float32 logits may exist at once."""
+    """Split along the rows so that a float32 copy of a part stays small."""
     vocabulary = (values if logits_NV is None else logits_NV).shape[-1]
     return values.split(max(_COPIED_LOGITS // vocabulary, 1))

@@ -1,10 +1,10 @@
-"""Whether the rows that a model writes are healthy: figures, and from where on they warn.
+"""Diagnostics of self-generated rows: figures for the record, and thresholds that warn.
 
 Cen et al. (2025) name how their methods fail. Collapse (RAC): labels far from the generated tokens.
-Slow training: mixed contexts too far from the reference, seen here as tokens changed and as the
-loss on self-generated rows over the loss on reference rows. Generating that leaves the device idle:
-tokens a second beside the step's own best. Thresholds are `warn_at` in a recipe
-(pipeline.recipe.schema.WarnAt); they decide no result.
+Slow training: mixed contexts too far from the reference, measured here by the share of tokens
+changed and by the loss on self-generated rows over the loss on reference rows. Idle hardware:
+tokens per second compared with the step's own best. Thresholds are `warn_at` in a recipe
+(pipeline.recipe.schema.WarnAt); no result depends on them.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ if TYPE_CHECKING:
     from pipeline.data.load import TokenRow
     from pipeline.steps.context import StepContext
 
-# Rows a loss is measured on: thousands of labels, read in a small part of the time they took.
+# Rows a loss is measured on: thousands of labels, read in a fraction of the time they took to
+# write.
 _ROWS = 32
-# Of fewer windows the best one says little.
+# With fewer windows the best one says little.
 _WINDOWS = 3
 
 
 def warn_over(step: StepContext, key: str, value: float, sentence: str) -> None:
-    """Warn where a figure is over its threshold, `warn_at.KEY`."""
+    """Warn when a figure exceeds its threshold, `warn_at.KEY`."""
     limit = step.runtime_options["warn_at"][key]
     if limit is not None and value > limit:
         step.warn(f"{sentence} (warn_at.{key}: {limit:g})")
 
 
 def check_rate(step: StepContext) -> None:
-    """Warn where tokens were written far slower than in the best seconds of the same step."""
+    """Warn when generation was far slower than in the best seconds of the same step."""
     limit, rate = (
         step.runtime_options["warn_at"]["generation_rate"],
         step.metrics.get("tokens_per_second"),
@@ -58,14 +59,14 @@ def compare_losses(
     step: StepContext, model: Any, kind: str, rows: Sequence[dict[str, Any]],
     references: Mapping[int, TokenRow], *, way_out: str,
 ) -> None:  # fmt: skip
-    """Put the losses on the first rows, and on their references, among a step's figures.
+    """Add the losses on the first rows, and on their references, to a step's figures.
 
-    The main process measures; the others wait for it at the end of the step.
+    The main process measures while the others wait at the end of the step.
 
     Args:
         step: the running step.
-        model: the one that wrote the rows, in evaluation mode.
-        kind: words for its rows: mixed, own.
+        model: the model that wrote the rows, in evaluation mode.
+        kind: what its rows are called: mixed, own.
         rows: what it wrote (`rows.jsonl`), by row id; those without a label are left out.
         references: the training rows, by row id.
         way_out: what to do about a high ratio.

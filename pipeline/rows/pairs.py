@@ -16,9 +16,9 @@ PAIRS = "pairs.jsonl"
 
 
 def own_pair(*, chosen: dict[str, Any] | None, rejected: dict[str, Any]) -> dict[str, Any]:
-    """A pair of own answers; chosen None stands for the reference.
+    """A pair of self-generated answers; chosen None stands for the reference.
 
-    Own answers keep their ids: their text, tokenised again, may be other tokens.
+    Self-generated answers keep their ids: their text, tokenised again, may give other tokens.
     """
     return {
         "id": rejected["id"],
@@ -33,7 +33,7 @@ def own_pair(*, chosen: dict[str, Any] | None, rejected: dict[str, Any]) -> dict
 
 
 def read_answers(step: StepContext, name: str) -> list[dict[str, Any]]:
-    """Read the own answers that pairs are made of, and hand on how they were rendered."""
+    """Read the self-generated answers to make pairs of, and pass on how they were rendered."""
     folder = step.input_folders()[name]
     step.metrics["rendering"] = read_record(folder)["metrics"].get("rendering")  # see renderer_for
     return read_rows(folder / SAMPLES)

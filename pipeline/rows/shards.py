@@ -1,7 +1,7 @@
-"""Row-writing that survives a stop and does not depend on the number of processes.
+"""Writing rows so that a stop loses none, and the number of processes changes none.
 
-Finished rows are written to files in `shards/` every few seconds. After a stop, rows found there
-are not made again. When all are done the main process joins them, in row order, into one file.
+Finished rows go into files in `shards/` every few seconds, and rows found there after a stop are
+not generated again. Once all are done, the main process joins them into one file, in row order.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def write_in_shards(
 
     Args:
         step: the running step.
-        items: what rows are made of.
-        make: turns items, which it gets by falling size, into rows, which it gives in any order.
-        key: an item's place in the final order.
-        size: how many tokens an item takes at most.
-        row_key: as `key`, of a row.
-        tokens: how many tokens of a row the model wrote.
+        items: what rows are made from.
+        make: turns items, sorted by falling size, into rows, yielded in any order.
+        key: an item's position in the final order.
+        size: the most tokens an item can take.
+        row_key: the same as `key`, of a row.
+        tokens: how many tokens of a row the model generated.
         file_name: the joined file.
 
     Returns:
@@ -57,13 +57,13 @@ def write_in_shards(
         done = {row_key(row) for row in _read_shards(folder)}
         if step.state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-        step.state.wait_for_everyone()  # nobody writes before everybody has read
+        step.state.wait_for_everyone()  # nobody may write before everybody has read
         pending = [item for item in items if key(item) not in done]
         pending.sort(key=lambda item: (-size(item), key(item)))
         mine = pending[step.state.process_index :: step.state.num_processes]
         groups = length_buckets(mine, size, step.runtime_options["batch_tokens"])
         rate = Rate(at_once=max((min(len(group), most) for group, most in groups), default=1))
-        made = _told(step, make(mine), rate, of=len(mine), before=len(done), tokens=tokens)
+        made = _with_progress(step, make(mine), rate, of=len(mine), before=len(done), tokens=tokens)
         _write_shards(folder, made, row_key)
         if rate.windows:
             step.metrics["tokens_per_second"] = rate.figures()
@@ -84,7 +84,7 @@ def write_in_shards(
 
 
 def _note_shares(step: StepContext, mine: int) -> None:
-    """Note in the record how many rows each process was to write."""
+    """Record how many rows each process was given."""
     if step.state.num_processes > 1:
         from accelerate.utils import gather_object
 
@@ -94,10 +94,10 @@ def _note_shares(step: StepContext, mine: int) -> None:
 def length_buckets(
     items: Sequence[Item], size: Callable[[Item], int], budget: int
 ) -> Iterator[tuple[Sequence[Item], int]]:
-    """Cut items, by falling size, where they are half as large as those before.
+    """Split items, sorted by falling size, into groups whose largest is under twice the smallest.
 
     Returns:
-        The groups, each with how many of its items keep `budget` tokens at once, at least one.
+        The groups, each with how many of its items fit into `budget` tokens at once (at least one).
     """
     start = 0
     while start < len(items):
@@ -113,7 +113,7 @@ def length_buckets(
 def _write_shards(
     folder: Path, rows: Iterator[Row], row_key: Callable[[Row], tuple[int, ...]]
 ) -> None:
-    """Write rows to files as they come; what is finished is kept whatever happens."""
+    """Write rows to files as they come; finished rows are kept even when `rows` raises."""
     unwritten: list[Row] = []
     written = time.monotonic()
 
@@ -134,25 +134,25 @@ def _write_shards(
 
 
 class Rate:
-    """Tokens per second of rows as they are done: of all, and of the best window.
+    """Tokens per second of finished rows: the mean, and that of the best window.
 
-    Rows that are worked on together are done together, so the clock starts when `at_once` rows are
-    done (the model is loaded, every place was filled once), and a window holds as many rows, and
-    `_WINDOW_SECONDS`, at least: else it would tell when rows happen to be done.
+    Rows decoded together finish together. The clock therefore starts once `at_once` rows are done
+    (the model is loaded and every slot was filled once), and a window lasts at least as many rows,
+    and `_WINDOW_SECONDS`; a shorter one would measure when rows happen to finish.
     """
 
     def __init__(self, at_once: int):
         self.at_once = at_once
-        self.last = (0.0, 0, 0)  # when, and how many rows and tokens were done
-        self.marks: list[tuple[float, int, int]] = []  # the same at each window's ends
+        self.last = (0.0, 0, 0)  # time, rows and tokens done
+        self.marks: list[tuple[float, int, int]] = []  # the same at the ends of windows
 
     @property
     def windows(self) -> int:
-        """How many windows are over."""
+        """How many windows are complete."""
         return max(len(self.marks) - 1, 0)
 
     def add(self, tokens: int, now: float) -> None:
-        """Count a row that was done `now`, in seconds of any one clock."""
+        """Count a row finished at `now`, in seconds of a monotonic clock."""
         _, rows, before = self.last
         self.last = (now, rows + 1, before + tokens)
         began, first, _ = self.marks[-1] if self.marks else (-math.inf, 0, 0)
@@ -160,7 +160,7 @@ class Rate:
             self.marks.append(self.last)
 
     def figures(self) -> dict[str, float]:
-        """Mean and best tokens per second, once a window is over."""
+        """Mean and best tokens per second, once a window is complete."""
         best = max(self._between(*ends) for ends in pairwise(self.marks))
         mean = self._between(self.marks[0], self.last)
         return {"mean": round(mean, 1), "best": round(best, 1), "windows": self.windows}
@@ -170,11 +170,11 @@ class Rate:
         return (end[2] - start[2]) / max(end[0] - start[0], 1e-9)
 
 
-def _told(
+def _with_progress(
     step: StepContext, rows: Iterator[Row], rate: Rate, *,
     of: int, before: int, tokens: Callable[[Row], int],
 ) -> Iterator[Row]:  # fmt: skip
-    """Pass rows on and tell the progress; other processes are taken to be as far as this one."""
+    """Pass rows on and report progress, assuming that other processes are as far as this one."""
     processes = step.state.num_processes
     total = before + of * processes
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The model as it is: nothing is trained, so that a table has a row for it."""
+"""The model as it is: nothing is trained, and a table gets a row for the untrained model."""
 
 from __future__ import annotations
 

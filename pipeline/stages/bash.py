@@ -3,8 +3,9 @@
 L = L_SFT(y | x, y) + lambda ( - sum_t log pi_theta(y_t | x, g_<t) )     (Cen et al. 2025)
 
 Each round: the current model writes contexts g (pipeline/rows/contexts.py, which numbers the
-choices the paper leaves open), then stock SFT trains on reference rows and on rows with `input_ids`
-= x + g and `labels` = y, shuffled together. `lambda` is the ratio of the two kinds of row.
+choices that the paper leaves open), then stock SFT trains on reference rows and on rows with
+`input_ids` = x + g and `labels` = y, shuffled together. `lambda` is the ratio of the two kinds of
+row.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Options(RoundOptions):
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
-    """A schedule needs the numbers of its kind, and only those."""
+    """A schedule takes the parameters of its kind, and no others."""
     del recipe
     if not isinstance(stage.beta, Schedule):
         return []
@@ -142,9 +143,9 @@ def write_contexts(step: StepContext) -> None:
 
 
 def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mix:
-    """Return what makes mixed-context rows of token rows at a rate, as a step's options say.
+    """Return a function from (rate, token rows) to mixed-context rows, as the options say.
 
-    The rows come by falling size; `seed` decides replaced positions and noise.
+    Rows are expected by falling size; `seed` decides which positions are replaced and the noise.
     """
     from pipeline.decoding.sampling import Sampling, default_excluded_ids
     from pipeline.rows.contexts import Reference, iter_contexts
@@ -192,7 +193,7 @@ def row_size(row: TokenRow) -> int:
 def _measure(
     step: StepContext, model: Any, rows: list[dict[str, Any]], token_rows: list[TokenRow]
 ) -> None:
-    """Note what the contexts are beside the references, and warn where they are too far."""
+    """Record how far the contexts are from the references, and warn when it is too far."""
     from pipeline.rows import diagnostics
 
     labels = [label for row in rows for label in row["labels"]]

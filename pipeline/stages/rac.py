@@ -1,22 +1,22 @@
-"""RAC: train the model to correct its own answer, with labels it gives itself, shown the reference.
+"""RAC: train the model to correct its own answers, with labels it gives itself shown the reference.
 
 L = L_SFT(y | x, y) + lambda ( - sum_t log pi_theta(c_t | x, yhat_<t) )     (Cen et al. 2025)
 
-Each round: the current model answers every prompt (yhat) and, shown the reference, says at every
-point of its answer what should come next (c, pipeline/rows/corrections.py); then stock SFT trains
-on reference rows and on rows with `input_ids` = x + yhat and `labels` = c, shuffled together, as
-BASH does. No external model is involved.
+Each round: the current model answers every prompt (yhat); conditioned on the reference, it predicts
+at every point of its answer what should come next (c, pipeline/rows/corrections.py); then stock SFT
+trains on reference rows and on rows with `input_ids` = x + yhat and `labels` = c, shuffled
+together, as in BASH. No external model is involved.
 
 Decisions where the paper is silent (more in pipeline/rows/corrections.py):
-1. `correction: sequence` asks the model, shown x, y and yhat, to write a whole corrected answer,
+1. `correction: sequence` asks the model, given x, y and yhat, to write a whole corrected answer,
    and trains plain SFT on it; `token` (the default) is the paper's.
 2. An answer cut at the token limit gets no end-of-turn label: labels that end the turn within it
    are dropped, unless `end_cut_answers: true`.
-3. Answers that are empty, or equal the reference, are kept and counted.
-4. How the reference is shown is a text a task (pipeline/data/tasks.py), or the recipe's
-   `shown_prompt`. The reference is shown with its end-of-turn token: without, what the text puts
-   after it (a line end) becomes the last label of most answers, and the model unlearns to stop
-   (docs/measurements.md). A stage whose labels do so warns.
+3. Answers that are empty, or equal to the reference, are kept and counted.
+4. The reference-conditioned prompt is a template of the task (pipeline/data/tasks.py) or the
+   recipe's `shown_prompt`. It shows the reference with its end-of-turn token: without it, whatever
+   the template puts after the reference (a line end) becomes the last label of most answers, and
+   the model unlearns to stop (docs/measurements.md). A stage with such labels warns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Options(RoundOptions):
-    """Keys of a `rac` stage; `temperature`, `top_k` and `top_p` are of its free answers."""
+    """Keys of a `rac` stage; `temperature`, `top_k` and `top_p` apply to its free answers."""
 
     method: Literal["rac"]
     ratio: float = Field(default=1.0, ge=0, alias="lambda")
@@ -51,13 +51,13 @@ class Options(RoundOptions):
     end_cut_answers: bool = False
 
     def shown_prompt_for(self, task: str) -> str:
-        """The text that shows the model the reference."""
+        """The template of the reference-conditioned prompt."""
         defaults = SHOWN_PROMPTS if self.correction == "token" else REWRITE_PROMPTS
         return self.shown_prompt or defaults[task]
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
-    """The shown prompt must show everything; some keys are for labels token by token."""
+    """The template needs its placeholders; some keys apply to token-level labels only."""
     problems = []
     shown = stage.shown_prompt_for(recipe.task)
     needed = ["{prompt}", "{reference}"] + ["{answer}"] * (stage.correction == "sequence")
@@ -107,7 +107,7 @@ def plan(stage: Options, build: Builder) -> Model:
 
 
 def write_corrections(step: StepContext) -> None:
-    """Step: write one corrected row per own answer.
+    """Step: write one corrected row per self-generated answer.
 
     Raises:
         InputError: when no answer can be corrected.
@@ -118,47 +118,47 @@ def write_corrections(step: StepContext) -> None:
     from pipeline.rows.shards import length_buckets, write_in_shards
 
     renderer = renderer_for(step)
-    drafts = read_correction_inputs(step, renderer)
+    inputs = read_correction_inputs(step, renderer)
     model = load_to_read(step)
     by_sequence = step.options["correction"] == "sequence"
     write = _by_sequence if by_sequence else _by_token
 
-    def size(draft: CorrectionInput) -> int:
-        longest = step.options["max_new_tokens"] if by_sequence else len(draft.answer)
-        return len(draft.shown) + longest
+    def size(one: CorrectionInput) -> int:
+        longest = step.options["max_new_tokens"] if by_sequence else len(one.answer)
+        return len(one.shown) + longest
 
-    def make(drafts: Sequence[CorrectionInput]) -> Iterator[dict[str, Any]]:
-        for group, at_once in length_buckets(drafts, size, step.runtime_options["batch_tokens"]):
+    def make(inputs: Sequence[CorrectionInput]) -> Iterator[dict[str, Any]]:
+        for group, at_once in length_buckets(inputs, size, step.runtime_options["batch_tokens"]):
             yield from write(step, model, renderer, group, at_once)
 
     rows = write_in_shards(
         step,
-        drafts.values(),
+        inputs.values(),
         make,
-        key=lambda draft: (draft.row.row_id,),
+        key=lambda one: (one.row.row_id,),
         size=size,
         row_key=lambda row: (row["id"],),
         tokens=sft.label_count,
         file_name=sft.ROWS,
     )
-    _measure(step, model, rows, drafts, renderer)
+    _measure(step, model, rows, inputs, renderer)
 
 
 def _measure(
-    step: StepContext, model: Any, rows: list[dict[str, Any]], drafts: dict[int, CorrectionInput],
+    step: StepContext, model: Any, rows: list[dict[str, Any]], inputs: dict[int, CorrectionInput],
     renderer: Renderer,
 ) -> None:  # fmt: skip
-    """Note what the labels are beside own answers and references, and warn where they are odd."""
+    """Record how labels relate to answers and references, and warn when they look wrong."""
     from pipeline.rows import diagnostics
 
     by_sequence = step.options["correction"] == "sequence"
     count = sequence_figures if by_sequence else token_figures
-    step.metrics["figures"] |= count(rows, drafts)
+    step.metrics["figures"] |= count(rows, inputs)
     if by_sequence:
         step.metrics["tokens_generated"] = sum(map(sft.label_count, rows))
         diagnostics.check_rate(step)
         return
-    _check_ends(step, rows, drafts, renderer.end_of_turn_id)
+    _check_ends(step, rows, inputs, renderer.end_of_turn_id)
     changed = step.metrics["figures"]["label differs from own token"]
     diagnostics.warn_over(
         step,
@@ -169,7 +169,7 @@ def _measure(
         "longer before it",
     )
     diagnostics.compare_losses(
-        step, model, "own", rows, {place: draft.row for place, draft in drafts.items()},
+        step, model, "own", rows, {place: one.row for place, one in inputs.items()},
         way_out="raise the stage's min_confidence",
     )  # fmt: skip
 
@@ -178,7 +178,7 @@ def _by_token(
     step: StepContext,
     model: Any,
     renderer: Renderer,
-    drafts: Sequence[CorrectionInput],
+    inputs: Sequence[CorrectionInput],
     at_once: int,
 ) -> Iterator[dict[str, Any]]:
     from pipeline.rows.corrections import Own, labels_as_done
@@ -186,26 +186,26 @@ def _by_token(
     options = step.options
     done = labels_as_done(
         model,
-        [Own(draft.shown, draft.answer, draft.row.row_id) for draft in drafts],
+        [Own(one.shown, one.answer, one.row.row_id) for one in inputs],
         label=options["label"],
         min_confidence=options["min_confidence"],
         seed=step.seed_of_round(),
         batch_size=at_once,
     )
     for place, ids in done:
-        draft = drafts[place]
-        # Whatever stops the model is taught as the one token that ends a turn.
-        allowed = draft.finished or options["end_cut_answers"]
+        one = inputs[place]
+        # A model may stop at several tokens; what it is taught is the one that ends a turn.
+        allowed = one.finished or options["end_cut_answers"]
         end = renderer.end_of_turn_id if allowed else -100
         ids = [end if label in renderer.stop_ids else label for label in ids]
-        yield sft.self_generated_row(draft.row.row_id, draft.row.prompt, draft.answer, ids)
+        yield sft.self_generated_row(one.row.row_id, one.row.prompt, one.answer, ids)
 
 
 def _by_sequence(
     step: StepContext,
     model: Any,
     renderer: Renderer,
-    drafts: Sequence[CorrectionInput],
+    inputs: Sequence[CorrectionInput],
     at_once: int,
 ) -> Iterator[dict[str, Any]]:
     from pipeline.decoding.generate import Prompt, SamplingParams, iter_answers
@@ -214,22 +214,22 @@ def _by_sequence(
         max_new_tokens=step.options["max_new_tokens"],
         stop_ids=renderer.stop_ids,
         temperature=1.0 if step.options["label"] == "sample" else 0.0,
-        # Another draw than that of the answers being corrected.
+        # Other noise than that of the answers being corrected.
         seed=~step.seed_of_round(),
     )
-    prompts = [Prompt(draft.row.row_id, 0, draft.shown) for draft in drafts]
+    prompts = [Prompt(one.row.row_id, 0, one.shown) for one in inputs]
     for place, ids in iter_answers(model, prompts, how, batch_size=at_once):
-        draft = drafts[place]
+        one = inputs[place]
         answer = renderer.own_answer_ids(ids, finished=ids[-1] in renderer.stop_ids)
-        answer = answer[: draft.row.room]
-        yield sft.self_generated_row(draft.row.row_id, draft.row.prompt, answer, answer)
+        answer = answer[: one.row.room]
+        yield sft.self_generated_row(one.row.row_id, one.row.prompt, answer, answer)
 
 
 def _check_ends(
-    step: StepContext, rows: list[dict[str, Any]], drafts: dict[int, CorrectionInput], end: int
+    step: StepContext, rows: list[dict[str, Any]], inputs: dict[int, CorrectionInput], end: int
 ) -> None:
     """Count finished answers whose last label ends the turn, and warn where most do not."""
-    last = [row["labels"][-1] for row in rows if drafts[row["id"]].finished]
+    last = [row["labels"][-1] for row in rows if inputs[row["id"]].finished]
     kept = last.count(end)
     step.metrics["figures"]["answers end kept"] = kept
     if kept < len(last) / 2:
@@ -241,20 +241,20 @@ def _check_ends(
 
 
 def token_figures(
-    rows: list[dict[str, Any]], drafts: dict[int, CorrectionInput]
+    rows: list[dict[str, Any]], inputs: dict[int, CorrectionInput]
 ) -> Mapping[str, float]:
-    """Return what a round's labels are beside own tokens and reference; shares are of labels."""
+    """How a round's labels compare with its answers and references; shares are of labels."""
     kept = changed = as_reference = dropped = without = 0
     for row in rows:
-        draft = drafts[row["id"]]
-        labels = row["labels"][len(draft.row.prompt) :]
+        one = inputs[row["id"]]
+        labels = row["labels"][len(one.row.prompt) :]
         dropped += labels.count(-100)
         without += labels.count(-100) == len(labels)
         for place, label in enumerate(labels):
             if label != -100:
                 kept += 1
-                changed += draft.answer[place] != label
-                as_reference += draft.row.answer[place : place + 1] == [label]
+                changed += one.answer[place] != label
+                as_reference += one.row.answer[place : place + 1] == [label]
     return {
         "labels": kept,
         "label differs from own token": changed / max(kept, 1),
@@ -265,14 +265,14 @@ def token_figures(
 
 
 def sequence_figures(
-    rows: list[dict[str, Any]], drafts: dict[int, CorrectionInput]
+    rows: list[dict[str, Any]], inputs: dict[int, CorrectionInput]
 ) -> Mapping[str, float]:
-    """Return how many rewritten answers are the own answer, or the reference, token for token."""
+    """How many rewritten answers equal the original answer, or the reference, token for token."""
     pairs = [
-        (row["labels"][len(drafts[row["id"]].row.prompt) :], drafts[row["id"]]) for row in rows
+        (row["labels"][len(inputs[row["id"]].row.prompt) :], inputs[row["id"]]) for row in rows
     ]
     return {
         "rewritten": len(rows),
-        "rewritten = answer": sum(labels == draft.answer for labels, draft in pairs),
-        "rewritten = reference": sum(labels == draft.row.answer for labels, draft in pairs),
+        "rewritten = answer": sum(labels == one.answer for labels, one in pairs),
+        "rewritten = reference": sum(labels == one.row.answer for labels, one in pairs),
     }

@@ -3,10 +3,11 @@
 Also trains BASH and RAC stages, whose extra rows have labels that differ from their inputs: stock
 `trl.SFTTrainer` takes `input_ids` and `labels` as given.
 
-NEFTune (Jain et al. 2023) is the option `trainer: {neftune_noise_alpha: 5}`: noise uniform in
-+- alpha / sqrt(L d) on the embeddings while training, where L is the padded length of the batch
-(the authors' code takes each row's own length) and d the embedding size. The rows of one pass
-follow from `micro_batch_size`, then part of the identity, and the processes, only recorded.
+NEFTune (Jain et al. 2023) is the option `trainer: {neftune_noise_alpha: 5}`: noise uniform in +-
+alpha / sqrt(L d) on the embeddings during training, where L is the padded length of the batch (the
+authors' code uses each row's own length) and d the embedding size. Which rows share a pass, and so
+their padded length, depends on `micro_batch_size`, which is then part of the identity, and on the
+number of processes, which is only recorded.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def train(step: StepContext) -> None:
 def read_training_rows(
     step: StepContext, renderer: Renderer
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Return every row of a step to look at, and the rows to train on (lambda chooses)."""
+    """Return every row of a step, for checking, and the rows to train on (chosen by lambda)."""
     from pipeline.data.load import describe_losses, load_examples, tokenise
     from pipeline.data.preflight import Row
 
@@ -116,7 +117,7 @@ def read_training_rows(
 
 
 def _self_generated(step: StepContext, prompts: dict[int, list[int]]) -> list[Row]:
-    """The rows of an earlier step that have a label.
+    """The rows of an earlier step that have at least one label.
 
     Raises:
         InputError: when none has.
@@ -149,7 +150,7 @@ def _self_generated(step: StepContext, prompts: dict[int, list[int]]) -> list[Ro
 def self_generated_row(
     row_id: int, prompt: list[int], context: list[int], labels: list[int]
 ) -> dict[str, Any]:
-    """A self-generated row as it stands in `rows.jsonl`."""
+    """A self-generated row as `rows.jsonl` holds it."""
     return {"id": row_id, **training_row(prompt, context, labels)}
 
 
@@ -164,14 +165,15 @@ def training_row(prompt: list[int], context: list[int], labels: list[int]) -> di
 
 
 def label_count(row: dict[str, Any]) -> int:
-    """How many places of a row have a label."""
+    """How many positions of a row have a label."""
     return sum(label != -100 for label in row["labels"])
 
 
 def repeated(rows: list[Item], ratio: float, *, seed: int) -> list[Item]:
-    """Return `ratio` times as many rows: each floor(ratio) times, and a seeded choice of the rest.
+    """Return `ratio` times as many rows: each floor(ratio) times, and a seeded subset for the rest.
 
-    This is lambda in L = L_SFT + lambda L_self, as a ratio of rows.
+    This is lambda of L = L_SFT + lambda L_self, realised as a ratio of rows rather than a weight,
+    so that stock SFTTrainer can train on it.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""SPIN (Chen et al. 2024, arXiv 2401.01335): prefer the reference over the model's own answer.
+"""SPIN (Chen et al. 2024, arXiv 2401.01335): prefer the reference over the self-generated answer.
 
 Round k: rejected yhat ~ pi_k(. | x), chosen y; the DPO sigmoid loss with pi_k as reference gives
 pi_k+1. From the second round on, the data are the current and the previous round's. Trains as DPO
@@ -33,8 +33,8 @@ _PER_ROUND = ("learning_rate", "beta")
 class Options(RoundOptions):
     """Keys of a `spin` stage.
 
-    `learning_rate` and `beta` hold one value, or one a round, over `trainer:`'s; `prompts` limits
-    the prompts of a round; `temperature`, `top_k` and `top_p` are of the model's own answers.
+    `learning_rate` and `beta` hold one value, or one per round, and override `trainer:`; `prompts`
+    limits the prompts of a round; `temperature`, `top_k` and `top_p` apply to the answers.
     """
 
     method: Literal["spin"]
@@ -53,7 +53,7 @@ class Options(RoundOptions):
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
-    """Per-round lists have a value a round, nothing is given twice, and the loss is SPIN's."""
+    """Per-round lists have one value per round, nothing is given twice, and the loss is SPIN's."""
     problems = []
     if recipe.trainer_for(stage).get("loss_type", ["sigmoid"]) != ["sigmoid"]:
         message = "SPIN's loss is [sigmoid]; set it in the dpo stages that want another"
@@ -96,7 +96,7 @@ def plan(stage: Options, build: Builder) -> Model:
 
 
 def write_pairs(step: StepContext) -> None:
-    """Step: pair the reference with the model's own answer, of this round and the one before.
+    """Step: pair the reference with self-generated answers, of this round and the one before.
 
     Raises:
         InputError: when every answer equals its reference.

@@ -28,7 +28,7 @@ from pipeline.train.sampler import micro_batches
 CHECKPOINTS = "checkpoints"
 HISTORY = "history.json"
 _LAST_FILE = "checkpoint-*/trainer_state.json"
-# At most so long is lost to a kill, and at most a twentieth of the time is spent on not losing it.
+# A kill loses at most so much training, and at most a twentieth of the time goes into checkpoints.
 _CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 600.0, 1 / 20
 
 
@@ -42,7 +42,9 @@ def training_arguments(step: StepContext, config_class: Any, **more: Any) -> Any
     trainer = {**step.options["trainer"], **step.runtime_options["trainer"]}
     if trainer.get("report_to"):
         trackers.keep_here(step)
-    if "gradient_checkpointing" not in trainer:  # its newer name, so that transformers is quiet
+    if (
+        "gradient_checkpointing" not in trainer
+    ):  # the newer name, which does not make transformers warn
         trainer.setdefault("activation_checkpointing", step.device.type != "cpu")
     arguments = {
         "report_to": [],
@@ -52,7 +54,7 @@ def training_arguments(step: StepContext, config_class: Any, **more: Any) -> Any
         "dataloader_pin_memory": step.device.type != "cpu",
         **trainer,
         **{key: name == step.precision.autocast for key, name in AUTOCAST.items()},
-        # The first loss and any NaN must be seen; transformers would log NaN as 0.
+        # The first loss and any NaN must be logged; by default transformers would log NaN as 0.
         "logging_strategy": "steps",
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
@@ -70,10 +72,10 @@ def training_arguments(step: StepContext, config_class: Any, **more: Any) -> Any
 
 
 def _rounded_passes_only(autocast: str) -> Any:
-    """Let FSDP2 compute in 16 bits, and return results and add up gradients in float32.
+    """Have FSDP2 compute in 16 bits, but return outputs and reduce gradients in float32.
 
-    Accelerate would round those too, and so TRL's log probabilities: their sum over an answer, some
-    hundreds, would come in steps of 1 to 2, and DPO looks at differences of less.
+    Accelerate's policy would round outputs too, and with them TRL's log-probabilities: an answer's
+    sum of some hundreds would then come in steps of 1 to 2, while DPO looks at smaller differences.
     """
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -103,8 +105,8 @@ def fit(step: StepContext, trainer: Any, *, tokens_per_epoch: int) -> None:
     """Train, from the last whole checkpoint if there is one, and save model and loss history.
 
     Raises:
-        StepFailedError: when the loss, a gradient or a weight is no finite number.
-        KeyboardInterrupt: when a stop was asked for; a checkpoint holds what was trained.
+        StepFailedError: when the loss, a gradient or a weight is NaN or infinite.
+        KeyboardInterrupt: when a stop was requested; a checkpoint holds what was trained.
     """
     check_trainer(trainer.accelerator, kind=step.launch.kind)
     trainer.remove_callback(PrinterCallback)
@@ -112,10 +114,10 @@ def fit(step: StepContext, trainer: Any, *, tokens_per_epoch: int) -> None:
     for callback in (_Progress(step), _Checkpoints(step), _Finite(step), loss_scale):
         trainer.add_callback(callback)
     checkpoint = last_checkpoint(step.directory / CHECKPOINTS, layout(step))
-    step.state.wait_for_everyone()  # nobody removes or writes one before everybody has looked
+    step.state.wait_for_everyone()  # nobody may remove or write one before everybody has looked
     if step.state.is_main_process:
         for path in (step.directory / CHECKPOINTS).glob("checkpoint-*"):
-            if path != checkpoint:  # half-written or in other pieces, and in the way of later ones
+            if path != checkpoint:  # half-written, or of another sharding: in the way of later ones
                 print(f"{path} cannot be resumed from and is removed", flush=True)
                 shutil.rmtree(path, ignore_errors=True)
         if checkpoint is not None:
@@ -144,20 +146,20 @@ def fit(step: StepContext, trainer: Any, *, tokens_per_epoch: int) -> None:
         "last_loss": losses[-1] if losses else None,
     }
     _save(step, trainer, whole)
-    unset_hf_deepspeed_config()  # else ZeRO-3 would cut up what a later step here loads
+    unset_hf_deepspeed_config()  # else ZeRO-3 would shard what a later step of this process loads
     if step.state.is_main_process:
         artifact.write_json(step.directory / HISTORY, history)
         shutil.rmtree(step.directory / CHECKPOINTS, ignore_errors=True)
 
 
 def layout(step: StepContext) -> str:
-    """What pieces a checkpoint of this launch is in: it can be read by such a launch only."""
-    many = step.launch.kind.startswith("ZeRO")  # whose pieces are those of so many processes
+    """How a checkpoint of this launch is sharded: only such a launch can read it."""
+    many = step.launch.kind.startswith("ZeRO")  # its shards belong to a number of processes
     return f"{step.launch.kind} of {step.launch.processes}" if many else step.launch.kind
 
 
 def last_checkpoint(folder: Path, pieces: str = REPLICATED) -> Path | None:
-    """Return the newest checkpoint in such pieces that was written to its end, or None."""
+    """Return the newest complete checkpoint that is sharded in this way, or None."""
     found = [(path.parent, artifact.read_object(path)) for path in folder.glob(_LAST_FILE)]
     whole = [
         path
@@ -168,7 +170,7 @@ def last_checkpoint(folder: Path, pieces: str = REPLICATED) -> Path | None:
 
 
 def diverged(step: StepContext, what: str) -> StepFailedError:
-    """Return the sentence for a training that has come to no number; its checkpoints go."""
+    """Remove the checkpoints of a training that diverged, and return the error for it."""
     shutil.rmtree(step.directory / CHECKPOINTS, ignore_errors=True)
     way_out = "lower trainer.learning_rate"
     if step.precision.compute == "float16":
@@ -177,11 +179,11 @@ def diverged(step: StepContext, what: str) -> StepFailedError:
 
 
 def _save(step: StepContext, trainer: Any, whole: dict[str, Any] | None) -> None:
-    """Save a plain model or adapter; `whole` are its weights where the model's own are pieces."""
+    """Save a plain model or adapter; `whole` are its gathered weights where it is sharded."""
     if step.state.is_main_process:
         temporary = step.directory / f".{MODEL_FOLDER}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        # DPO's frozen copy of the adapter stays behind.
+        # Not DPO's frozen copy of the adapter, its reference.
         adapter = (
             {"selected_adapters": ["default"]} if hasattr(trainer.model, "peft_config") else {}
         )
@@ -197,7 +199,7 @@ def _save(step: StepContext, trainer: Any, whole: dict[str, Any] | None) -> None
 
 
 def _name_dtype(config_file: Path, whole: dict[str, Any]) -> None:
-    """Write the type that weights were saved in, and not that of a rounded copy of them."""
+    """Name the dtype that weights were saved in, not that of the 16-bit copy which computed."""
     if config_file.is_file():
         (dtype,) = {str(weight.dtype) for weight in whole.values() if weight.is_floating_point()}
         config = artifact.read_json(config_file)
@@ -205,9 +207,10 @@ def _name_dtype(config_file: Path, whole: dict[str, Any]) -> None:
 
 
 def _finish_adapter_config(step: StepContext, adapter_config: Path) -> None:
-    """Say which base an adapter was trained on so that peft alone finds it, from any folder.
+    """Name the adapter's base so that peft alone finds it, from any folder.
 
-    A set of peft's, whose order differs from process to process, is written in one order.
+    `target_modules` is a set in peft, whose order differs between processes: it is sorted, so that
+    the same training writes the same file.
     """
     if not adapter_config.is_file():
         return
@@ -223,7 +226,7 @@ def _finish_adapter_config(step: StepContext, adapter_config: Path) -> None:
 
 
 class _Progress(TrainerCallback):
-    """Tells the parent how far training is, and the log what the loss is."""
+    """Reports progress to the parent process, and losses to the log."""
 
     def __init__(self, step: StepContext):
         self.step = step
@@ -242,7 +245,7 @@ class _Progress(TrainerCallback):
 
 
 class _Finite(TrainerCallback):
-    """Stops a training at the first loss or gradient that is no finite number."""
+    """Stops training at the first loss or gradient norm that is NaN or infinite."""
 
     def __init__(self, step: StepContext):
         self.step = step
@@ -257,11 +260,11 @@ class _Finite(TrainerCallback):
 
 
 class _LossScale(TrainerCallback):
-    """Counts optimizer steps that float16 left out, and stops where it overflows for good.
+    """Counts optimizer steps skipped by float16 loss scaling, and stops when no step will succeed.
 
-    Loss scaling leaves a step out whose gradients overflow, and halves the scale, which begins at
-    2^16: the first few steps are often lost so. Below a scale of 1 it is the gradients themselves
-    that overflow, and no step will be taken any more.
+    The scaler skips a step whose gradients overflow and halves the scale, which starts at 2^16, so
+    a few steps are often skipped at first. Below a scale of 1 it is the gradients themselves that
+    overflow, and every later step would be skipped too.
     """
 
     _LEFT_OUT_IN_A_ROW = 20  # from 2^16 to below 1, and a few more
@@ -273,7 +276,7 @@ class _LossScale(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         skipped = bool(args.fp16 and self.accelerator.optimizer_step_was_skipped)
-        # In the trainer's state, so that checkpoints hold it.
+        # Kept in the trainer's state, so that checkpoints carry it.
         before = state.stateful_callbacks.get("left_out", [0, 0])
         self.steps, self.left_out = before[0] + 1, before[1] + skipped
         state.stateful_callbacks["left_out"] = [self.steps, self.left_out]
@@ -282,10 +285,10 @@ class _LossScale(TrainerCallback):
             raise self._failed("the last ones in a row: they overflow float16 at every loss scale")
 
     def check(self) -> None:
-        """Say what was left out.
+        """Record the skipped steps, and warn about many.
 
         Raises:
-            StepFailedError: when most steps were, so that there is hardly a training to speak of.
+            StepFailedError: when most steps were skipped, so that the model is hardly trained.
         """
         if 2 * self.left_out > self.steps:
             raise self._failed("most of them, so that the model is hardly trained")
@@ -306,7 +309,7 @@ class _LossScale(TrainerCallback):
 
 
 class _Checkpoints(TrainerCallback):
-    """Asks for a checkpoint when enough would be lost without, and when a stop is asked for."""
+    """Requests a checkpoint when enough work is at stake, and when a stop was requested."""
 
     def __init__(self, step: StepContext):
         self.step = step
@@ -319,7 +322,7 @@ class _Checkpoints(TrainerCallback):
         self.began = time.monotonic()
         wanted = max(_CHECKPOINT_SECONDS, self.took / _CHECKPOINT_SHARE)
         due = args.save_strategy != "no" and self.began - self.saved > wanted
-        # Their clocks and signals differ, and a checkpoint is written by all processes together.
+        # Clocks and signals differ between processes, but all must write a checkpoint together.
         stop, due = self.step.from_main_process([self.step.stop_asked, due])
         self.step.stop_asked = stop
         control.should_save |= stop or due

@@ -345,7 +345,7 @@ def test_rows_survive_a_stop_and_are_those_of_one_go(plan_of, tmp_path, monkeypa
     for step in steps:
         expected = run(step, tmp_path / "whole")
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(shards, "_told", interrupted)
+            patch.setattr(shards, "_with_progress", interrupted)
             run(step, tmp_path / "stopped")
         (kept,) = step.directory(tmp_path / "stopped").glob("shards/*.jsonl")
         assert len(artifact.read_rows(kept)) == 4
