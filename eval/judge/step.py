@@ -68,7 +68,7 @@ def template_for(settings: Judge, options: Any) -> Template | None:
     return template
 
 
-def judge_words(settings: Judge) -> str:
+def describe_judge(settings: Judge) -> str:
     """What a table calls the judge."""
     if settings.engine == "reference":
         return (
@@ -150,7 +150,7 @@ def judged_grades(samples: Sequence[dict[str, Any]], judgement: Judgement) -> li
     return [
         {
             "id": sample["id"],
-            "verdict": _verdict_words(verdict),
+            "verdict": _format_verdict(verdict),
             "outcome": verdict.outcome.value,
             "preference": verdict.preference,
             "by_order": dict(verdict.by_order),
@@ -161,7 +161,7 @@ def judged_grades(samples: Sequence[dict[str, Any]], judgement: Judgement) -> li
     ]
 
 
-def _verdict_words(verdict: Verdict) -> str:
+def _format_verdict(verdict: Verdict) -> str:
     if verdict.preference is None:
         return f"no verdict: {verdict.reason}"
     is_certain = verdict.preference in (0.0, 0.5, 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from eval.report.text import number_words
+from eval.report.text import format_number
 from eval.report.types import Cell, Chart
 
 
@@ -32,7 +32,7 @@ def chart_table(chart: Chart) -> tuple[list[str], list[list[str]]]:
             for point in curve.points
         }
         body.append([curve.name, *(cells.get(place, "") for place in places)])
-    return ["stage", *map(x_words, places)], body
+    return ["stage", *map(format_x, places)], body
 
 
 def places_of(chart: Chart) -> list[float | str]:
@@ -42,7 +42,7 @@ def places_of(chart: Chart) -> list[float | str]:
     return sorted(numbers) if len(numbers) == len(places) else places
 
 
-def x_words(x: float | str) -> str:
+def format_x(x: float | str) -> str:
     """A place on the x axis: three significant digits of what is no large number."""
     return x if isinstance(x, str) else f"{x:.3g}" if abs(x) < 1000 else f"{x:,.0f}"
 
@@ -54,5 +54,5 @@ def three_digits(largest: float) -> int:
 
 def _cell(cell: Cell) -> str:
     """Such as '2.130 [2.010, 2.250]'; the unit stands elsewhere."""
-    value, low, high = (number_words(one, cell.unit) for one in (cell.value, cell.low, cell.high))
+    value, low, high = (format_number(one, cell.unit) for one in (cell.value, cell.low, cell.high))
     return f"{value} [{low}, {high}]"

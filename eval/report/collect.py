@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from eval.benchmarks.registry import asked, judged_options_of
 from eval.benchmarks.results import GRADES
 from eval.report.cells import ByStage, Result, cell_of, difference_of, results_of
-from eval.report.costs import bill_of, cost_charts, costs_of
+from eval.report.costs import cost_charts, cost_summary_of, costs_of
 from eval.report.curves import gap_charts
-from eval.report.made import made_of
-from eval.report.precisions import precision_warnings, precision_words
+from eval.report.precisions import describe_precisions, precision_warnings
+from eval.report.provenance import provenance_of
 from eval.report.sweeps import sweep_charts
 from eval.report.types import Difference, Report, Round, Row
 from pipeline.recipe.schema import Source
@@ -123,13 +123,13 @@ def collect(
             *cost_charts(rows, costs, baseline),
         ],
         warnings=warnings | precision_warnings(plan, records),
-        precision=precision_words(plan, records),
+        precision=describe_precisions(plan, records),
         versions=_union([record["versions"] for record in records.values()]),
         machines=sorted(
             {f"{record['device']}, host {record['host']}" for record in records.values()}
         ),
-        bill=bill_of(plan, records, price_per_hour, currency),
-        made=made_of(plan, records, command),
+        bill=cost_summary_of(plan, records, price_per_hour, currency),
+        made=provenance_of(plan, records, command),
     )
 
 
@@ -231,11 +231,11 @@ def _overlaps(plan: Plan, runs: Path) -> dict[str, dict[str, int]]:
 def _judges(plan: Plan) -> Iterator[str]:
     if plan.recipe.judge is None:
         return
-    from eval.judge.step import judge_words
+    from eval.judge.step import describe_judge
 
     for one in plan.stages.values():
         if one.recipe.judge is not None:
-            yield judge_words(one.recipe.judge)
+            yield describe_judge(one.recipe.judge)
 
 
 def _joined(words: Iterable[str]) -> str:
@@ -258,7 +258,7 @@ def _asked_by(recipe: Recipe, step: StepSpec, benchmark: str) -> str:
     options, place = answers.options, asked(step).locations["test"]
     rows = f"{place['source']}/{place['file']}" if place["file"] else place["source"]
     rows += f", split {place['split']}" if place["revision"] and not place["file"] else ""
-    words = [", ".join(filter(None, [f"rows of {rows}", Source(**place).rows_words]))]
+    words = [", ".join(filter(None, [f"rows of {rows}", Source(**place).describe_rows]))]
     if contexts is not None:
         rates, temperature = contexts.options["rates"], contexts.options["temperature"]
         listed = ", ".join(f"{rate:g}" for rate in rates)

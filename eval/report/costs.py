@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from eval.report.types import Bill, Chart, Cost, Curve, Point, Row, Spent
+from eval.report.types import Chart, Cost, CostSummary, Curve, Point, Row, Spent
 from pipeline.steps.spec import StepSpec
 
 if TYPE_CHECKING:
@@ -127,9 +127,9 @@ def _padding(records: list[dict[str, Any]]) -> float | None:
     return 1 - tokens / read if read else None
 
 
-def bill_of(
+def cost_summary_of(
     plan: Plan, records: Records, price_per_hour: float | None, currency: str
-) -> Bill | None:
+) -> CostSummary | None:
     """What all finished steps took, each once; None where there is none."""
     if not records:
         return None
@@ -138,7 +138,7 @@ def bill_of(
     evaluation = [record for key, record in records.items() if key not in trains]
     kinds = {"GPU" if _on_gpu(record) else "machine" for record in records.values()}
     device = kinds.pop() if len(kinds) == 1 else "device"
-    return Bill(_sum(training), _sum(evaluation), device, price_per_hour, currency)
+    return CostSummary(_sum(training), _sum(evaluation), device, price_per_hour, currency)
 
 
 def cost_charts(rows: list[Row], costs: list[Cost], baseline: str | None) -> Iterator[Chart]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from eval.report.bill import price
-from eval.report.text import outcome_words
+from eval.report.cost_summary import price
+from eval.report.text import format_outcomes
 from eval.report.types import Report
 
 _COLUMNS: tuple[str, ...] = (
@@ -38,7 +38,7 @@ def _measures(report: Report) -> Iterator[Line]:
         for name, cell in row.measures.items():
             line = {**shared, "measure": name, "seeds": row.seeds, **asdict(cell)}
             if name == row.own:
-                line |= {"published": row.published, "outcomes": outcome_words(row)}
+                line |= {"published": row.published, "outcomes": format_outcomes(row)}
             if (found := row.differences.get(name)) is not None:
                 line |= {"difference": found.value, "p_value": found.p_value}
                 line |= {"difference_low": found.low, "difference_high": found.high}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from eval.report.text import cell_words, missing_words, number_words
+from eval.report.text import describe_missing, format_cell, format_number
 from eval.report.types import Difference, Report, Row
 
 
@@ -32,7 +32,9 @@ def headline_title(report: Report, benchmark: str) -> str:
     base = rows.get(report.baseline or "")
     if base is None:
         return title
-    words = cell_words(base.primary, base.n, base.seeds) if base.primary else missing_words(base)
+    words = (
+        format_cell(base.primary, base.n, base.seeds) if base.primary else describe_missing(base)
+    )
     return f"{title}: {base.stage} {words}"
 
 
@@ -51,8 +53,8 @@ def headlines(report: Report, benchmark: str) -> Iterator[Headline]:
 def _compared(found: Difference, baseline: str) -> str:
     """Such as '+3.1 points over sft, 95 % interval 0.4 to 5.8, paired, n = 400, 3 seeds'."""
     unit = "points" if found.unit == "%" else found.unit
-    value = number_words(found.value, found.unit, signed=True)
-    low, high = (number_words(one, found.unit) for one in (found.low, found.high))
+    value = format_number(found.value, found.unit, signed=True)
+    low, high = (format_number(one, found.unit) for one in (found.low, found.high))
     over = "over" if found.value >= 0 else "against"
     seeds = "1 seed" if found.seeds == 1 else f"{found.seeds} seeds"
     return (
@@ -69,8 +71,8 @@ def _verdict(found: Difference) -> str:
 
 def _alone(row: Row, baseline: str | None) -> str:
     if row.primary is None:
-        return missing_words(row)
-    words = cell_words(row.primary, row.n, row.seeds)
+        return describe_missing(row)
+    words = format_cell(row.primary, row.n, row.seeds)
     if row.is_baseline:
         return f"{words}, what others at its values are compared with"
     return words if baseline is None else f"{words}, not compared with {baseline}"

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from eval.report.charts import places_of, three_digits, x_words
+from eval.report.charts import format_x, places_of, three_digits
 from eval.report.labels import Label, PointAt, place_labels
 from eval.report.plots import nice_ticks, shortened
-from eval.report.text import number_words
+from eval.report.text import format_number
 from eval.report.types import Chart, Curve, Point
 
 # So many curves keep their intervals in one plot; with more each gets a small one beside it.
@@ -209,7 +209,7 @@ class _Layout:
                 places = [tick for tick in nice_ticks(low, high) if low <= tick <= high]
                 decimals = three_digits(high - low) - 1 if high > low else 2
         words = [
-            x_words(one)
+            format_x(one)
             if decimals is None or isinstance(one, str)
             else f"{one:.{max(decimals, 0)}f}"
             for one in places
@@ -287,7 +287,7 @@ def _description(chart: Chart, curves: Sequence[Curve]) -> str:
     for curve in curves:
         points = [
             f"{point.label + ' ' if point.label and not chart.is_joined else ''}"
-            f"{number_words(point.cell.value, point.cell.unit)} at {x_words(point.x)}"
+            f"{format_number(point.cell.value, point.cell.unit)} at {format_x(point.x)}"
             for point in curve.points
         ]
         lines.append(f"{curve.name}: {', '.join(points)}")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from eval.report.bill import COST_NOTE, bill_note, chain_note, chain_table, has_costs, own_table
 from eval.report.charts import chart_table
+from eval.report.cost_summary import (
+    COST_NOTE,
+    bill_note,
+    chain_note,
+    chain_table,
+    has_costs,
+    own_table,
+)
 from eval.report.headlines import headline_note, headline_title, headlines
-from eval.report.text import benchmark_notes, benchmark_table, figure_words, interval_note
-from eval.report.types import Chart, Made, Report
+from eval.report.text import benchmark_notes, benchmark_table, format_figure, interval_note
+from eval.report.types import Chart, Provenance, Report
 from pipeline.errors import visible
 from pipeline.markdown import code
 
@@ -87,13 +94,13 @@ def _figures(report: Report, kind: str) -> list[str]:
         round_words = one.title.partition(", ")[2]
         stage = f"{one.stage}, {round_words}" if round_words else one.stage
         body.append(
-            [stage, str(one.seed), *(figure_words(name, one.figures.get(name)) for name in names)]
+            [stage, str(one.seed), *(format_figure(name, one.figures.get(name)) for name in names)]
         )
     lines = _table(["stage", "seed", *names], body)
     return [f"## Self-generated rows: {kind}", "", *lines, ""]
 
 
-def _made(made: Made) -> list[str]:
+def _made(made: Provenance) -> list[str]:
     lines = [f"- {code(command)}" for command in made.commands]
     if made.commits:
         lines.append(f"- bashrac at commit {', '.join(map(code, made.commits))}")

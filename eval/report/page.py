@@ -19,14 +19,21 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.report.bill import COST_NOTE, bill_note, chain_note, chain_table, has_costs, own_table
 from eval.report.charts import chart_table
+from eval.report.cost_summary import (
+    COST_NOTE,
+    bill_note,
+    chain_note,
+    chain_table,
+    has_costs,
+    own_table,
+)
 from eval.report.examples import TONES, Example, example_of, shared_system
 from eval.report.headlines import Headline, headline_note, headline_title, headlines
 from eval.report.lines import ChartView, view_of
 from eval.report.plots import Plot, plots_of
 from eval.report.samples import SampleView
-from eval.report.text import benchmark_notes, benchmark_table, figure_words, interval_note, versus
+from eval.report.text import benchmark_notes, benchmark_table, format_figure, interval_note, versus
 from eval.report.types import Chart, Report, Row
 from pipeline.errors import visible
 
@@ -237,7 +244,10 @@ def _rounds_table(report: Report, kind: str) -> Table:
         head.append(", ".join(word for word in (one.stage, part, seed) if word))
     names = dict.fromkeys(name for one in rounds for name in one.figures)
     body = [
-        [TableCell(name), *(TableCell(figure_words(name, one.figures.get(name))) for one in rounds)]
+        [
+            TableCell(name),
+            *(TableCell(format_figure(name, one.figures.get(name))) for one in rounds),
+        ]
         for name in names
     ]
     return Table(kind.capitalize(), head, body, is_numeric=True)

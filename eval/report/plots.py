@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.report.text import cell_words, difference_words, missing_words
+from eval.report.text import describe_missing, format_cell, format_difference
 from eval.report.types import Row
 
 # Heights in a plot, in em: before the first stage, of a stage, and of the axis below the last.
@@ -66,7 +66,7 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
         cell = row.primary
         numbers = None if cell is None else (cell.low, cell.value, cell.high)
         lines.append(
-            (row.stage, cell_words(cell, row.n, row.seeds) or missing_words(row), "", numbers)
+            (row.stage, format_cell(cell, row.n, row.seeds) or describe_missing(row), "", numbers)
         )
     base = next((row.primary for row in rows if row.stage == baseline), None)
     plots = [
@@ -82,7 +82,7 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
     differences = [(row.stage, row.difference) for row in rows if row.difference]
     if differences:
         compared = [
-            (stage, difference_words(one), one.words, (one.low, one.value, one.high))
+            (stage, format_difference(one), one.words, (one.low, one.value, one.high))
             for stage, one in differences
         ]
         note = (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Records = dict[str, dict[str, Any]]  # fingerprint of a finished step -> its record
 
 
-def precision_words(plan: Plan, records: Records) -> str:
+def describe_precisions(plan: Plan, records: Records) -> str:
     """Such as 'float32', or 'training in bfloat16, reading in float32'; '' for none."""
     found: dict[str, set[str]] = {}
     for step, precision in _computed(plan, records):

@@ -8,9 +8,9 @@ from dataclasses import replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from eval.report.text import cell_words
+from eval.report.text import format_cell
 from eval.report.types import Cell, Chart, Curve, Point, Row
-from pipeline.plan.swept import label_of, value_word
+from pipeline.plan.swept import format_value, label_of
 
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
@@ -49,7 +49,7 @@ def sweep_charts(plan: Plan, rows: list[Row], figures: Figures) -> list[Chart]:
             asked = [row for row in rows if row.benchmark == benchmark and row.measures]
             cells = {row.stage: cell for row in asked if (cell := row.primary) is not None}
             name = next((row.own for row in asked), "")
-            note = _others_words(plan, cells)
+            note = _format_others(plan, cells)
             charts.append(_chart(plan, key, benchmark, name, cells, shares, note))
         changed = _chart(plan, key, "", "changed tokens", shares, {}, _CHANGED)
         charts.append(replace(changed, intervals="the least and the most of the seeds"))
@@ -68,7 +68,7 @@ def _chart(
             continue
         others = {other: value for other, value in planned.values.items() if other != key}
         here = planned.values[key]
-        x = float(here) if are_numbers else value_word(values, here)
+        x = float(here) if are_numbers else format_value(values, here)
         words = f"{shares[label].value:.1f} % changed" if label in shares else ""
         name = label_of(plan.recipe, planned.name, others)
         curves.setdefault(name, []).append(Point(x, cells[label], words))
@@ -92,10 +92,10 @@ def _place(point: Point) -> Any:
     return point.x
 
 
-def _others_words(plan: Plan, cells: Cells) -> str:
+def _format_others(plan: Plan, cells: Cells) -> str:
     """What the stages that no swept key matters for come to, to compare with."""
     words = [
-        f"{label} {cell_words(cell, cell.n)}"
+        f"{label} {format_cell(cell, cell.n)}"
         for label, cell in cells.items()
         if not plan.stages[label].values
     ]

@@ -43,17 +43,17 @@ def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dic
     published = ["published"] if any(row.published for row in rows) else []
     lines = []
     for row in rows:
-        line = {"stage": row.stage, "published": row.published, own: missing_words(row)}
+        line = {"stage": row.stage, "published": row.published, own: describe_missing(row)}
         if row.measures:
             line |= {
-                name: cell_words(cell, row.n, row.seeds) for name, cell in row.measures.items()
+                name: format_cell(cell, row.n, row.seeds) for name, cell in row.measures.items()
             }
             line |= {
-                versus(report, name, own): difference_words(one, len(report.seeds))
+                versus(report, name, own): format_difference(one, len(report.seeds))
                 for name, one in row.differences.items()
             }
-            line["outcomes"] = outcome_words(row)
-            line["n"] = example_words(row, len(report.seeds))
+            line["outcomes"] = format_outcomes(row)
+            line["n"] = describe_example(row, len(report.seeds))
         lines.append(line)
     finished = ["n", "outcomes"] if any(row.measures for row in rows) else []
     return ["stage", *columns, *finished, *published], lines
@@ -64,7 +64,7 @@ def versus(report: Report, measure: str, own: str) -> str:
     return f"{'' if measure == own else f'{measure} '}vs {report.baseline}"
 
 
-def missing_words(row: Row) -> str:
+def describe_missing(row: Row) -> str:
     """Why a stage has no number of the benchmark's own."""
     if row.n is None:
         return "not finished"
@@ -82,13 +82,13 @@ def benchmark_notes(report: Report, benchmark: str) -> list[str]:
     if report.judge is not None and any("win" in row.counts for row in rows):
         lines.append(f"Judge: {report.judge}.")
     if overlap := report.overlaps.get(benchmark):
-        lines.append(_overlap_words(overlap))
+        lines.append(_describe_overlap(overlap))
     if any("*" in row.published for row in rows):
         lines.append("* a number quoted by a third party, not by the paper's own summary.")
     return lines
 
 
-def _overlap_words(overlap: dict[str, int]) -> str:
+def _describe_overlap(overlap: dict[str, int]) -> str:
     words = (
         f"Overlap with training: {overlap['items']} of {overlap['n']} test items share "
         f"{overlap['ngram']} words in a row with one of {overlap['training_rows']:,} training rows "
@@ -123,27 +123,27 @@ def interval_note(report: Report) -> str:
     )
 
 
-def cell_words(cell: Cell | None, n: int | None, seeds: int = 1) -> str:
+def format_cell(cell: Cell | None, n: int | None, seeds: int = 1) -> str:
     """Such as '22.0 % [15.0, 31.1]'; with several seeds '22.0 ± 1.2 % [15.0, 31.1]'.
 
     Where it is a mean over other than n examples, or over fewer seeds, that stands there too.
     """
     if cell is None:
         return ""
-    value, low, high = (number_words(one, cell.unit) for one in (cell.value, cell.low, cell.high))
-    spread = "" if cell.spread is None else f" ± {number_words(cell.spread, cell.unit)}"
+    value, low, high = (format_number(one, cell.unit) for one in (cell.value, cell.low, cell.high))
+    spread = "" if cell.spread is None else f" ± {format_number(cell.spread, cell.unit)}"
     others = [f"n {cell.n}"] if cell.n != n else []
     others += [f"{cell.seeds} of {seeds} seeds"] if cell.seeds < seeds else []
     more = f" ({', '.join(others)})" if others else ""
     return f"{value}{spread} {cell.unit} [{low}, {high}]{more}"
 
 
-def number_words(value: float, unit: str, *, signed: bool = False) -> str:
+def format_number(value: float, unit: str, *, signed: bool = False) -> str:
     """A number with as many decimals as its unit has."""
     return f"{value:{'+' if signed else ''}.{_DECIMALS.get(unit, 1)}f}"
 
 
-def difference_words(difference: Difference | None, seeds: int = 1) -> str:
+def format_difference(difference: Difference | None, seeds: int = 1) -> str:
     """Such as '+11.0 [+4.0, +18.0] better'.
 
     With fewer than all seeds it says how many, and where p alone makes it noise, p.
@@ -151,7 +151,7 @@ def difference_words(difference: Difference | None, seeds: int = 1) -> str:
     if difference is None:
         return ""
     value, low, high = (
-        number_words(one, difference.unit, signed=True)
+        format_number(one, difference.unit, signed=True)
         for one in (difference.value, difference.low, difference.high)
     )
     some = f" ({difference.seeds} of {seeds} seeds)" if difference.seeds < seeds else ""
@@ -159,19 +159,19 @@ def difference_words(difference: Difference | None, seeds: int = 1) -> str:
     return f"{value} [{low}, {high}] {difference.words}{why}{some}"
 
 
-def outcome_words(row: Row) -> str:
+def format_outcomes(row: Row) -> str:
     """Such as '11 correct, 86 wrong, 3 unparsed': what became of every example."""
     return ", ".join(f"{number} {name}" for name, number in row.counts.items() if number)
 
 
-def figure_words(name: str, value: float | None) -> str:
+def format_figure(name: str, value: float | None) -> str:
     """A share in percent, a count, or a loss (by its name), of what a self-generating step made."""
     if name.startswith("loss") and value is not None:
         return f"{value:.3f}"
     return f"{100 * value:.1f} %" if isinstance(value, float) else count(value)
 
 
-def example_words(row: Row, seeds: int) -> str:
+def describe_example(row: Row, seeds: int) -> str:
     """The number of examples, and of seeds where some are still to come."""
     return count(row.n) + (f" ({row.seeds} of {seeds} seeds)" if row.seeds < seeds else "")
 

@@ -141,7 +141,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Bill:
+class CostSummary:
     """What all finished steps took, each once, and what an hour costs.
 
     Attributes:
@@ -158,7 +158,7 @@ class Bill:
 
 
 @dataclass(frozen=True)
-class MadeStep:
+class ProvenanceStep:
     """A step of the plan: its name for people, its folder below runs/steps, its wall time."""
 
     name: str
@@ -167,7 +167,7 @@ class MadeStep:
 
 
 @dataclass(frozen=True)
-class Made:
+class Provenance:
     """What makes a report again.
 
     Attributes:
@@ -182,7 +182,7 @@ class Made:
     recipe: str
     commands: list[str]
     commits: list[str]
-    steps: list[MadeStep]
+    steps: list[ProvenanceStep]
 
 
 @dataclass(frozen=True)
@@ -285,8 +285,8 @@ class Report:
     versions: dict[str, str]
     machines: list[str]
     precision: str = ""
-    bill: Bill | None = None
-    made: Made | None = None
+    bill: CostSummary | None = None
+    made: Provenance | None = None
 
     @property
     def benchmarks(self) -> list[str]:

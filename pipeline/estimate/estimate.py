@@ -98,7 +98,7 @@ def estimate(
         runs, model_identity(plan.recipe.model, plan.recipe.revision), use_cpu=launch.use_cpu
     )
     workload = Workload(plan)
-    reckoner = Reckoner(config, launch, terms["trust"])
+    reckoner = MemoryEstimator(config, launch, terms["trust"])
     found: dict[tuple[str, ...], Estimate] = {}
     for step in plan.steps:
         directory = step.directory(runs)
@@ -131,7 +131,7 @@ def _finished(step: StepSpec, record: dict[str, Any]) -> Estimate:
     )
 
 
-class Reckoner:
+class MemoryEstimator:
     """Reckons the memory of steps; passes that are alike are played through once."""
 
     def __init__(self, config: Any, launch: Launch, trust: Any):

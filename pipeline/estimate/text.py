@@ -83,7 +83,7 @@ def estimate_text(
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for one in shown:
         if one.memory:
-            alike[_part_words(one.memory)].append(places[one.step.fingerprint])
+            alike[_format_part(one.memory)].append(places[one.step.fingerprint])
     if alike:
         parts = [[*words, ", ".join(map(str, numbers))] for words, numbers in alike.items()]
         lines += ["", "What that memory is made of, in GB:"]
@@ -167,7 +167,7 @@ def _tokens(one: Estimate) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _part_words(memory: Memory) -> tuple[str, ...]:
+def _format_part(memory: Memory) -> tuple[str, ...]:
     sizes = [getattr(memory, part) for part in _PARTS]
     return tuple(_gb(size) if size else "" for size in sizes)
 
@@ -207,7 +207,7 @@ def _notes(
     unknown = [one for one in shown if not one.seconds and not one.done and _has_tokens(one)]
     if known:
         total = sum((one.seconds or 0) * one.times for one in known)
-        price = _price_words(total, launch, price_per_hour)
+        price = _format_price(total, launch, price_per_hour)
         rest = sum(one.times for one in unknown)
         which = f", and {rest} more step{'s' if rest > 1 else ''} without a time" if rest else ""
         notes.append(f"time still to run: about {duration(total)}{price}{which}.")
@@ -220,7 +220,7 @@ def _notes(
     return notes
 
 
-def _price_words(seconds: float, launch: Launch, price_per_hour: tuple[float, str] | None) -> str:
+def _format_price(seconds: float, launch: Launch, price_per_hour: tuple[float, str] | None) -> str:
     """Such as ', 26.7 GPU-hours, 66.75 EUR'; on a CPU hours are those of the machine."""
     hours = seconds / 3600 * (1 if launch.use_cpu else launch.processes)
     words = "" if launch.use_cpu else f", {hours:.1f} GPU-hours"

@@ -227,7 +227,7 @@ def goes_on(begun: Precision, now: Precision, found: Hardware) -> Precision | No
     return replace(begun, why="as it was begun")
 
 
-def asked_words(recipes: Iterable[Recipe]) -> str:
+def describe_asked(recipes: Iterable[Recipe]) -> str:
     """What recipes, those of a sweep's points, ask for, without asking the hardware."""
     return " or ".join(dict.fromkeys(map(_asked, recipes)))
 

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.models.locate import MODEL_FOLDER, base_of, locate
 from pipeline.models.quantize import finish_loading, loading_options
-from pipeline.models.trust import Trust, check_pickles, in_words
+from pipeline.models.trust import Trust, check_pickles, readable_errors
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext, changed_error
 from pipeline.steps.identity import forget, model_identity
@@ -127,7 +127,7 @@ def load_model(
 
     place = locate(adapter)
     check_pickles(place, trust)
-    with in_words(place):
+    with readable_errors(place):
         if trainable_adapter:
             return PeftModel.from_pretrained(model, place, is_trainable=True)
         # peft would keep the adapter in float32, as training wants it, and cast every activation.
@@ -160,7 +160,7 @@ def load_merged(
     model = _load_whole(base_of(base), revision, trust, "float32", quantize, "cpu")
     place = locate(adapter)
     check_pickles(place, trust)
-    with in_words(place):
+    with readable_errors(place):
         adapted = PeftModel.from_pretrained(model.dequantize() if quantize else model, place)
     return adapted.merge_and_unload()
 
@@ -265,5 +265,5 @@ def _from_pretrained(auto_class: Any, model: str, trust: Trust, **options: Any) 
     # Under FSDP only one process a machine would read weights, and only training hands them on:
     # the others would write rows, or take as DPO's reference, what happens to lie in memory.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    with in_words(model):
+    with readable_errors(model):
         return auto_class.from_pretrained(model, trust_remote_code=trust.code, **options)

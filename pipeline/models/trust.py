@@ -41,10 +41,10 @@ class Trust:
 def pickled_problem(folder: Path) -> str | None:
     """Return what is wrong with a folder whose weights are pickled, None for any other."""
     found = _pickled_file(folder)
-    return found and pickled_words(f"only pickled weights ({found})")
+    return found and describe_pickles(f"only pickled weights ({found})")
 
 
-def pickled_words(what: str) -> str:
+def describe_pickles(what: str) -> str:
     """Return the sentence for a model that holds `what`, to stand after its name."""
     return (
         f"holds {what}, which can run code when loaded; convert them to safetensors, or, if it is "
@@ -83,7 +83,7 @@ def _first_pickled(folder: Path) -> str | None:
 
 
 @contextmanager
-def in_words(model: str) -> Iterator[None]:
+def readable_errors(model: str) -> Iterator[None]:
     """Turn what libraries raise where a model cannot be loaded into a sentence."""
     try:
         yield
@@ -105,7 +105,7 @@ def _why_not(model: str, said: str, kind: str) -> str:
             "trust_remote_code: true"
         )
     if "cannot be loaded with `safetensors`" in said:
-        return f" {pickled_words('no safetensors, so only pickled weights')}"
+        return f" {describe_pickles('no safetensors, so only pickled weights')}"
     if Path(model).is_dir():
         reason = f"the folder does not load: {said[:300]}"
     else:

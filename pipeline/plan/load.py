@@ -25,7 +25,7 @@ from pipeline.recipe.overlays import set_key, take_variant, variant_names
 from pipeline.recipe.registry import METHODS, method_module, trainer_of
 from pipeline.recipe.schema import SHORT, Recipe, StageOptions, SweepPoint
 from pipeline.recipe.secrets import key_problems
-from pipeline.recipe.strict_yaml import read_yaml, read_yaml_file, yaml_words
+from pipeline.recipe.strict_yaml import describe_yaml_error, read_yaml, read_yaml_file
 
 _LARGEST = 2**63 - 1
 # Their fields stand below `trainer`, and are often written beside it.
@@ -133,7 +133,9 @@ def _apply_override(raw: dict[str, Any], override: str, recipe: str) -> str:
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
-        raise InputError(f"--set {key}: the value is not valid YAML: {yaml_words(error)}") from None
+        raise InputError(
+            f"--set {key}: the value is not valid YAML: {describe_yaml_error(error)}"
+        ) from None
     if parts[0] == sweep.KEY and len(parts) > 1:  # a swept key is one key, dots and all
         parts = [sweep.KEY, ".".join(parts[1:])]
         swept = raw.get(sweep.KEY) or {}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._+-]+")  # for a label, which names files and is typed in shells
 _LONGEST_WORD = 32
-Made = Mapping[str, Hashable]  # stage -> what its steps are known by
+StageSteps = Mapping[str, Hashable]  # stage -> what its steps are known by
 
 
 def planned_stages(recipe: Recipe, plan: Callable[[Recipe], Plan]) -> dict[str, PlannedStage]:
@@ -62,13 +62,13 @@ def label_of(recipe: Recipe, name: str, values: Mapping[str, Any]) -> str:
     short = {key: _short(name, key) for key in values}
     words = [
         f"{short[key] if list(short.values()).count(short[key]) == 1 else _plain(key)}"
-        f"={value_word(recipe.sweep[key], value)}"
+        f"={format_value(recipe.sweep[key], value)}"
         for key, value in values.items()
     ]
     return f"{name}@{','.join(words)}"
 
 
-def value_word(values: Sequence[Any], value: Any) -> str:
+def format_value(values: Sequence[Any], value: Any) -> str:
     """A word for one of a swept key's values, other than those of the values before it."""
     words: list[str] = []
     for one in values:
@@ -102,7 +102,7 @@ def _plain(key: str) -> str:
     return key.removeprefix("stages.")
 
 
-def _made(plan: Plan) -> Made:
+def _made(plan: Plan) -> StageSteps:
     """What every stage's own steps and its results are known by, over all seeds."""
     recipe = plan.recipe
     return {
@@ -135,7 +135,7 @@ def _others(point: SweepPoint, key: str) -> str:
     return repr([value for other, value in point.values.items() if other != key])
 
 
-def _idle_values(recipe: Recipe, made: Sequence[Made]) -> list[Problem]:
+def _idle_values(recipe: Recipe, made: Sequence[StageSteps]) -> list[Problem]:
     """Values of swept keys that come to the same steps as others."""
     problems = []
     for key, values in recipe.sweep.items():

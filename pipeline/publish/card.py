@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.registry import asked
-from eval.report.bill import OWN_HEAD, own_words
 from eval.report.collect import collect
+from eval.report.cost_summary import OWN_HEAD, format_own
 from eval.report.text import (
     benchmark_notes,
-    cell_words,
-    difference_words,
+    format_cell,
+    format_difference,
+    format_outcomes,
     interval_note,
-    outcome_words,
 )
 from eval.report.types import Report, Row
 from pipeline.markdown import block, code, inline, table
@@ -100,7 +100,7 @@ def make_card(found: FinishedStage, repository: str) -> Any:
 
     steps = chain(found)
     stages = " → ".join(map(code, steps))
-    base = _base_words(found)
+    base = _describe_base(found)
     kind = "LoRA adapter" if found.model.adapter is not None else "model, all weights trained,"
     kind += (
         "" if recipe.quantize is None else f" (trained over a base in 4 bits, {recipe.quantize})"
@@ -147,10 +147,10 @@ def _report(found: FinishedStage) -> Report:
         report = replace(report, baseline=None, rows=rows)
     judge = recipe.judge
     if judge is not None and judge.engine == "openai":
-        from eval.judge.step import judge_words
+        from eval.judge.step import describe_judge
 
         place = "an OpenAI-compatible endpoint"  # perhaps a machine of one's own
-        report = replace(report, judge=judge_words(judge.model_copy(update={"base_url": place})))
+        report = replace(report, judge=describe_judge(judge.model_copy(update={"base_url": place})))
     return report
 
 
@@ -162,10 +162,10 @@ def _numbers(report: Report, rows: list[Row]) -> str:
     for row in rows:
         for place, (name, cell) in enumerate(row.measures.items()):
             difference = (
-                [difference_words(row.difference) if place == 0 else ""] if compared else []
+                [format_difference(row.difference) if place == 0 else ""] if compared else []
             )
-            outcomes = outcome_words(row) if place == 0 else ""
-            numbers = [cell_words(cell, cell.n), *difference, f"{cell.n:,}"]
+            outcomes = format_outcomes(row) if place == 0 else ""
+            numbers = [format_cell(cell, cell.n), *difference, f"{cell.n:,}"]
             body.append([row.benchmark, name, *numbers, outcomes])
     if not body:
         return "Not evaluated yet."
@@ -182,8 +182,8 @@ def _several_seeds(found: FinishedStage) -> Iterator[str]:
         if row.stage == found.name and (cell := row.primary) is not None and cell.seeds > 1:
             yield (
                 f"Over {cell.seeds} seeds of this stage, {row.benchmark} {row.own}: "
-                f"{cell_words(cell, cell.n)}, n {cell.n:,} in each, after ± the standard deviation "
-                "of seeds; these weights are one of them."
+                f"{format_cell(cell, cell.n)}, n {cell.n:,} in each, after ± the standard "
+                "deviation of seeds; these weights are one of them."
             )
 
 
@@ -193,7 +193,7 @@ def _data(found: FinishedStage) -> str:
         record = artifact.read_record(step.directory(found.runs))
         metrics = record["metrics"]
         rows = metrics.get("data", {}).get("rows", metrics.get("answers"))
-        words = [role, *_source_words(step, role), "" if rows is None else f"{rows:,}"]
+        words = [role, *_describe_source(step, role), "" if rows is None else f"{rows:,}"]
         seen.setdefault((role, artifact.fingerprint(step.inputs[role])), words)
     for benchmark in found.plan.recipe.evaluate:
         result = found.plan.results[found.name, benchmark, found.seed]
@@ -201,21 +201,21 @@ def _data(found: FinishedStage) -> str:
             n = artifact.read_json(folder / artifact.RESULT)["n"]
             words = [
                 f"test, {benchmark}",
-                *_source_words(asked(result), "test"),
+                *_describe_source(asked(result), "test"),
                 f"{n:,}",
             ]
             seen[benchmark, ""] = words
     return table(["for", "rows of", "known by", "rows"], list(seen.values()))
 
 
-def _source_words(step: StepSpec, role: str) -> list[str]:
+def _describe_source(step: StepSpec, role: str) -> list[str]:
     """Where rows come from, and what says that they are just these."""
     place, identity = step.locations[role], step.inputs[role]
     source = plain_name(place["source"])
     more = [f"{key} {code(str(place[key]))}" for key in ("name", "file") if place[key]]
     if "file" not in identity or identity.get("hub"):
         more += [f"split {code(place['split'])}"]
-    more += [words] if (words := Source.model_validate(place).rows_words) else []
+    more += [words] if (words := Source.model_validate(place).describe_rows) else []
     words = code(source)
     if "hub" in identity:
         known = f"commit {code(identity['revision'])}"
@@ -233,7 +233,7 @@ def _source_words(step: StepSpec, role: str) -> list[str]:
 def _training(found: FinishedStage, report: Report) -> str:
     """What each stage of the chain took; each row without those above it."""
     costs = {cost.stage: cost for cost in report.costs}
-    body = [[code(name), *own_words(costs[name])] for name in chain(found)]
+    body = [[code(name), *format_own(costs[name])] for name in chain(found)]
     total = sum(costs[name].tokens_trained or 0 for name in chain(found))
     return f"{table(OWN_HEAD, body)}\n\nSeed {found.seed}. Tokens trained in all: {total:,}."
 
@@ -246,7 +246,7 @@ def _method(found: FinishedStage) -> str:
     return inline((method_module(name).__doc__ or name).split("\n\n")[0])
 
 
-def _base_words(found: FinishedStage) -> str:
+def _describe_base(found: FinishedStage) -> str:
     base = hub_base(found)
     if base is not None:
         return f"[{code(base)}](https://huggingface.co/{base})"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from eval.benchmarks.registry import asked
-from eval.report.text import number_words
+from eval.report.text import format_number
 from eval.report.types import Cell, Row
 from pipeline.publish.portable import data_of, is_local
 from pipeline.publish.stage import FinishedStage
@@ -89,12 +89,12 @@ def _results(found: FinishedStage, rows: list[Row]) -> Iterator[Any]:
             dataset_revision=identity["revision"],
             metric_type=_METRIC_TYPES.get(row.benchmark, row.benchmark),
             metric_value=round(cell.value, 4),
-            metric_name=f"{row.benchmark} {name}, n {cell.n}, {_interval_words(cell)}",
+            metric_name=f"{row.benchmark} {name}, n {cell.n}, {_format_interval(cell)}",
         )
 
 
-def _interval_words(cell: Cell) -> str:
-    low, high = (number_words(one, cell.unit) for one in (cell.low, cell.high))
+def _format_interval(cell: Cell) -> str:
+    low, high = (format_number(one, cell.unit) for one in (cell.low, cell.high))
     return f"95 % interval {low} to {high}"
 
 

@@ -56,7 +56,7 @@ class Source(Strict):
         return None if self.limit is None else self.skip + self.limit
 
     @property
-    def rows_words(self) -> str:
+    def describe_rows(self) -> str:
         """Which rows of it are meant, such as 'from row 3,001 to 3,400', or '' for all."""
         if not self.skip:
             return "" if self.limit is None else f"the first {self.limit:,}"

@@ -38,12 +38,12 @@ def read_yaml_file(path: Path) -> Any:
             f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {yaml_words(error)}") from None
+        raise InputError(f"{path}: not valid YAML: {describe_yaml_error(error)}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def yaml_words(error: yaml.YAMLError) -> str:
+def describe_yaml_error(error: yaml.YAMLError) -> str:
     """What is wrong with YAML, in a line; the place as line and column."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:

@@ -80,12 +80,12 @@ def join_problems(
     for problem, having in points.items():
         below = any(f"{problem.key}.".startswith(f"{key}.") for key in swept)
         key = f"{KEY}.{problem.key}" if below else problem.key
-        where = "" if len(having) == len(found) else f" (where {_values_words(swept, having)})"
+        where = "" if len(having) == len(found) else f" (where {_format_values(swept, having)})"
         joined.append(Problem(key, problem.message + where))
     return joined
 
 
-def _values_words(swept: dict[str, list[Any]], having: list[Values]) -> str:
+def _format_values(swept: dict[str, list[Any]], having: list[Values]) -> str:
     """Such as 'stages.bash.beta is 0.4': the keys of which only some values are among points."""
     words = []
     for key, values in swept.items():

@@ -152,7 +152,7 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
         return f"{value!r} is none of {', '.join(choices)}{suggest(str(value), choices)}"
     if isinstance(value, str) and (hint := number_hint(value, whole=not _accepts(annotation, 0.5))):
         return hint
-    return f"{value!r} is {_type_word(value)}, expected {_readable(annotation)}"
+    return f"{value!r} is {_describe_type(value)}, expected {_readable(annotation)}"
 
 
 def _out_of_range(name: str, value: Any) -> str | None:
@@ -232,7 +232,7 @@ def number_hint(text: str, *, whole: bool = False) -> str | None:
     return f"text '{text}': a number stands without quotes, {number:g}"
 
 
-def _type_word(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     words = {bool: "true/false", int: "a whole number", float: "a number", str: "text"}
     words |= {list: "a list", dict: "a mapping", type(None): "empty"}
     return words.get(type(value), type(value).__name__)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from eval.benchmarks.registry import BENCHMARKS, benchmark_of, test_source
 from eval.judge.openai import OpenAIJudge
-from eval.judge.step import engine_for, judge_words
+from eval.judge.step import describe_judge, engine_for
 from pipeline.data.builtin.rows import builtin_rows
 from pipeline.decoding.vllm_process import check_vllm
-from pipeline.hardware.precision import asked_words
+from pipeline.hardware.precision import describe_asked
 from pipeline.plan.changes import MEMORY, Memory, read_identities
 from pipeline.plan.plan import Plan
 from pipeline.recipe import shipped
@@ -46,7 +46,7 @@ def explain(plan: Plan, runs: Path, launch: shipped.Launch, through: Sequence[st
             lines.append(f"     {shlex.join(command(launch, [directory / SPEC], through))}")
     if calls := judge_calls_words(plan, runs):
         lines.append(calls)
-    lines.append(f"precision: {asked_words(one.recipe for one in plan.stages.values())}")
+    lines.append(f"precision: {describe_asked(one.recipe for one in plan.stages.values())}")
     total = len(plan.steps)
     lines.append(f"{total} steps: {done} done, {total - done} to run")
     return "\n".join(lines)
@@ -59,7 +59,7 @@ def check_judge_key(plan: Plan, runs: Path, stages: Sequence[str]) -> None:
         InputError: when a judge that is going to be asked needs one.
     """
     judges = [recipe.judge for recipe, _ in _to_judge(plan, runs, stages)]
-    for judge in {judge_words(judge): judge for judge in judges if judge is not None}.values():
+    for judge in {describe_judge(judge): judge for judge in judges if judge is not None}.values():
         engine = engine_for(judge)
         if isinstance(engine, OpenAIJudge):
             engine.key()
@@ -94,7 +94,7 @@ def judge_calls_words(plan: Plan, runs: Path, stages: Sequence[str] = ()) -> str
     by_judge: dict[str, list[tuple[Recipe, str]]] = {}
     for recipe, name in _to_judge(plan, runs, stages):
         if recipe.judge is not None and recipe.judge.engine != "reference":
-            by_judge.setdefault(judge_words(recipe.judge), []).append((recipe, name))
+            by_judge.setdefault(describe_judge(recipe.judge), []).append((recipe, name))
     return "\n".join(_calls_words(judge, pending) for judge, pending in by_judge.items())
 
 

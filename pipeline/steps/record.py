@@ -37,7 +37,7 @@ def make_record(step: StepContext, *, started: datetime, seconds: float) -> dict
         "seed": step.seed,
         "versions": _versions(),
         "host": platform.node(),
-        "device": _device_words(step),
+        "device": _describe_device(step),
         "precision": asdict(step.precision) if step.computes else None,
         "threads": _threads(),
         "processes": step.state.num_processes,
@@ -91,7 +91,7 @@ def _threads() -> list[int]:
     return sorted(known.used) if known else [torch.get_num_threads()]
 
 
-def _device_words(step: StepContext) -> str:
+def _describe_device(step: StepContext) -> str:
     if step.device.type == "cuda":
         import torch
 

@@ -149,10 +149,10 @@ class _Padding(TrainerCallback):
         share = 1 - tokens / positions if positions else 0.0
         self.step.metrics["padding_share"] = round(share, 4)
         if state.is_world_process_zero:
-            print(padding_words(share, positions, self.least, args), flush=True)
+            print(describe_padding(share, positions, self.least, args), flush=True)
 
 
-def padding_words(share: float, positions: int, least: float, args: Any) -> str:
+def describe_padding(share: float, positions: int, least: float, args: Any) -> str:
     """Return a log line about padding, with a way to have less of it where that is much.
 
     Args:

@@ -329,7 +329,7 @@ def test_the_stages_of_a_recipe_are_each_made_by_name(plan_of):
 def test_rows_survive_a_stop_and_are_those_of_one_go(plan_of, tmp_path, monkeypatch):
     plan = plan_of("evaluate=[gap]")
     steps = [step_of(plan, name, "base") for name in ("contexts", "own")]
-    told = shards._told
+    told = shards._with_progress
 
     def interrupted(*given, **more):
         for number, row in enumerate(told(*given, **more)):

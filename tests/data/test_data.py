@@ -203,7 +203,7 @@ def test_skip_is_part_of_a_sources_identity_only_where_it_is_set(tmp_path):
     identities = [data_identity(one, role="test") for one in (plain, skipping)]
     assert set(identities[0]) == {"file", "limit"}
     assert identities[1] == {**identities[0], "skip": 2}
-    assert (plain.rows_words, skipping.rows_words) == ("the first 1", "from row 3 to 3")
+    assert (plain.describe_rows, skipping.describe_rows) == ("the first 1", "from row 3 to 3")
 
 
 @pytest.mark.parametrize(

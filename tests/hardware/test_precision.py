@@ -553,13 +553,13 @@ def test_scores_that_are_nan_give_no_label(tiny_model, label):
 
 
 def test_a_plan_says_what_is_asked_for_at_every_point_of_a_sweep(recipe_dict, write_recipe):
-    assert precision.asked_words([load_recipe("demo")]) == "auto, chosen where it runs"
-    words = precision.asked_words([load_recipe("study-maths")])
+    assert precision.describe_asked([load_recipe("demo")]) == "auto, chosen where it runs"
+    words = precision.describe_asked([load_recipe("study-maths")])
     assert words == "auto, chosen where it runs; trainer.bf16 true"
     recipe_dict["stages"] = {"sft": {"method": "sft", "trainer": {"bf16": False}}}
     recipe_dict["sweep"] = {"precision": ["bfloat16", "float32"]}
     plan = make_plan(load_recipe(write_recipe(recipe_dict)))
-    words = precision.asked_words(one.recipe for one in plan.stages.values())
+    words = precision.describe_asked(one.recipe for one in plan.stages.values())
     assert words == (
         "bfloat16; stages.sft.trainer.bf16 false or float32; stages.sft.trainer.bf16 false"
     )

@@ -92,7 +92,7 @@ def test_a_shipped_template_shows_each_text_once_and_in_order(name):
 
 
 def test_every_template_file_is_tested_and_ours():
-    assert sorted(path.stem for path in (ROOT / "eval" / "prompts").iterdir()) == SHIPPED
+    assert sorted(path.stem for path in (ROOT / "eval" / "judge" / "prompts").iterdir()) == SHIPPED
 
 
 def test_braces_in_the_data_stay_as_they_are():

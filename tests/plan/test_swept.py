@@ -12,7 +12,7 @@ from eval.report.collect import collect
 from pipeline.errors import InputError, RecipeError
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
-from pipeline.plan.swept import label_of, value_word
+from pipeline.plan.swept import format_value, label_of
 from pipeline.publish.portable import portable_recipe
 from pipeline.publish.stage import find_stage
 from pipeline.run.clean import find as leftovers
@@ -102,7 +102,7 @@ def test_two_keys_with_one_last_part_are_told_apart(swept):
 
 def test_words_of_values_are_fit_for_files_and_shells_and_never_alike():
     values = ["a b/c", "a-b-c", {"schedule": "linear", "start": 0.1}, True, None, 5e-7, -1, ""]
-    words = [value_word(values, value) for value in values]
+    words = [format_value(values, value) for value in values]
     assert words == ["a-b-c", "a-b-c-2", "linear-0.1", "true", "null", "5e-07", "-1", "empty"]
 
 

@@ -5,8 +5,8 @@ import io
 
 import pytest
 
-from eval.report.bill import bill_note, chain_table, own_table
 from eval.report.collect import collect, part_of
+from eval.report.cost_summary import bill_note, chain_table, own_table
 from eval.report.data import csv_text
 from eval.report.markdown import markdown
 from pipeline.plan.load import load_recipe

@@ -13,7 +13,7 @@ from eval.report.data import csv_text, json_text
 from eval.report.headlines import headlines
 from eval.report.markdown import markdown
 from eval.report.plots import plots_of
-from eval.report.text import cell_words, difference_words
+from eval.report.text import format_cell, format_difference
 from eval.report.types import Cell, Difference
 from pipeline.cli.main import main
 from pipeline.errors import InputError
@@ -144,7 +144,7 @@ def test_an_exact_test_that_disagrees_makes_it_noise(p_value, words):
     found = Difference(50.0, 10.0, 90.0, n=8, p_value=p_value)
     assert found.words == words and found.overruled_by_p == (words == "noise")
     shown = {"noise": "noise (p 0.05)"}.get(words, words)
-    assert difference_words(found) == f"+50.0 [+10.0, +90.0] {shown}"
+    assert format_difference(found) == f"+50.0 [+10.0, +90.0] {shown}"
 
 
 def test_seeds_that_are_all_wrong_are_not_certain_to_be(finished):
@@ -486,10 +486,10 @@ def test_a_number_that_one_of_two_finished_seeds_has_says_so(judged):
 
 
 def test_a_number_over_fewer_examples_says_so():
-    assert cell_words(Cell(50.0, 40.0, 60.0, n=98), 100) == "50.0 % [40.0, 60.0] (n 98)"
+    assert format_cell(Cell(50.0, 40.0, 60.0, n=98), 100) == "50.0 % [40.0, 60.0] (n 98)"
     some = Cell(50.0, 40.0, 60.0, 98, spread=2.0, seeds=2)
-    assert cell_words(some, 100, 3) == "50.0 ± 2.0 % [40.0, 60.0] (n 98, 2 of 3 seeds)"
-    assert cell_words(Cell(812.3, 800.0, 820.0, 100, "characters"), 100) == (
+    assert format_cell(some, 100, 3) == "50.0 ± 2.0 % [40.0, 60.0] (n 98, 2 of 3 seeds)"
+    assert format_cell(Cell(812.3, 800.0, 820.0, 100, "characters"), 100) == (
         "812.3 characters [800.0, 820.0]"
     )
 

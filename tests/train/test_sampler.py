@@ -21,7 +21,7 @@ from pipeline.stages import dpo, sft
 from pipeline.steps import artifact
 from pipeline.steps.artifact import SPEC
 from pipeline.steps.context import StepContext, write_spec
-from pipeline.train.sampler import LengthGroups, grouped_by_length, padding_words
+from pipeline.train.sampler import LengthGroups, describe_padding, grouped_by_length
 from pipeline.train.trainer import _Progress, fit
 
 LORA = {"r": 4, "target_modules": "all-linear"}
@@ -324,4 +324,4 @@ def test_two_processes_go_on_with_the_rows_of_one_and_count_together(training, t
 )  # fmt: skip
 def test_much_padding_comes_with_what_to_do(share, least, strategy, rows, words):
     args = SimpleNamespace(train_sampling_strategy=strategy, per_device_train_batch_size=rows)
-    assert padding_words(share, 1234, least, args) == words
+    assert describe_padding(share, 1234, least, args) == words

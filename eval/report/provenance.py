@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from eval.report.types import Made, MadeStep
+from eval.report.types import Provenance, ProvenanceStep
 from pipeline.plan.changes import step_names
 from pipeline.steps.spec import step_folder
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
 
 
-def made_of(plan: Plan, records: dict[str, dict[str, Any]], command: str) -> Made:
+def provenance_of(plan: Plan, records: dict[str, dict[str, Any]], command: str) -> Provenance:
     """Describe a plan.
 
     Args:
@@ -26,7 +26,7 @@ def made_of(plan: Plan, records: dict[str, dict[str, Any]], command: str) -> Mad
     raw = plan.recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
     raw = {key: value for key, value in raw.items() if value != {}}
     commits = {record.get("git_commit") for record in records.values()}
-    return Made(
+    return Provenance(
         fingerprint=plan.fingerprint,
         recipe=yaml.safe_dump(
             raw, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
@@ -34,7 +34,7 @@ def made_of(plan: Plan, records: dict[str, dict[str, Any]], command: str) -> Mad
         commands=[command] if command else [],
         commits=sorted(commit for commit in commits if commit),
         steps=[
-            MadeStep(
+            ProvenanceStep(
                 names[step.fingerprint],
                 step_folder(step.kind, step.fingerprint),
                 records.get(step.fingerprint, {}).get("seconds"),

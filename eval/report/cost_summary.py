@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eval.report.text import count
-from eval.report.types import Bill, Cost, Report
+from eval.report.types import Cost, CostSummary, Report
 
 OWN_HEAD = ["stage", "time", "tokens trained", "padding", "tokens written", "peak memory"]
 COST_NOTE = (
@@ -18,7 +18,7 @@ def has_costs(report: Report) -> bool:
     return any(cost.seconds != 0 for cost in report.costs)
 
 
-def own_words(cost: Cost, longest: float | None = None) -> list[str]:
+def format_own(cost: Cost, longest: float | None = None) -> list[str]:
     """What the stage itself took, as in OWN_HEAD after its name.
 
     Args:
@@ -29,14 +29,14 @@ def own_words(cost: Cost, longest: float | None = None) -> list[str]:
         return ["not finished", *[""] * (len(OWN_HEAD) - 2)]
     padding = "" if cost.padding is None else f"{100 * cost.padding:.1f} %"
     memory = "" if cost.peak_memory is None else f"{cost.peak_memory / 1e9:.1f} GB"
-    time = time_words(cost.seconds, cost.seconds if longest is None else longest)
+    time = format_time(cost.seconds, cost.seconds if longest is None else longest)
     return [time, count(cost.tokens_trained), padding, count(cost.tokens_generated), memory]
 
 
 def own_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Head and body of what each stage itself took."""
     longest = max((cost.seconds or 0 for cost in report.costs), default=0)
-    return OWN_HEAD, [[cost.stage, *own_words(cost, longest)] for cost in report.costs]
+    return OWN_HEAD, [[cost.stage, *format_own(cost, longest)] for cost in report.costs]
 
 
 def chain_table(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -55,7 +55,7 @@ def chain_table(report: Report) -> tuple[list[str], list[list[str]]]:
         if (chain := cost.chain) is None:
             body.append([cost.stage, "not finished", *[""] * (len(head) - 2)])
             continue
-        line = [cost.stage, time_words(chain.seconds, longest)]
+        line = [cost.stage, format_time(chain.seconds, longest)]
         line += [f"{cost.times:.2f}" if cost.times is not None else ""] if has_times else []
         line += [count(chain.tokens_trained), count(chain.tokens_generated)]
         line += [f"{chain.device_seconds / 3600:.2f}"] if has_hours else []
@@ -75,13 +75,13 @@ def chain_note(report: Report) -> str:
     return note
 
 
-def bill_note(bill: Bill) -> str:
+def bill_note(bill: CostSummary) -> str:
     """What everything took, evaluation beside training."""
     parts = {"training and row-writing": bill.training, "evaluation": bill.evaluation}
     longest = max(spent.seconds for spent in parts.values())
     words = []
     for name, spent in parts.items():
-        word = f"{name} {time_words(spent.seconds, longest)}"
+        word = f"{name} {format_time(spent.seconds, longest)}"
         more = []
         if bill.device != "machine" or bill.price_per_hour is not None:
             more.append(f"{spent.device_seconds / 3600:.2f} {bill.device}-hours")
@@ -95,12 +95,12 @@ def bill_note(bill: Bill) -> str:
     return f"All finished steps of these stages, in all seeds, each once: {', '.join(words)}.{rate}"
 
 
-def price(bill: Bill, device_seconds: float) -> float:
+def price(bill: CostSummary, device_seconds: float) -> float:
     """What some time costs."""
     return device_seconds / 3600 * (bill.price_per_hour or 0.0)
 
 
-def time_words(seconds: float, longest: float) -> str:
+def format_time(seconds: float, longest: float) -> str:
     """A time in seconds, minutes or hours, whichever suits the longest it stands beside."""
     if longest < 1200:
         return f"{seconds:.0f} s"
