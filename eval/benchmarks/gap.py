@@ -29,19 +29,31 @@ Decisions:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from eval.benchmarks import registry
+from eval.benchmarks.gap_steps import LOSSES, labels_of
+from eval.benchmarks.results import read_answers, store
 from eval.benchmarks.types import Benchmark, Options
+from eval.graders.gap import agreement, is_reference, slope, thirds
+from eval.stats.measures import Measure, curve, measure
+from pipeline.data.tasks import Example
 from pipeline.errors import Problem, suggest
 from pipeline.recipe.schema import DEFAULT_MAX_LENGTH, Recipe, Share, Source
+from pipeline.stages import sft
+from pipeline.steps import artifact
 from pipeline.steps.spec import Model
 
 if TYPE_CHECKING:
+    from pipeline.data.render import Renderer
     from pipeline.stages.builder import Builder
+    from pipeline.steps.context import StepContext
     from pipeline.steps.spec import StepSpec
 
 NAME = "gap"
@@ -50,6 +62,8 @@ _NOISE_SEED = 0
 # Benchmarks whose scores are set beside the length of answers, the first one that is asked.
 _SCORED = ("gsm8k", "rouge")
 _NEARLY_GREEDY = 0.01
+LENGTH = "length"
+_NATS = {"unit": "nats", "better": "lower"}
 
 
 class GapOptions(Options):
@@ -209,6 +223,116 @@ def _answers(build: Builder, model: Model, asked: dict[str, StepSpec]) -> StepSp
         max_prompt_length=given.max_prompt_length,
         keys={} if given.data is None else {"test": f"benchmarks.{NAME}.data"},
     )
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a model lost on contexts.
+
+    Attributes:
+        ids: the rows' ids, N of them.
+        rates: R rates, rising from 0.
+        nats: nats a token, R lists of N.
+        changed: the share of context tokens that are not the reference's, R lists of N.
+    """
+
+    ids: list[int]
+    rates: list[float]
+    nats: list[list[float]]
+    changed: list[list[float]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Losses:
+        """Read what a step of losses has written."""
+        rows = artifact.read_rows(folder / LOSSES)
+        known = {(row["rate"], row["id"]): row for row in rows}
+        rates, ids = sorted({rate for rate, _ in known}), sorted({row for _, row in known})
+
+        def table(name: str) -> list[list[float]]:
+            return [
+                [known[rate, i][name] / known[rate, i]["tokens"] for i in ids] for rate in rates
+            ]
+
+        return cls(ids, rates, table("nats"), table("changed"))
+
+    @property
+    def slopes(self) -> list[float]:
+        """The slope of each row."""
+        return [slope(self.rates, row) for row in zip(*self.nats, strict=True)]
+
+    @property
+    def curve(self) -> dict[str, Any]:
+        """One measure a rate."""
+        points = zip(self.rates, self.nats, strict=True)
+        return curve(self.ids, {f"{rate:g}": measure(nats, **_NATS) for rate, nats in points})
+
+
+def grade(step: StepContext) -> None:
+    """Step: grade what models lost on contexts; writes grades.jsonl and result.json."""
+    from pipeline.data.render import renderer_for
+
+    folders, renderer = step.input_folders(), renderer_for(step)
+    own = Losses.read(folders["own"])
+    agreed = _agreements(step, folders["contexts"], renderer, own.ids)
+    measures = {"gap slope": measure(own.slopes, **_NATS)}
+    curves = {"own": own.curve}
+    if "fixed" in folders:
+        fixed = Losses.read(folders["fixed"])
+        measures["slope, fixed contexts"] = measure(fixed.slopes, **_NATS)
+        curves["fixed"] = fixed.curve
+    measures |= {
+        "NLL at 0": measure(own.nats[0], **_NATS),
+        "tokens changed": measure(own.changed[-1]),
+        "agrees": measure([same for same, *_ in agreed], unit="tokens"),
+        "agrees to the end": measure([is_whole for _, _, is_whole in agreed]),
+    }
+    if "scored" in folders:
+        curves[LENGTH] = _by_length(folders["scored"], folders["scored answers"], renderer, step)
+    grades = [
+        {
+            "id": row,
+            "verdict": f"as the reference for {same} of {size} tokens",
+            "slope": one,
+            "agrees": same,
+        }
+        for row, one, (same, size, _) in zip(own.ids, own.slopes, agreed, strict=True)
+    ]
+    counts = {"read": len(grades)}
+    store(step, grades=grades, measures=measures, counts=counts, curves=curves)
+
+
+def _agreements(
+    step: StepContext, contexts: Path, renderer: Renderer, ids: Sequence[int]
+) -> list[tuple[int, int, bool]]:
+    """Of each row how many tokens the greedy answer agrees for, of how many, and `is_reference`."""
+    rows = artifact.read_rows(contexts / sft.ROWS)
+    references = {row["id"]: labels_of(row) for row in rows if row["rate"] == 0}
+    answers = {
+        row["id"]: renderer.own_answer_ids(row["ids"], finished=row["finished"])
+        for row in read_answers(step)
+    }
+    end = renderer.end_of_turn_id
+    pairs = [(answers[i], references[i]) for i in ids]
+    return [(agreement(*pair), len(pair[1]), is_reference(*pair, end)) for pair in pairs]
+
+
+def _by_length(
+    scored: Path, answers: Path, renderer: Renderer, step: StepContext
+) -> dict[str, Any]:
+    """The scores of another benchmark by the length of the reference."""
+    result = artifact.read_json(scored / artifact.RESULT)
+    name = result["primary"]
+    scores = dict(zip(result["ids"], result["measures"][name]["scores"], strict=True))
+    lengths = {}
+    for row in artifact.read_rows(answers / artifact.SAMPLES):
+        example = Example(step.options["task"], row["messages"], row["reference"])
+        lengths[row["id"]] = len(renderer.answer_ids(example, example.reference))
+    measures: dict[str, Measure] = {}
+    for words, third in thirds(lengths).items():
+        inside = [scores[i] if i in third else None for i in scores]
+        if any(score is not None for score in inside):
+            measures[words] = measure(inside, unit=result["measures"][name]["unit"])
+    return curve(list(scores), measures, of=f"{result['benchmark']} {name}")
 
 
 BENCHMARK = Benchmark(run="eval.gap_grades:grade", options=GapOptions, check=check, plan=plan)

@@ -25,7 +25,7 @@ class Function(NamedTuple):
 _FUNCTIONS = {
     "eval.alpaca:grade_answers": Function("eval.benchmarks.alpaca:grade_answers"),
     "eval.contamination:check_overlap": Function("eval.benchmarks.overlap:check_overlap"),
-    "eval.gap_grades:grade": Function("eval.benchmarks.gap_grades:grade"),
+    "eval.gap_grades:grade": Function("eval.benchmarks.gap:grade"),
     "eval.gap_steps:write_contexts": Function("eval.benchmarks.gap_steps:write_contexts"),
     "eval.gap_steps:write_losses": Function("eval.benchmarks.gap_steps:write_losses"),
     "eval.gsm8k:grade_answers": Function("eval.benchmarks.gsm8k:grade_answers"),
