@@ -8,7 +8,7 @@ from itertools import chain
 
 from eval.benchmarks import registry
 from pipeline.errors import InputError, suggest
-from pipeline.plan.swept import planned_stages
+from pipeline.plan.swept import StageSteps, planned_stages
 from pipeline.recipe.registry import method_module
 from pipeline.recipe.schema import Recipe
 from pipeline.stages.builder import Builder, PlannedStage
@@ -84,7 +84,7 @@ def make_plan(recipe: Recipe) -> Plan:
         InputError: when a model or data source cannot be identified (hub not reachable and so on),
             or values of a sweep come to the same steps.
     """
-    stages = planned_stages(recipe, make_plan)
+    stages = planned_stages(recipe, lambda point: _stage_steps(make_plan(point)))
     plan = Plan(
         recipe, stages, steps=[], results={}, overlaps={}, stage_steps={}, all_steps={}, models={}
     )
@@ -132,3 +132,19 @@ def _add_overlaps(plan: Plan) -> list[StepSpec]:
             if step.fingerprint not in {one.fingerprint for one in found}:
                 found.append(step)
     return [step for steps in plan.overlaps.values() for step in steps]
+
+
+def _stage_steps(plan: Plan) -> StageSteps:
+    """Stage -> the fingerprints of its own steps and of its results, over all seeds."""
+    recipe = plan.recipe
+    return {
+        name: tuple(
+            step.fingerprint
+            for seed in recipe.seeds
+            for step in (
+                *plan.stage_steps[name, seed],
+                *(plan.results[name, benchmark, seed] for benchmark in recipe.evaluate),
+            )
+        )
+        for name in recipe.stages
+    }

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import Problem, RecipeError
 from pipeline.recipe.schema import Recipe, SweepPoint
 from pipeline.recipe.sweep import KEY
 from pipeline.stages.builder import PlannedStage
 
-if TYPE_CHECKING:
-    from pipeline.plan.plan import Plan
-
 _UNFIT = re.compile(r"[^A-Za-z0-9._+-]+")  # for a label, which names files and is typed in shells
 _LONGEST_WORD = 32
-StageSteps = Mapping[str, Hashable]  # stage -> what its steps are known by
+StageSteps = Mapping[str, Hashable]  # stage -> the fingerprints of its steps and results
 
 
-def planned_stages(recipe: Recipe, plan: Callable[[Recipe], Plan]) -> dict[str, PlannedStage]:
+def planned_stages(
+    recipe: Recipe, steps_of: Callable[[Recipe], StageSteps]
+) -> dict[str, PlannedStage]:
     """Return the stages of a recipe by label, each after the one it starts from.
 
-    `plan` plans a recipe without a sweep.
+    `steps_of` plans a recipe without a sweep.
 
     Raises:
         RecipeError: where values of a swept key come to the same steps.
@@ -36,7 +35,7 @@ def planned_stages(recipe: Recipe, plan: Callable[[Recipe], Plan]) -> dict[str, 
     if not recipe.points:
         beside = {name: name for name in names}
         return {name: PlannedStage(name, recipe, {}, beside) for name in names}
-    made = [_made(plan(point.recipe)) for point in recipe.points]
+    made = [steps_of(point.recipe) for point in recipe.points]
     if problems := _idle_values(recipe, made):
         raise RecipeError(f"sweep of {recipe.name}", problems)
     at: list[dict[str, str]] = [{} for _ in recipe.points]  # of each point: name -> label
@@ -100,22 +99,6 @@ def _short(name: str, key: str) -> str:
 
 def _plain(key: str) -> str:
     return key.removeprefix("stages.")
-
-
-def _made(plan: Plan) -> StageSteps:
-    """What every stage's own steps and its results are known by, over all seeds."""
-    recipe = plan.recipe
-    return {
-        name: tuple(
-            step.fingerprint
-            for seed in recipe.seeds
-            for step in (
-                *plan.stage_steps[name, seed],
-                *(plan.results[name, benchmark, seed] for benchmark in recipe.evaluate),
-            )
-        )
-        for name in recipe.stages
-    }
 
 
 def _mattering(recipe: Recipe, made: Sequence[Hashable]) -> list[str]:
