@@ -12,7 +12,7 @@ from eval.benchmarks.alpaca_files import (
     write_annotations,
     write_model_outputs,
 )
-from eval.benchmarks.results import cut_off, read_answers, store
+from eval.benchmarks.results import answers_to_grade, cut_off, store
 from eval.benchmarks.types import Benchmark, JudgedOptions
 from eval.graders.alpaca import RESAMPLES, score, why_not_controlled
 from eval.graders.length_control import WinRate
@@ -20,6 +20,7 @@ from eval.judge.types import Comparison
 from eval.stats.measures import Measure, measure, replicated
 from pipeline.errors import InputError
 from pipeline.recipe.schema import AnySource, Source
+from pipeline.rows.stored import AnswerRow
 from pipeline.steps.identity import local_file
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def grade_answers(step: StepContext) -> None:
     """
     from eval.judge.step import judge_comparisons, judged_grades, judged_measures
 
-    samples = read_answers(step)
+    samples = answers_to_grade(step)
     baseline = read_model_outputs(local_file(step.source("baseline")))
     tables = _tables(step, baseline)  # before anything is asked: a judge may cost
     known = {row["instruction"]: row for row in baseline}
@@ -120,7 +121,7 @@ def grade_answers(step: StepContext) -> None:
     )
 
 
-def _paired(sample: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+def _paired(sample: AnswerRow, baseline: dict[str, Any]) -> dict[str, Any]:
     return {
         "dataset": str(baseline.get("dataset", "")),
         "instruction": baseline["instruction"],

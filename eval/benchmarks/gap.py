@@ -39,14 +39,14 @@ from pydantic import Field
 
 from eval.benchmarks import registry
 from eval.benchmarks.gap_steps import LOSSES, labels_of
-from eval.benchmarks.results import read_answers, store
+from eval.benchmarks.results import answers_to_grade, store
 from eval.benchmarks.types import Benchmark, Options
 from eval.graders.gap import agreement, is_reference, slope, thirds
 from eval.stats.measures import Measure, curve, measure
 from pipeline.data.tasks import Example
 from pipeline.errors import Problem, suggest
 from pipeline.recipe.schema import DEFAULT_MAX_LENGTH, Recipe, Share, Source
-from pipeline.stages import sft
+from pipeline.rows.stored import ROWS
 from pipeline.steps import artifact
 from pipeline.steps.spec import Model
 
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from pipeline.steps.spec import StepSpec
 
 NAME = "gap"
-ROWS = 128  # that are read where the recipe says nothing
+DEFAULT_ROWS = 128
 _NOISE_SEED = 0
 # Benchmarks whose scores are set beside the length of answers, the first one that is asked.
 _SCORED = ("gsm8k", "rouge")
@@ -154,7 +154,7 @@ def _rows(recipe: Recipe) -> Source:
     given, source = options_of(recipe), registry.test_source(recipe, NAME)
     assert source is not None  # the recipe's check has seen to it
     own = None if given.data is None else given.data.limit
-    return source.limited(given.limit or own or ROWS)
+    return source.limited(given.limit or own or DEFAULT_ROWS)
 
 
 def _contexts(build: Builder, model: Model) -> StepSpec:
@@ -305,11 +305,11 @@ def _agreements(
     step: StepContext, contexts: Path, renderer: Renderer, ids: Sequence[int]
 ) -> list[tuple[int, int, bool]]:
     """Of each row how many tokens the greedy answer agrees for, of how many, and `is_reference`."""
-    rows = artifact.read_rows(contexts / sft.ROWS)
+    rows = artifact.read_rows(contexts / ROWS)
     references = {row["id"]: labels_of(row) for row in rows if row["rate"] == 0}
     answers = {
         row["id"]: renderer.own_answer_ids(row["ids"], finished=row["finished"])
-        for row in read_answers(step)
+        for row in answers_to_grade(step)
     }
     end = renderer.end_of_turn_id
     pairs = [(answers[i], references[i]) for i in ids]

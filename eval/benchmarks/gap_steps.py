@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StepFailedError
 from pipeline.hardware.precision import NOT_FINITE
+from pipeline.rows.stored import ROWS
 
 if TYPE_CHECKING:
     from pipeline.data.load import TokenRow
@@ -23,7 +24,6 @@ def write_contexts(step: StepContext) -> None:
     from pipeline.data.render import renderer_for
     from pipeline.models.load import load_to_read
     from pipeline.rows.shards import write_in_shards
-    from pipeline.stages import sft
     from pipeline.stages.bash import mixer, row_size
 
     options, renderer = step.options, renderer_for(step)
@@ -50,7 +50,7 @@ def write_contexts(step: StepContext) -> None:
         size=lambda item: row_size(item[0]),
         row_key=lambda row: (row["id"], rates.index(row["rate"])),
         tokens=_written,
-        file_name=sft.ROWS,
+        file_name=ROWS,
     )
     step.metrics |= {"rows": len(rows), "tokens_generated": sum(map(_written, rows))}
     step.metrics["figures"] = {"rows": len(token_rows)} | {
@@ -69,10 +69,9 @@ def write_losses(step: StepContext) -> None:
     from pipeline.rows.corrections import Own
     from pipeline.rows.diagnostics import losses_as_done
     from pipeline.rows.shards import length_buckets, write_in_shards
-    from pipeline.stages import sft
     from pipeline.steps.artifact import read_rows
 
-    written = read_rows(step.input_folders()["contexts"] / sft.ROWS)
+    written = read_rows(step.input_folders()["contexts"] / ROWS)
     rates = sorted({row["rate"] for row in written})
     model, batch_tokens = load_to_read(step).eval(), step.runtime_options["batch_tokens"]
 

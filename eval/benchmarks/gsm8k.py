@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from eval.benchmarks.results import cut_off, read_answers, store
+from eval.benchmarks.results import Grade, answers_to_grade, cut_off, store
 from eval.benchmarks.types import Benchmark, Options
 from eval.graders.gsm8k import grade, lm_eval_correct
 from eval.stats.measures import measure
 from eval.stats.types import Outcome, Tally
 from pipeline.recipe.schema import AnySource, Recipe, Source
+from pipeline.rows.stored import AnswerRow
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
@@ -52,7 +53,7 @@ def grade_answers(step: StepContext) -> None:
 
     Grading reads samples and never makes any: a changed grader grades the same answers again.
     """
-    samples = read_answers(step)
+    samples = answers_to_grade(step)
     grades = [_grade_sample(sample) for sample in samples]
     measures = {
         how: measure([row[how] == Outcome.CORRECT.value for row in grades])
@@ -67,7 +68,7 @@ def grade_answers(step: StepContext) -> None:
     store(step, grades=grades, measures=measures, counts=counts)
 
 
-def _grade_sample(sample: dict[str, Any]) -> dict[str, Any]:
+def _grade_sample(sample: AnswerRow) -> Grade:
     answer, reference, truncated = sample["answer"], sample["reference"], not sample["finished"]
     both = ("strict", "flexible")
     ours = {how: grade(answer, reference, how=how, truncated=truncated).value for how in both}

@@ -10,20 +10,22 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eval.stats.measures import Measure, measure
-from pipeline.steps.artifact import RESULT, SAMPLES, read_rows, write_json, write_rows
+from pipeline.rows.stored import AnswerRow, read_answers
+from pipeline.steps.artifact import RESULT, write_json, write_rows
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
 
 GRADES = "grades.jsonl"
+Grade = dict[str, Any]  # `id`, `verdict` (words for people), and what the verdict rests on
 
 
-def read_answers(step: StepContext) -> list[dict[str, Any]]:
+def answers_to_grade(step: StepContext) -> list[AnswerRow]:
     """Read the stored answers that a step grades."""
-    return read_rows(step.input_folders()["answers"] / SAMPLES)
+    return read_answers(step.input_folders()["answers"])
 
 
-def cut_off(samples: Sequence[Mapping[str, Any]]) -> Measure:
+def cut_off(samples: Sequence[AnswerRow]) -> Measure:
     """Return the share of stored answers that ran into the token limit."""
     return measure([not sample["finished"] for sample in samples])
 
@@ -31,7 +33,7 @@ def cut_off(samples: Sequence[Mapping[str, Any]]) -> Measure:
 def store(
     step: StepContext,
     *,
-    grades: list[dict[str, Any]],
+    grades: Sequence[Grade],
     measures: Mapping[str, Measure],
     counts: Mapping[str, int],
     curves: Mapping[str, Any] | None = None,

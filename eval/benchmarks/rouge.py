@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmarks.results import cut_off, read_answers, store
+from eval.benchmarks.results import Grade, answers_to_grade, cut_off, store
 from eval.benchmarks.types import Benchmark
 from eval.graders.rouge import MEASURES, f_measures
 from eval.stats.measures import Measure, measure
 from pipeline.errors import InputError
+from pipeline.rows.stored import AnswerRow
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
@@ -19,7 +20,7 @@ BENCHMARK = Benchmark(run="eval.rouge:grade_answers")
 
 def grade_answers(step: StepContext) -> None:
     """Step: score stored answers against their references; writes grades.jsonl and result.json."""
-    samples = read_answers(step)
+    samples = answers_to_grade(step)
     measures, grades = rouge_measures(samples)
     if not measures:
         raise InputError("ROUGE reads a-z and 0-9, and no reference has any: it cannot score these")
@@ -32,8 +33,8 @@ def grade_answers(step: StepContext) -> None:
 
 
 def rouge_measures(
-    samples: list[dict[str, Any]],
-) -> tuple[dict[str, Measure], list[dict[str, Any]]]:
+    samples: list[AnswerRow],
+) -> tuple[dict[str, Measure], list[Grade]]:
     """Return ROUGE-1, -2 and -L over stored answers, and one grade an answer.
 
     Where ROUGE can read no reference there are no measures.
@@ -45,7 +46,7 @@ def rouge_measures(
         for name, label in names.items()
         if any(one is not None for one in scores)
     }
-    grades: list[dict[str, Any]] = []
+    grades: list[Grade] = []
     for sample, one in zip(samples, scores, strict=True):
         words = "reference unreadable" if one is None else f"ROUGE-L {100 * one['rougeL']:.1f}"
         found: dict[str, Any] = dict.fromkeys(MEASURES) if one is None else one

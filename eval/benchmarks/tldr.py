@@ -11,14 +11,15 @@ are counted and left out; (3) an empty summary is judged like any other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eval.benchmarks.results import cut_off, read_answers, store
+from eval.benchmarks.results import answers_to_grade, cut_off, store
 from eval.benchmarks.rouge import rouge_measures
 from eval.benchmarks.types import Benchmark, JudgedOptions
 from eval.judge.step import judge_comparisons, judged_grades, judged_measures
 from eval.judge.types import Comparison
 from pipeline.recipe.schema import Source
+from pipeline.rows.stored import AnswerRow
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
@@ -41,7 +42,7 @@ BENCHMARK = Benchmark(
 
 def grade_answers(step: StepContext) -> None:
     """Step: judge stored summaries against the human ones; writes grades.jsonl and result.json."""
-    samples = read_answers(step)
+    samples = answers_to_grade(step)
     judgement = judge_comparisons(step, [comparison_of(sample) for sample in samples])
     grades = judged_grades(samples, judgement)
     rouge, _ = rouge_measures(samples)
@@ -55,7 +56,7 @@ def grade_answers(step: StepContext) -> None:
     store(step, grades=grades, measures=measures, counts=judgement.counts)
 
 
-def comparison_of(sample: dict[str, Any]) -> Comparison:
+def comparison_of(sample: AnswerRow) -> Comparison:
     """The human summary (a) and the model's (b) of one post."""
     post = sample["messages"][-1]["content"].rstrip().removesuffix("TL;DR:").rstrip()
     reference = sample["reference"]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eval.judge.types import Comparison, Engine, Judgement, Plan, Verdict
+    from pipeline.rows.stored import AnswerRow
     from pipeline.steps.context import StepContext
 
 REPLIES = "judge"  # a folder of the runs folder: what judges said, shared by all recipes
@@ -145,7 +146,7 @@ def judged_measures(judgement: Judgement) -> dict[str, Measure]:
     return measures
 
 
-def judged_grades(samples: Sequence[dict[str, Any]], judgement: Judgement) -> list[dict[str, Any]]:
+def judged_grades(samples: Sequence[AnswerRow], judgement: Judgement) -> list[dict[str, Any]]:
     """One row an example: what the judge says of it."""
     return [
         {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from pipeline.data.load import load_examples, prompts_cut
 from pipeline.data.render import Renderer, renderer_for
@@ -18,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.models.load import load_to_read, weights_of
 from pipeline.rows import diagnostics
 from pipeline.rows.shards import length_buckets, write_in_shards
+from pipeline.rows.stored import AnswerRow
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext
 
@@ -46,7 +46,7 @@ def write_answers(step: StepContext) -> None:
     )
     write = _with_vllm if options.get("engine") == "vllm" else _in_this_process
 
-    def make(prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
+    def make(prompts: Sequence[Prompt]) -> Iterator[AnswerRow]:
         for prompt, ids in write(step, prompts, how):
             yield _answer_row(prompt, examples[prompt.row_id], ids, renderer)
 
@@ -68,7 +68,7 @@ def write_answers(step: StepContext) -> None:
     diagnostics.check_rate(step)
 
 
-def _check_own(step: StepContext, rows: list[dict[str, Any]]) -> None:
+def _check_own(step: StepContext, rows: list[AnswerRow]) -> None:
     """Check self-generated answers that rows or pairs will be made of.
 
     Raises:
@@ -189,7 +189,7 @@ def _with_room(
     return fitting
 
 
-def answer_figures(rows: list[dict[str, Any]]) -> dict[str, int]:
+def answer_figures(rows: Sequence[AnswerRow]) -> dict[str, int]:
     """Figures of a round's self-generated answers, from the rows of `samples.jsonl`."""
     return {
         "answers": len(rows),
@@ -199,24 +199,24 @@ def answer_figures(rows: list[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def is_reference(row: dict[str, Any]) -> bool:
+def is_reference(row: AnswerRow) -> bool:
     """Whether a self-generated answer equals the reference, and ends."""
     return row["finished"] and row["answer"] == row["reference"]
 
 
-def _answer_row(
-    prompt: Prompt, example: Example, ids: list[int], renderer: Renderer
-) -> dict[str, Any]:
+def _answer_row(prompt: Prompt, example: Example, ids: list[int], renderer: Renderer) -> AnswerRow:
     answer, next_question = renderer.answer_text(ids), ""
     if example.shots:
         answer, next_question, _ = answer.partition(NEXT_QUESTION)
-    return {
+    row: AnswerRow = {
         "id": prompt.row_id,
         "sample": prompt.sample,
         "messages": example.messages,
         "reference": example.reference,
-        **({"few_shot": example.shots} if example.shots else {}),
         "answer": answer.strip(),
         "ids": ids,
         "finished": bool(next_question) or (bool(ids) and ids[-1] in renderer.stop_ids),
     }
+    if example.shots:
+        row["few_shot"] = example.shots
+    return row

@@ -8,7 +8,7 @@ from pipeline.data.load import TokenRow, load_examples, tokenise
 from pipeline.data.render import Renderer
 from pipeline.errors import InputError
 from pipeline.rows.answers import answer_figures
-from pipeline.steps.artifact import SAMPLES, read_rows
+from pipeline.rows.stored import read_answers
 from pipeline.steps.context import StepContext
 
 
@@ -39,7 +39,7 @@ def read_correction_inputs(step: StepContext, renderer: Renderer) -> dict[int, C
     options = step.options
     examples = load_examples(step.source("train"), options["task"], step.warn)
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
-    written = read_rows(step.input_folders()["answers"] / SAMPLES)
+    written = read_answers(step.input_folders()["answers"])
     step.metrics["figures"] = answer_figures(written)
     own = {row["id"]: row for row in written}
     inputs = {}

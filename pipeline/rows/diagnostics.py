@@ -23,6 +23,7 @@ from pipeline.rows.corrections import Own, batches, log_probabilities, logits_at
 
 if TYPE_CHECKING:
     from pipeline.data.load import TokenRow
+    from pipeline.rows.stored import SelfGeneratedRow
     from pipeline.steps.context import StepContext
 
 # Rows a loss is measured on: thousands of labels, read in a fraction of the time they took to
@@ -56,7 +57,7 @@ def check_rate(step: StepContext) -> None:
 
 
 def compare_losses(
-    step: StepContext, model: Any, kind: str, rows: Sequence[dict[str, Any]],
+    step: StepContext, model: Any, kind: str, rows: Sequence[SelfGeneratedRow],
     references: Mapping[int, TokenRow], *, way_out: str,
 ) -> None:  # fmt: skip
     """Add the losses on the first rows, and on their references, to a step's figures.

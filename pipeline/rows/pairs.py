@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from pipeline.data.load import describe_losses, fit_prompt, load_preferences
 from pipeline.data.preflight import Row
 from pipeline.data.render import Renderer
 from pipeline.data.tasks import Example
 from pipeline.errors import InputError
-from pipeline.steps.artifact import SAMPLES, read_record, read_rows, write_rows
+from pipeline.rows.stored import (
+    AnswerRow,
+    PairRow,
+    read_answers,
+    read_pair_rows,
+    write_pair_rows,
+)
+from pipeline.steps.artifact import read_record
 from pipeline.steps.context import StepContext
 
-PAIRS = "pairs.jsonl"
 
-
-def own_pair(*, chosen: dict[str, Any] | None, rejected: dict[str, Any]) -> dict[str, Any]:
+def own_pair(*, chosen: AnswerRow | None, rejected: AnswerRow) -> PairRow:
     """A pair of self-generated answers; chosen None stands for the reference.
 
     Self-generated answers keep their ids: their text, tokenised again, may give other tokens.
@@ -32,17 +37,17 @@ def own_pair(*, chosen: dict[str, Any] | None, rejected: dict[str, Any]) -> dict
     }
 
 
-def read_answers(step: StepContext, name: str) -> list[dict[str, Any]]:
+def read_answers_of(step: StepContext, name: str) -> list[AnswerRow]:
     """Read the self-generated answers to make pairs of, and pass on how they were rendered."""
     folder = step.input_folders()[name]
     step.metrics["rendering"] = read_record(folder)["metrics"].get("rendering")  # see renderer_for
-    return read_rows(folder / SAMPLES)
+    return read_answers(folder)
 
 
-def store_pairs(step: StepContext, pairs: list[dict[str, Any]]) -> None:
+def store_pairs(step: StepContext, pairs: Sequence[PairRow]) -> None:
     """Write pairs where `read_pairs` of a training step finds them."""
     if step.state.is_main_process:
-        write_rows(step.directory / PAIRS, pairs)
+        write_pair_rows(step.directory, pairs)
 
 
 def read_pairs(step: StepContext, renderer: Renderer) -> list[tuple[Row, Row]]:
@@ -99,7 +104,7 @@ def _rendered_pairs(
             for pair in load_preferences(step.source("preferences"), task, step.warn)
         ]
     pairs = []
-    for row in read_rows(step.input_folders()["pairs"] / PAIRS):
+    for row in read_pair_rows(step.input_folders()["pairs"]):
         example = Example(task, row["prompt"], row["chosen"])
         rejected = renderer.own_answer_ids(row["rejected_ids"], finished=row["rejected_finished"])
         chosen = renderer.answer_ids(example, row["chosen"])

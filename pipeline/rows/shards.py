@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pipeline.errors import StepFailedError
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext
 
 Item = TypeVar("Item")
-Row = dict[str, Any]
+Row = TypeVar("Row", bound=Mapping[str, Any])
 _SECONDS_BETWEEN_SHARDS = 10.0
 _WINDOW_SECONDS = 10.0
 
@@ -80,7 +80,7 @@ def write_in_shards(
             artifact.write_rows(joined, rows)
             shutil.rmtree(folder, ignore_errors=True)
         step.state.wait_for_everyone()
-    return artifact.read_rows(joined)
+    return cast(list[Row], artifact.read_rows(joined))
 
 
 def _note_shares(step: StepContext, mine: int) -> None:
@@ -119,7 +119,7 @@ def _write_shards(
 
     def write() -> None:
         name = "-".join(str(part) for part in row_key(unwritten[0]))
-        artifact.write_rows(folder / f"{name}.jsonl", unwritten)
+        artifact.write_rows(folder / f"{name}.jsonl", cast(Any, unwritten))
         unwritten.clear()
 
     try:
@@ -187,5 +187,5 @@ def _with_progress(
         yield row
 
 
-def _read_shards(folder: Path) -> list[Row]:
+def _read_shards(folder: Path) -> list[Any]:
     return [row for path in sorted(folder.glob("*.jsonl")) for row in artifact.read_rows(path)]

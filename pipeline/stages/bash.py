@@ -19,6 +19,7 @@ from pydantic import Field
 
 from pipeline.errors import Problem
 from pipeline.recipe.schema import Recipe, RoundOptions, Strict
+from pipeline.rows.stored import ROWS, SelfGeneratedRow
 from pipeline.stages import sft
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.steps.spec import Model
 
     # The rate at which tokens are replaced, and rows -> their mixed-context rows.
-    Mix = Callable[[float, Sequence[TokenRow]], Iterator[dict[str, Any]]]
+    Mix = Callable[[float, Sequence[TokenRow]], Iterator[SelfGeneratedRow]]
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -137,7 +138,7 @@ def write_contexts(step: StepContext) -> None:
         size=row_size,
         row_key=lambda row: (row["id"],),
         tokens=sft.label_count,
-        file_name=sft.ROWS,
+        file_name=ROWS,
     )
     _measure(step, model, rows, token_rows)
 
@@ -164,7 +165,7 @@ def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mi
     def warn(sentence: str) -> None:
         step.warn(sentence)
 
-    def mix(beta: float, token_rows: Sequence[TokenRow]) -> Iterator[dict[str, Any]]:
+    def mix(beta: float, token_rows: Sequence[TokenRow]) -> Iterator[SelfGeneratedRow]:
         for group, at_once in length_buckets(
             token_rows, row_size, step.runtime_options["batch_tokens"]
         ):
@@ -191,7 +192,7 @@ def row_size(row: TokenRow) -> int:
 
 
 def _measure(
-    step: StepContext, model: Any, rows: list[dict[str, Any]], token_rows: list[TokenRow]
+    step: StepContext, model: Any, rows: list[SelfGeneratedRow], token_rows: list[TokenRow]
 ) -> None:
     """Record how far the contexts are from the references, and warn when it is too far."""
     from pipeline.rows import diagnostics

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from pipeline.errors import InputError, Problem, StepFailedError
 from pipeline.recipe.schema import Recipe, SamplingOptions, Source
+from pipeline.rows.stored import AnswerRow, PairRow
 
 if TYPE_CHECKING:
     from pipeline.data.preflight import Row
@@ -84,10 +85,10 @@ def write_pairs(step: StepContext) -> None:
     Raises:
         InputError: when no prompt has answers that differ in worth.
     """
-    from pipeline.rows.pairs import read_answers, store_pairs
+    from pipeline.rows.pairs import read_answers_of, store_pairs
 
-    grouped: dict[int, list[dict[str, Any]]] = {}
-    for row in read_answers(step, "answers"):
+    grouped: dict[int, list[AnswerRow]] = {}
+    for row in read_answers_of(step, "answers"):
         grouped.setdefault(row["id"], []).append(row)
     if step.options.get("told_by") == "ROUGE-L":
         pairs = [pair for rows in grouped.values() if (pair := pair_by_rouge(rows)) is not None]
@@ -109,7 +110,7 @@ def write_pairs(step: StepContext) -> None:
     store_pairs(step, pairs)
 
 
-def pair_of(rows: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, bool]:
+def pair_of(rows: list[AnswerRow]) -> tuple[PairRow | None, bool]:
     """Return (pair or None, whether any answer was right) of one prompt's graded answers."""
     from eval.graders.gsm8k import grade
     from pipeline.rows.pairs import own_pair
@@ -126,7 +127,7 @@ def pair_of(rows: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, bool]:
     return own_pair(chosen=right[0] if right else None, rejected=wrong[0]), bool(right)
 
 
-def pair_by_rouge(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def pair_by_rouge(rows: list[AnswerRow]) -> PairRow | None:
     """Return the nearest finished answer to the reference over the farthest, None where all tie.
 
     A reference that ROUGE cannot read tells no answer from another.

@@ -29,6 +29,7 @@ from pydantic import Field
 from pipeline.data.tasks import REWRITE_PROMPTS, SHOWN_PROMPTS
 from pipeline.errors import Problem
 from pipeline.recipe.schema import Recipe, RoundOptions
+from pipeline.rows.stored import ROWS, SelfGeneratedRow
 from pipeline.stages import sft
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def write_corrections(step: StepContext) -> None:
         longest = step.options["max_new_tokens"] if by_sequence else len(one.answer)
         return len(one.shown) + longest
 
-    def make(inputs: Sequence[CorrectionInput]) -> Iterator[dict[str, Any]]:
+    def make(inputs: Sequence[CorrectionInput]) -> Iterator[SelfGeneratedRow]:
         for group, at_once in length_buckets(inputs, size, step.runtime_options["batch_tokens"]):
             yield from write(step, model, renderer, group, at_once)
 
@@ -139,13 +140,13 @@ def write_corrections(step: StepContext) -> None:
         size=size,
         row_key=lambda row: (row["id"],),
         tokens=sft.label_count,
-        file_name=sft.ROWS,
+        file_name=ROWS,
     )
     _measure(step, model, rows, inputs, renderer)
 
 
 def _measure(
-    step: StepContext, model: Any, rows: list[dict[str, Any]], inputs: dict[int, CorrectionInput],
+    step: StepContext, model: Any, rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput],
     renderer: Renderer,
 ) -> None:  # fmt: skip
     """Record how labels relate to answers and references, and warn when they look wrong."""
@@ -180,7 +181,7 @@ def _by_token(
     renderer: Renderer,
     inputs: Sequence[CorrectionInput],
     at_once: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[SelfGeneratedRow]:
     from pipeline.rows.corrections import Own, labels_as_done
 
     options = step.options
@@ -207,7 +208,7 @@ def _by_sequence(
     renderer: Renderer,
     inputs: Sequence[CorrectionInput],
     at_once: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[SelfGeneratedRow]:
     from pipeline.decoding.generate import Prompt, SamplingParams, iter_answers
 
     how = SamplingParams(
@@ -226,7 +227,7 @@ def _by_sequence(
 
 
 def _check_ends(
-    step: StepContext, rows: list[dict[str, Any]], inputs: dict[int, CorrectionInput], end: int
+    step: StepContext, rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput], end: int
 ) -> None:
     """Count finished answers whose last label ends the turn, and warn where most do not."""
     last = [row["labels"][-1] for row in rows if inputs[row["id"]].finished]
@@ -241,7 +242,7 @@ def _check_ends(
 
 
 def token_figures(
-    rows: list[dict[str, Any]], inputs: dict[int, CorrectionInput]
+    rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput]
 ) -> Mapping[str, float]:
     """How a round's labels compare with its answers and references; shares are of labels."""
     kept = changed = as_reference = dropped = without = 0
@@ -265,7 +266,7 @@ def token_figures(
 
 
 def sequence_figures(
-    rows: list[dict[str, Any]], inputs: dict[int, CorrectionInput]
+    rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput]
 ) -> Mapping[str, float]:
     """How many rewritten answers equal the original answer, or the reference, token for token."""
     pairs = [

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.errors import InputError, Problem
 from pipeline.recipe.schema import Recipe, StageOptions
+from pipeline.rows.stored import SelfGeneratedRow, read_self_generated
 
 if TYPE_CHECKING:
     from pipeline.data.preflight import Row
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from pipeline.steps.spec import Model, StepSpec
 
 TRAIN = "pipeline.stages.sft:train"
-ROWS = "rows.jsonl"
 Item = TypeVar("Item")
+TokenIds = dict[str, list[int]]  # input_ids and labels
 
 
 class Options(StageOptions):
@@ -73,9 +74,7 @@ def train(step: StepContext) -> None:
     fit(step, trainer, tokens_per_epoch=sum(len(row["input_ids"]) for row in rows))
 
 
-def read_training_rows(
-    step: StepContext, renderer: Renderer
-) -> tuple[list[Row], list[dict[str, Any]]]:
+def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[list[Row], list[TokenIds]]:
     """Return every row of a step, for checking, and the rows to train on (chosen by lambda)."""
     from pipeline.data.load import describe_losses, load_examples, tokenise
     from pipeline.data.preflight import Row
@@ -91,7 +90,7 @@ def read_training_rows(
     )
     if losses:
         step.warn(losses)
-    rows = [training_row(row.prompt, row.answer, row.answer) for row in token_rows]
+    rows: list[TokenIds] = [training_row(row.prompt, row.answer, row.answer) for row in token_rows]
     checked = [
         Row(
             f"row {source.skip + one.row_id + 1}",
@@ -112,7 +111,7 @@ def read_training_rows(
                 f"lambda {options['lambda']:g} of {len(own)} self-generated rows is none, so that "
                 "only the reference is trained on; raise lambda, or give more rows"
             )
-        rows += [{"input_ids": row.input_ids, "labels": row.labels} for row in chosen]
+        rows += [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in chosen]
     return checked, rows
 
 
@@ -123,9 +122,8 @@ def _self_generated(step: StepContext, prompts: dict[int, list[int]]) -> list[Ro
         InputError: when none has.
     """
     from pipeline.data.preflight import Row
-    from pipeline.steps.artifact import read_rows
 
-    written = read_rows(step.input_folders()["rows"] / ROWS)
+    written = read_self_generated(step.input_folders()["rows"])
     rows = [
         Row(
             f"self-generated row {row['id'] + 1}",
@@ -149,12 +147,13 @@ def _self_generated(step: StepContext, prompts: dict[int, list[int]]) -> list[Ro
 
 def self_generated_row(
     row_id: int, prompt: list[int], context: list[int], labels: list[int]
-) -> dict[str, Any]:
+) -> SelfGeneratedRow:
     """A self-generated row as `rows.jsonl` holds it."""
-    return {"id": row_id, **training_row(prompt, context, labels)}
+    row = training_row(prompt, context, labels)
+    return {"id": row_id, "input_ids": row["input_ids"], "labels": row["labels"]}
 
 
-def training_row(prompt: list[int], context: list[int], labels: list[int]) -> dict[str, list[int]]:
+def training_row(prompt: list[int], context: list[int], labels: list[int]) -> TokenIds:
     """A row whose model input is prompt + context and whose loss is on `labels` only.
 
     `context` and `labels` have one entry per answer position; the prompt carries no loss.
@@ -164,7 +163,7 @@ def training_row(prompt: list[int], context: list[int], labels: list[int]) -> di
     return {"input_ids": prompt + context, "labels": [-100] * len(prompt) + labels}
 
 
-def label_count(row: dict[str, Any]) -> int:
+def label_count(row: SelfGeneratedRow) -> int:
     """How many positions of a row have a label."""
     return sum(label != -100 for label in row["labels"])
 
@@ -189,7 +188,7 @@ def repeated(rows: list[Item], ratio: float, *, seed: int) -> list[Item]:
     return chosen
 
 
-def make_trainer(step: StepContext, rows: list[dict[str, Any]], tokenizer: Any) -> Any:
+def make_trainer(step: StepContext, rows: list[TokenIds], tokenizer: Any) -> Any:
     """Return stock `trl.SFTTrainer` over rows of `input_ids` and `labels`, weights loaded."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer

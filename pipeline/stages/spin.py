@@ -13,12 +13,13 @@ beta 0.1 and in the last of four rounds 5.0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.errors import InputError, Problem
 from pipeline.recipe.schema import Recipe, RoundOptions
+from pipeline.rows.stored import AnswerRow, PairRow
 from pipeline.stages import dpo
 
 if TYPE_CHECKING:
@@ -102,10 +103,10 @@ def write_pairs(step: StepContext) -> None:
         InputError: when every answer equals its reference.
     """
     from pipeline.rows.answers import answer_figures
-    from pipeline.rows.pairs import read_answers, store_pairs
+    from pipeline.rows.pairs import read_answers_of, store_pairs
 
-    current = read_answers(step, "answers")
-    earlier = read_answers(step, "earlier") if "earlier" in step.locations else []
+    current = read_answers_of(step, "answers")
+    earlier = read_answers_of(step, "earlier") if "earlier" in step.locations else []
     pairs = [pair for row in current + earlier if (pair := pair_against_reference(row))]
     step.metrics["figures"] = {**answer_figures(current), "pairs": len(pairs)}
     if not pairs:
@@ -116,7 +117,7 @@ def write_pairs(step: StepContext) -> None:
     store_pairs(step, pairs)
 
 
-def pair_against_reference(row: dict[str, Any]) -> dict[str, Any] | None:
+def pair_against_reference(row: AnswerRow) -> PairRow | None:
     """Return reference over own answer, or None where the two are the same (no gradient)."""
     from pipeline.rows.answers import is_reference
     from pipeline.rows.pairs import own_pair

@@ -23,9 +23,9 @@ from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.rows import shards
 from pipeline.rows.contexts import replaced_positions
+from pipeline.rows.stored import ROWS
 from pipeline.run.scheduler import select_steps
 from pipeline.run.worker import execute
-from pipeline.stages.sft import ROWS
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext, write_spec
 from pipeline.steps.spec import StepSpec

@@ -11,7 +11,7 @@ from pipeline.decoding.jacobi import _width
 from pipeline.decoding.kv_cache import can_read
 from pipeline.models.load import load_model
 from pipeline.rows.contexts import mix_contexts
-from pipeline.stages import sft
+from pipeline.rows.stored import ROWS
 from pipeline.steps import artifact
 
 EXCLUDED = (0, 1, 2)
@@ -173,7 +173,7 @@ def test_the_engine_does_not_change_the_rows_of_a_stage(recipe_dict, write_recip
         step = next(step for step in plan.steps if step.kind == "contexts")
         spec = write_spec(step, tmp_path / engine, processes=1, use_cpu=True)
         assert run_steps([spec]) == 0
-        written.append((spec.parent / sft.ROWS).read_bytes())
+        written.append((spec.parent / ROWS).read_bytes())
         fingerprints.add(step.fingerprint)
         assert "warnings" not in artifact.read_record(spec.parent)["metrics"]
     assert written[0] == written[1] and len(fingerprints) == 1

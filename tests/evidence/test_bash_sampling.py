@@ -16,8 +16,8 @@ from scipy.stats import chisquare
 from pipeline.decoding import noise
 from pipeline.models.load import load_model
 from pipeline.rows.contexts import mix_contexts, replaced_positions
+from pipeline.rows.stored import ROWS
 from pipeline.run.worker import execute
-from pipeline.stages import sft
 from pipeline.steps import artifact
 from pipeline.steps.artifact import SPEC
 from pipeline.steps.context import StepContext, write_spec
@@ -35,7 +35,7 @@ def write_contexts(recipe_dict, write_recipe, run_steps_here):
         path = write_recipe(recipe_dict)
         plan, runs = run_steps_here(path, until=lambda step: step.kind == "contexts")
         directory = first_step(plan).directory(runs)
-        return StepContext.read(directory / SPEC), artifact.read_rows(directory / sft.ROWS)
+        return StepContext.read(directory / SPEC), artifact.read_rows(directory / ROWS)
 
     return run
 
@@ -75,7 +75,7 @@ def test_a_mixed_row_at_beta_0_is_the_sft_row_and_trains_the_same_first_loss(
     for stage in recipe_dict["stages"]:
         folders = {kind: step.directory(runs) for kind, step in steps_of(plan, stage).items()}
         losses[stage] = artifact.read_record(folders["train"])["metrics"]["first_loss"]
-        rows = artifact.read_rows(folders["contexts"] / sft.ROWS) if stage != "sft" else []
+        rows = artifact.read_rows(folders["contexts"] / ROWS) if stage != "sft" else []
         assert all((g == y) == (stage == "bash-0") for _, g, y in map(parts, rows))
     assert losses["bash-0"] == pytest.approx(losses["sft"], rel=1e-5)
     assert losses["bash-1"] != pytest.approx(losses["sft"], rel=1e-3)
@@ -248,7 +248,7 @@ def rows_recipe(recipe_dict):
 
 def row_files(runs):
     """What the steps wrote: 'contexts-FINGERPRINT/rows.jsonl' and so on -> bytes."""
-    names = (sft.ROWS, artifact.SAMPLES)
+    names = (ROWS, artifact.SAMPLES)
     files = [path for name in names for path in runs.glob(f"steps/*/{name}")]
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
 

@@ -16,6 +16,7 @@ from pipeline.plan.plan import make_plan
 from pipeline.rows.contexts import mix_contexts
 from pipeline.rows.correction_inputs import read_correction_inputs
 from pipeline.rows.corrections import correct
+from pipeline.rows.stored import ROWS
 from pipeline.run.worker import execute
 from pipeline.stages import sft
 from pipeline.steps import artifact
@@ -138,7 +139,7 @@ def test_no_step_that_generates_has_noise(recipe_dict, write_recipe, run_steps_h
     written = {}
     for kind in ("answers", "corrections", "contexts"):
         folder = steps[kind].directory(runs)
-        file = folder / (artifact.SAMPLES if kind == "answers" else sft.ROWS)
+        file = folder / (artifact.SAMPLES if kind == "answers" else ROWS)
         once = file.read_bytes()
         file.unlink()
         (folder / artifact.RECORD).unlink()

@@ -13,7 +13,7 @@ from conftest import save_tiny_model
 
 from pipeline.errors import InputError, StepFailedError
 from pipeline.models.load import load_model
-from pipeline.stages import sft
+from pipeline.rows.stored import ROWS
 from pipeline.steps import artifact
 
 END = 2
@@ -204,7 +204,7 @@ def test_the_loss_figures_are_those_of_the_rows(recipe, write_recipe, run_steps_
     kind = {"bash": "contexts", "rac": "corrections"}[method]
     plan, runs = run_steps_here(write_recipe(found), until=lambda step: step.kind == kind)
     step = next(step for step in plan.steps if step.kind == kind)
-    rows = artifact.read_rows(step.directory(runs) / sft.ROWS)
+    rows = artifact.read_rows(step.directory(runs) / ROWS)
     figures = metrics_of(plan, runs, kind)["figures"]
     name = {"bash": "mixed", "rac": "own"}[method]
     model = load_model(found["model"])

@@ -12,6 +12,7 @@ from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.rows.correction_inputs import CorrectionInput, read_correction_inputs
 from pipeline.rows.corrections import correct
+from pipeline.rows.stored import ROWS
 from pipeline.stages import rac, sft
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext, write_spec
@@ -27,7 +28,7 @@ def recipe(recipe_dict):
 
 def rows_and_answers(plan, runs):
     steps = steps_of(plan, "rac")
-    rows = artifact.read_rows(steps["corrections"].directory(runs) / sft.ROWS)
+    rows = artifact.read_rows(steps["corrections"].directory(runs) / ROWS)
     answers = artifact.read_rows(steps["answers"].directory(runs) / artifact.SAMPLES)
     record = artifact.read_record(steps["corrections"].directory(runs))
     return rows, answers, record

@@ -11,7 +11,8 @@ from pipeline.data.render import renderer_for
 from pipeline.errors import InputError
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
-from pipeline.rows.pairs import PAIRS, read_pairs
+from pipeline.rows.pairs import read_pairs
+from pipeline.rows.stored import PAIRS
 from pipeline.stages import spin
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext, write_spec

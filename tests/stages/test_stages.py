@@ -11,6 +11,7 @@ from helpers import hand_loss, steps_of
 from pipeline.errors import StepFailedError
 from pipeline.models.load import load_model, load_tokenizer
 from pipeline.recipe.registry import METHODS
+from pipeline.rows.stored import ROWS
 from pipeline.stages import bash, sft
 from pipeline.steps import artifact
 from pipeline.train.sampler import micro_batches
@@ -35,7 +36,7 @@ def test_the_bash_step_trains_the_loss_of_the_paper(recipe_dict, write_recipe, r
     recipe_dict["evaluate"] = []
     plan, runs = run_steps_here(write_recipe(recipe_dict))
     steps = steps_of(plan, "bash")
-    mixed = artifact.read_rows(steps["contexts"].directory(runs) / sft.ROWS)
+    mixed = artifact.read_rows(steps["contexts"].directory(runs) / ROWS)
     gold = [
         {
             "input_ids": [
@@ -197,7 +198,7 @@ def test_contexts_spare_the_templates_end_of_turn_though_the_generation_config_l
     plan, runs = run_steps_here(
         write_recipe(recipe_dict), until=lambda step: step.kind == "contexts"
     )
-    for row in artifact.read_rows(first_step(plan).directory(runs) / sft.ROWS):
+    for row in artifact.read_rows(first_step(plan).directory(runs) / ROWS):
         answers = [
             t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100
         ]
@@ -316,7 +317,7 @@ def test_contexts_stopped_midway_keep_their_rows(recipe_dict, write_recipe, tmp_
 
     def run(folder):
         execute(StepContext.read(write_spec(step, tmp_path / folder, processes=1, use_cpu=True)))
-        return artifact.read_rows(step.directory(tmp_path / folder) / sft.ROWS)
+        return artifact.read_rows(step.directory(tmp_path / folder) / ROWS)
 
     unbroken = run("unbroken")
     mix, asked = contexts.iter_contexts, []

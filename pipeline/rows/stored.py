@@ -1,0 +1,72 @@
+"""Rows as files hold them: their types, and how later steps and benchmarks read them.
+
+Light: benchmarks grade answers without importing torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, cast
+
+from pipeline.steps.artifact import SAMPLES, read_rows, write_rows
+
+ROWS = "rows.jsonl"  # of contexts and corrections
+PAIRS = "pairs.jsonl"
+
+
+class AnswerRow(TypedDict):
+    """A free answer (`samples.jsonl`).
+
+    `finished`: the model ended it, not the token limit. `few_shot`: the solved examples before the
+    prompt.
+    """
+
+    id: int
+    sample: int
+    messages: list[dict[str, str]]
+    reference: str
+    few_shot: NotRequired[str]
+    answer: str
+    ids: list[int]
+    finished: bool
+
+
+class SelfGeneratedRow(TypedDict):
+    """A row to train on (`rows.jsonl`); where there is no label, as on the prompt, it is -100."""
+
+    id: int
+    input_ids: list[int]
+    labels: list[int]
+
+
+class PairRow(TypedDict):
+    """A preference pair (`pairs.jsonl`); `chosen_ids` is None where the reference is chosen."""
+
+    id: int
+    prompt: list[dict[str, str]]
+    chosen: str
+    rejected: str
+    chosen_ids: list[int] | None
+    rejected_ids: list[int]
+    rejected_finished: bool
+
+
+def read_answers(folder: Path) -> list[AnswerRow]:
+    """Read the answers of a step."""
+    return cast(list[AnswerRow], read_rows(folder / SAMPLES))
+
+
+def read_self_generated(folder: Path) -> list[SelfGeneratedRow]:
+    """Read the contexts or corrections of a step."""
+    return cast(list[SelfGeneratedRow], read_rows(folder / ROWS))
+
+
+def read_pair_rows(folder: Path) -> list[PairRow]:
+    """Read the pairs of a step."""
+    return cast(list[PairRow], read_rows(folder / PAIRS))
+
+
+def write_pair_rows(folder: Path, pairs: Sequence[PairRow]) -> None:
+    """Write the pairs of a step."""
+    write_rows(folder / PAIRS, cast(Sequence[dict[str, Any]], pairs))
