@@ -16,7 +16,7 @@ Decisions where the paper is silent (more in pipeline/rows/corrections.py):
 4. How the reference is shown is a text a task (pipeline/data/tasks.py), or the recipe's
    `shown_prompt`. The reference is shown with its end-of-turn token: without, what the text puts
    after it (a line end) becomes the last label of most answers, and the model unlearns to stop
-   (docs/measurements.md). A stage whose labels do so warns.
+   (docs/methods.md). A stage whose labels do so warns.
 """
 
 from __future__ import annotations
