@@ -1,4 +1,4 @@
-"""What self-generation costs: every goal of docs/performance.md, in one command.
+"""What self-generation costs: every goal of docs/scaling.md, in one command.
 
     python benchmarks/speed.py [--gsm8k train.jsonl] [--posts train.jsonl] [--rows 128]
 

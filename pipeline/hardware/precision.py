@@ -199,7 +199,7 @@ def warning(precision: Precision, found: Hardware) -> str | None:
             )
     where = "CPU" if found.device == "cpu" else "GPU"
     cost = (
-        "it takes many times as long as float32 (docs/performance.md)"
+        "it takes many times as long as float32 (docs/scaling.md)"
         if found.device == "cpu"
         else "it is slow, and takes more memory than float16"
     )

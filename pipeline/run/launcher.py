@@ -46,7 +46,7 @@ def check_launch(launch: shipped.Launch, through: Sequence[str]) -> None:
         raise InputError(
             f"{launch.path} asks for {launch.machines} machines: start steps on all of them with "
             "--through 'srun --nodes 2 --ntasks-per-node 1 recipes/launch/on_node.sh', or run "
-            "recipes/launch/two_nodes.sh on each (docs/launch.md)"
+            "recipes/launch/two_nodes.sh on each (docs/scaling.md)"
         )
     if launch.kind.startswith("ZeRO") and (reason := missing("deepspeed")):
         raise InputError(f"{launch.path} asks for {launch.kind}: {reason}, or use --launch fsdp2")

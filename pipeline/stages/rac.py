@@ -16,7 +16,7 @@ Decisions where the paper is silent (more in pipeline/rows/corrections.py):
 4. The reference-conditioned prompt is a template of the task (pipeline/data/tasks.py) or the
    recipe's `shown_prompt`. It shows the reference with its end-of-turn token: without it, whatever
    the template puts after the reference (a line end) becomes the last label of most answers, and
-   the model unlearns to stop (docs/measurements.md). A stage with such labels warns.
+   the model unlearns to stop (docs/methods.md). A stage with such labels warns.
 """
 
 from __future__ import annotations

@@ -211,8 +211,8 @@ def test_a_key_from_the_environment_is_not_repeated(swept, monkeypatch):
     assert "sk-secret" not in str(caught.value)
 
 
-def test_the_page_on_sweeps_says_what_commands_print(bashrac, tmp_path):
-    page = (ROOT / "docs" / "sweeps.md").read_text()
+def test_the_section_on_sweeps_says_what_commands_print(bashrac, tmp_path):
+    page = (ROOT / "docs" / "recipe.md").read_text().split("\n## Sweeps\n")[1]
     (tmp_path / "sweep.yaml").write_text(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
     shown = re.findall(r"```\n\$ bashrac (check .*?)\n(.*?)```", page, re.DOTALL)
     for command, printed in shown:

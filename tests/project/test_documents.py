@@ -1,6 +1,7 @@
 """The documents: what they point at is there, and the README's map is whole."""
 
 import re
+import tomllib
 
 import pytest
 import yaml
@@ -36,6 +37,30 @@ def test_every_file_that_a_page_names_exists(page):
     assert missing <= (example if page.name == "extending.md" else set())
 
 
+@pytest.mark.parametrize(("page", "most"), [("README.md", 160), ("docs/architecture.md", 120)])
+def test_a_page_to_read_in_one_sitting_stays_short(page, most):
+    assert len((ROOT / page).read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_every_link_to_a_section_leads_to_a_heading():
+    """A renamed heading breaks the links to it without a word from anything else."""
+    broken = []
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for place, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+            target = page.parent / place if place else page
+            if anchor not in anchors_of(target):
+                broken.append(f"{page.name}: {place}#{anchor}")
+    assert broken == []
+
+
+def anchors_of(page):
+    """The anchors of a page's headings, as the usual forge makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_the_tree_names_every_folder():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"\b([a-z_]+)/", text[text.index("## The tree") :]))
@@ -43,6 +68,17 @@ def test_the_tree_names_every_folder():
     for package in ("pipeline", "eval"):
         folders |= {file.parent.name for file in (ROOT / package).glob("*/__init__.py")}
     assert folders <= shown
+
+
+def test_the_layers_described_are_those_that_are_checked():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = project["tool"]["importlinter"]["contracts"][0]
+    layers = [layer.replace(".", "/").split(" | ") for layer in contract["layers"]]
+    checked = [{name for name in layer if (ROOT / name).is_dir()} for layer in layers]
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (`.*?) \|", text.split("## Layers")[1].split("\n## ")[0], re.M)
+    described = [set(re.findall(r"`((?:pipeline|eval)/\w+)`", line)) for line in lines]
+    assert list(filter(None, described)) == list(filter(None, checked))
 
 
 def table_rows(heading):

@@ -191,7 +191,7 @@ def test_an_adapters_config_names_its_base_for_others(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_embedded_model_in_4_bits_through_three_arms(bashrac, tmp_path):
-    """SFT, RAC, DPO of the demo as QLoRA on a CPU; prints what docs/adapters.md says of it."""
+    """SFT, RAC, DPO of the demo as QLoRA on a CPU; prints what docs/scaling.md says of it."""
     rows = ["data.train.limit=32", "data.test.limit=16", "data.preferences.limit=8"]
     stages = ("sft", "rac", "rac-dpo")
     chosen = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())["stages"]
