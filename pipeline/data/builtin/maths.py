@@ -13,48 +13,34 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pipeline.data.builtin.words import NAMES, choices, read
+from pipeline.data.builtin.words import choices, draw_slot, read
 
 SMALLEST, LARGEST = 2, 200
 _MISTAKEN_FOR = {"+": "-*", "-": "+", "*": "+", "/": "-*"}
 _SLIPS = (-10, -2, -1, 1, 2, 10)
 _TEXTS = read("maths")
+NAMES: list[str] = _TEXTS["names"]
 
-
-class Step(NamedTuple):
-    """One worked line: text, `left sign right = result`, text."""
-
-    before: str
-    left: str
-    sign: str
-    right: str
-    result: str
-    after: str
+# The text before a step, `left sign right = result`, and the text after it.
+Step = tuple[str, str, str, str, str, str]
+# What a step says, and its result.
+Line = tuple[str, int]
 
 
 class Template(NamedTuple):
     """A question, its worked lines, and the values each number of the question may have."""
 
     question: str
-    steps: tuple[Step, ...]
+    steps: list[Step]
     numbers: dict[str, Sequence[int]]
 
 
-class Worked(NamedTuple):
-    """One step with its numbers in place."""
-
-    left: int
-    sign: str
-    right: int
-    result: int
-
-
 def _template(question: str, steps: list[str], numbers: dict[str, str]) -> Template:
-    parts = [re.split(r"\[(\w+) (.) (\w+) = (\w+)\]", step) for step in steps]
-    ranges = {name: choices(written) for name, written in numbers.items()}
-    return Template(question, tuple(Step(*step) for step in parts), ranges)
+    pattern = re.compile(r"(.*)\[(\w+) (.) (\w+) = (\w+)\](.*)")
+    ranges = {name: choices(written, _TEXTS) for name, written in numbers.items()}
+    return Template(question, [pattern.findall(step)[0] for step in steps], ranges)
 
 
 TEMPLATES = {
@@ -63,83 +49,65 @@ TEMPLATES = {
 }
 
 
-def draw(random: Random, *, pairs: bool) -> tuple[str, dict[str, Any]]:
-    """A question (the key) and its row: question and answer, or a preference pair."""
+def draw(random: Random, pairs: bool) -> tuple[str, str, str]:
+    """A question, its answer, and for pairs a wrong one."""
     (step_count,) = random.choices((1, 2, 3), weights=(4, 4, 2))
     template = random.choice(TEMPLATES[step_count])
-    works = None
-    while works is None:
+    lines = None
+    while lines is None:
         numbers = {name: random.choice(values) for name, values in template.numbers.items()}
-        works = _work(template.steps, numbers)
-    fields: dict[str, Any] = {**_draw_words(random), **numbers}
-    if "k" in numbers:
-        fields["k_times"] = _TEXTS["times"][numbers["k"]]
-    question = template.question.format(**fields)
-    answer = _write(template.steps, works, fields)
-    if not pairs:
-        return question, {"question": question, "answer": answer}
-    wrong = _write(template.steps, _work_wrongly(random, template.steps, numbers, works), fields)
-    return question, {
-        "prompt": [{"role": "user", "content": question}],
-        "chosen": [{"role": "assistant", "content": answer}],
-        "rejected": [{"role": "assistant", "content": wrong}],
-    }
+        lines = _work(template.steps, numbers)
+    slots = {**numbers, **_draw_words(random), "k_times": _TEXTS["times"].get(numbers.get("k"))}
+    wrong = _work_wrongly(random, template.steps, numbers, lines) if pairs else lines
+    answer, wrong = (
+        "\n".join([*(text for text, _ in worked), f"#### {worked[-1][1]}"]).format(**slots)
+        for worked in (lines, wrong)
+    )
+    return template.question.format(**slots), answer, wrong
 
 
 def _draw_words(random: Random) -> dict[str, str]:
     drawn = dict(zip(("name", "other", "third"), random.sample(NAMES, 3), strict=True))
-    drawn |= {slot: random.choice(choices(words)) for slot, words in _TEXTS["words"].items()}
+    drawn |= {slot: draw_slot(random, words, _TEXTS) for slot, words in _TEXTS["words"].items()}
     for forms in _TEXTS["counted"]:
         drawn |= zip(forms, random.choice(list(zip(*forms.values(), strict=True))), strict=True)
     return drawn
 
 
 def _work(
-    steps: tuple[Step, ...], numbers: dict[str, int], *, at: int = -1, sign: str = "", slip: int = 0
-) -> list[Worked] | None:
+    steps: list[Step], numbers: dict[str, int], *, at: int = -1, sign: str = "", slip: int = 0
+) -> list[Line] | None:
     """Work through the steps; in step `at` use another sign, or be off by `slip`.
 
     None when a result is not a whole number in SMALLEST..LARGEST.
     """
-    known = dict(numbers)
-    works = []
-    for index, step in enumerate(steps):
-        left, right = (
-            int(part) if part.isdigit() else known[part] for part in (step.left, step.right)
-        )
-        used = sign if sign and index == at else step.sign
+    known, lines = dict(numbers), []
+    for index, (before, first, right_sign, second, name, after) in enumerate(steps):
+        left, right = (int(part) if part.isdigit() else known[part] for part in (first, second))
+        used = sign if sign and index == at else right_sign
         if used == "/" and left % right:
             return None
         result = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[used]
         result += slip if index == at else 0
         if not SMALLEST <= result <= LARGEST:
             return None
-        known[step.result] = result
-        works.append(Worked(left, used, right, result))
-    return works
+        known[name] = result
+        lines.append((f"{before}{left} {used} {right} = {result}{after}", result))
+    return lines
 
 
 def _work_wrongly(
-    random: Random, steps: tuple[Step, ...], numbers: dict[str, int], right: list[Worked]
-) -> list[Worked]:
+    random: Random, steps: list[Step], numbers: dict[str, int], right: list[Line]
+) -> list[Line]:
     """A worked answer with one mistake of a random kind and another final number."""
     for kind in random.sample(("slip", "operation", "stop early"), 3):
-        tries: list[list[Worked] | None] = [right[:-1]] if kind == "stop early" else []
-        for at, step in enumerate(steps):
+        tries: list[list[Line] | None] = [right[:-1]] if kind == "stop early" else []
+        for at, (_, _, sign, *_) in enumerate(steps):
             if kind == "slip":
                 tries += [_work(steps, numbers, at=at, slip=slip) for slip in _SLIPS]
             if kind == "operation":
-                signs = _MISTAKEN_FOR[step.sign]
-                tries += [_work(steps, numbers, at=at, sign=sign) for sign in signs]
-        wrong = [works for works in tries if works and works[-1].result != right[-1].result]
+                tries += [_work(steps, numbers, at=at, sign=by) for by in _MISTAKEN_FOR[sign]]
+        wrong = [lines for lines in tries if lines and lines[-1][1] != right[-1][1]]
         if wrong:
             return random.choice(wrong)
     raise AssertionError("a slip of 1 in the last step is always possible")
-
-
-def _write(steps: tuple[Step, ...], works: list[Worked], fields: dict[str, Any]) -> str:
-    lines = [
-        f"{step.before}{work.left} {work.sign} {work.right} = {work.result}{step.after}"
-        for step, work in zip(steps, works, strict=False)  # fewer works when it stops early
-    ]
-    return "\n".join([*lines, f"#### {works[-1].result}"]).format(**fields)

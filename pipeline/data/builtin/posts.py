@@ -31,11 +31,13 @@ class Story(NamedTuple):
     summaries: list[str]
 
 
-def _story(slots: dict[str, Any], **texts: Any) -> Story:
-    return Story(slots={slot: [*map(str, choices(slots[slot]))] for slot in slots}, **texts)
-
-
 _TEXTS = read("posts")
+
+
+def _story(slots: dict[str, Any], **texts: Any) -> Story:
+    return Story(slots={slot: [*map(str, choices(slots[slot], _TEXTS))] for slot in slots}, **texts)
+
+
 STORIES = tuple(_story(**story) for story in _TEXTS["stories"])
 
 
@@ -70,17 +72,14 @@ def _tell(random: Random, told: list[str], asides: list[str], question: str) -> 
     asides = random.sample(asides, len(asides))
     wanted = random.randint(1, 3)
     middle = list(told)
-    while asides and (wanted > 0 or _count_words([*first, *middle, question, *last]) < _SHORTEST):
+    while asides and (
+        wanted > 0 or len(" ".join([*first, *middle, question, *last]).split()) < _SHORTEST
+    ):
         middle.insert(random.randint(1, len(middle)), asides.pop())  # 0 is the opening's place
         wanted -= 1
-    before_question = len(first) + len(middle)
-    in_the_middle = len(first) + len(middle) // 2
+    before_question, in_the_middle = len(first) + len(middle), len(first) + len(middle) // 2
     breaks = random.choice(((), (before_question,), (before_question, in_the_middle)))
     post, *others = [*first, *middle, question, *last]
     for index, sentence in enumerate(others, start=1):
         post += ("\n\n" if index in breaks else " ") + sentence
     return post
-
-
-def _count_words(sentences: list[str]) -> int:
-    return sum(len(sentence.split()) for sentence in sentences)

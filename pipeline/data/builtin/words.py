@@ -1,31 +1,41 @@
-"""Reading the words and texts of the built-in data sets, which lie beside this file as YAML."""
+"""Reads the words and templates of the built-in data sets, YAML files in this folder."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import yaml
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first reads ten times as fast
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is several times faster
 
 
+@cache
 def read(name: str) -> dict[str, Any]:
-    """The texts of one file."""
-    path = Path(__file__).with_name(f"{name}.yaml")
-    return yaml.load(path.read_text("utf-8"), _LOADER)
+    """The contents of NAME.yaml, with the lists of words.yaml."""
+    text = Path(__file__).with_name(f"{name}.yaml").read_text("utf-8")
+    return {**(read("words") if name != "words" else {}), **yaml.load(text, _LOADER)}
 
 
-_SHARED = read("words")
-NAMES: list[str] = _SHARED["names"]
-DAYS: list[str] = _SHARED["days"]
-
-
-def choices(written: str | list[str]) -> Sequence[Any]:
-    """What a slot may hold: a list, one of words.yaml by its name, or "2 to 60", "2 to 60 by 2"."""
-    if isinstance(written, list) or written in _SHARED:
-        return written if isinstance(written, list) else _SHARED[written]
+def choices(written: Any, texts: dict[str, Any]) -> Sequence[Any]:
+    """The values of a slot, written as a list, the name of one, or a range: "2 to 60 by 2"."""
+    if isinstance(written, str) and written in texts:
+        written = texts[written]
+    if isinstance(written, dict):
+        return list(written.items())
+    if isinstance(written, list):
+        return written
     first, last, step = re.fullmatch(r"(\d+) to (\d+)(?: by (\d+))?", written).groups("1")
     return range(int(first), int(last) + 1, int(step))
+
+
+def draw_slot(random: Random, written: Any, texts: dict[str, Any]) -> Any:
+    """One of the choices, or a list of several for "3 of names"."""
+    if isinstance(written, str) and " of " in written:
+        count, _, several = written.partition(" of ")
+        return random.sample(choices(several, texts), int(count))
+    return random.choice(choices(written, texts))
