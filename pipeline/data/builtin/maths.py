@@ -67,7 +67,8 @@ def draw(random: Random, pairs: bool) -> tuple[str, str, str]:
 
 
 def _draw_words(random: Random) -> dict[str, str]:
-    drawn = dict(zip(("name", "other", "third"), random.sample(NAMES, 3), strict=True))
+    name, other, third = random.sample(NAMES, 3)
+    drawn: dict[str, str] = {"name": name, "other": other, "third": third}
     drawn |= {slot: draw_slot(random, words, _TEXTS) for slot, words in _TEXTS["words"].items()}
     for forms in _TEXTS["counted"]:
         drawn |= zip(forms, random.choice(list(zip(*forms.values(), strict=True))), strict=True)

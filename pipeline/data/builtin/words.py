@@ -29,8 +29,9 @@ def choices(written: Any, texts: dict[str, Any]) -> Sequence[Any]:
         return list(written.items())
     if isinstance(written, list):
         return written
-    first, last, step = re.fullmatch(r"(\d+) to (\d+)(?: by (\d+))?", written).groups("1")
-    return range(int(first), int(last) + 1, int(step))
+    (numbers,) = re.findall(r"^(\d+) to (\d+)(?: by (\d+))?$", written)
+    first, last, step = (int(number or 1) for number in numbers)
+    return range(first, last + 1, step)
 
 
 def draw_slot(random: Random, written: Any, texts: dict[str, Any]) -> Any:
