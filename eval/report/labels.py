@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from eval.report.plots import shortened
 
@@ -47,16 +48,8 @@ class Label:
     is_far: bool
 
 
-@dataclass(frozen=True)
-class _Box:
-    left: float
-    right: float
-    top: float
-    bottom: float
-
-    def meets(self, other: _Box) -> bool:
-        across = self.left < other.right and other.left < self.right
-        return across and self.top < other.bottom and other.top < self.bottom
+# Left, right, top and bottom, in em.
+_Box = tuple[float, float, float, float]
 
 
 def place_labels(
@@ -74,38 +67,38 @@ def place_labels(
         narrow: the least width of the plot in em.
     """
     widths = [narrow + (_WIDEST - narrow) * step / 6 for step in range(7)]
-    taken: dict[float, list[_Box]] = {width: [] for width in widths}
-    for width in widths:
-        for point in points:
-            x = point.x / 100 * width
-            taken[width].append(_Box(x - _MARK, x + _MARK, point.y - _MARK, point.y + _MARK))
+    taken = [[_mark_box(point, width) for point in points] for width in widths]
     placed = []
     for number, point in enumerate(points):
-        for label in _candidates(point):
-            boxes = {width: _box(label, width) for width in widths}
+        for text, (dx, dy, anchor) in product(
+            dict.fromkeys((point.text, shortened(point.text, _SHORT))), _OFFSETS
+        ):
+            label = Label(text, point.x, point.y, dx, dy, anchor, abs(dy) > _FAR)
+            boxes = [_label_box(label, width) for width in widths]
             if all(
-                box.left >= 0
-                and box.right <= width
-                and top - 0.6 <= box.top
-                and box.bottom <= bottom
-                and not any(box.meets(other) for i, other in enumerate(taken[width]) if i != number)
-                for width, box in boxes.items()
-            ):
+                box[0] >= 0 and box[1] <= width and top - 0.6 <= box[2] and box[3] <= bottom
+                and not any(_meet(box, other) for i, other in enumerate(others) if i != number)
+                for box, width, others in zip(boxes, widths, taken, strict=True)
+            ):  # fmt: skip
                 placed.append(label)
-                for width, box in boxes.items():
-                    taken[width].append(box)
+                for box, others in zip(boxes, taken, strict=True):
+                    others.append(box)
                 break
     return placed
 
 
-def _candidates(point: PointAt) -> Iterator[Label]:
-    for text in dict.fromkeys((point.text, shortened(point.text, _SHORT))):
-        for dx, dy, anchor in _OFFSETS:
-            yield Label(text, point.x, point.y, dx, dy, anchor, abs(dy) > _FAR)
+def _mark_box(point: PointAt, width: float) -> _Box:
+    x = point.x / 100 * width
+    return x - _MARK, x + _MARK, point.y - _MARK, point.y + _MARK
 
 
-def _box(label: Label, width: float) -> _Box:
+def _label_box(label: Label, width: float) -> _Box:
     x, wide = label.x / 100 * width + label.dx, len(label.text) * _CHARACTER
     left = x - {"start": 0.0, "middle": wide / 2, "end": wide}[label.anchor]
-    base = label.y + label.dy
-    return _Box(left, left + wide, base - 0.9, base - 0.9 + _LINE)
+    top = label.y + label.dy - 0.9
+    return left, left + wide, top, top + _LINE
+
+
+def _meet(one: _Box, other: _Box) -> bool:
+    across = one[0] < other[1] and other[0] < one[1]
+    return across and one[2] < other[3] and other[2] < one[3]

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from eval.report.charts import format_x, places_of, three_digits
 from eval.report.labels import Label, PointAt, place_labels
-from eval.report.plots import nice_ticks, shortened
+from eval.report.plots import nice_ticks, shortened, tick_words
 from eval.report.text import format_number
-from eval.report.types import Chart, Curve, Point
+from eval.report.types import Chart, Curve
 
 # So many curves keep their intervals in one plot; with more each gets a small one beside it.
 MOST_BANDS = 4
@@ -52,7 +52,7 @@ class Frame:
     narrow: float
 
 
-REPLICATED = Frame(left=13, right=96, inset=2.5, top=0.7, bottom=15.8, height=17.7, narrow=24.0)
+WHOLE = Frame(left=13, right=96, inset=2.5, top=0.7, bottom=15.8, height=17.7, narrow=24.0)
 SMALL = Frame(left=21, right=93, inset=5, top=0.7, bottom=6.7, height=8.7, narrow=11.0)
 
 
@@ -111,7 +111,7 @@ def view_of(chart: Chart, baseline: str | None) -> ChartView | None:
     if not points:
         return None
     many = len(chart.curves) > MOST_BANDS and chart.is_joined
-    whole, small = _Layout(chart, REPLICATED, baseline), _Layout(chart, SMALL, baseline)
+    whole, small = _Layout(chart, WHOLE, baseline), _Layout(chart, SMALL, baseline)
     base = [curve for curve in chart.curves if curve.name == baseline and chart.is_joined]
     plot = whole.plot("", chart.title, chart.curves, with_bands=not many)
     panels = [
@@ -178,7 +178,8 @@ class _Layout:
             style = "baseline"
         if number % (2 * len(_SHAPES)) >= len(_SHAPES):
             style += " open"
-        at = [(self.x(point.x), point) for point in self._ordered(curve)]
+        ordered = sorted(curve.points, key=lambda point: self.places.index(point.x))
+        at = [(self.x(point.x), point) for point in ordered]
         ends = [(x, self.y(one.cell.low), self.y(one.cell.high)) for x, one in at]
         is_line = self.chart.is_joined and len(at) > 1
         outline = [(x, high) for x, _, high in ends] + [(x, low) for x, low, _ in reversed(ends)]
@@ -192,30 +193,20 @@ class _Layout:
             band=_points(outline) if is_line and with_bands else "",
         )
 
-    def _ordered(self, curve: Curve) -> list[Point]:
-        return sorted(curve.points, key=lambda point: self.places.index(point.x))
-
     def _x_ticks(self) -> list[tuple[float, str]]:
         """The chart's own places where it has few, else round numbers; none over another."""
-        places = self.places
-        if self.frame is SMALL:  # the large plot beside it says the rest
-            has_words = any(isinstance(place, str) for place in places)
-            places = [] if has_words else [places[0], places[len(places) // 2], places[-1]]
-        decimals = None
-        if not self.chart.is_joined or len(places) > 10:
-            numbers = [place for place in places if not isinstance(place, str)]
-            if len(numbers) == len(places) and not self.chart.is_log:
-                low, high = min(numbers), max(numbers)
-                places = [tick for tick in nice_ticks(low, high) if low <= tick <= high]
-                decimals = three_digits(high - low) - 1 if high > low else 2
-        words = [
-            format_x(one)
-            if decimals is None or isinstance(one, str)
-            else f"{one:.{max(decimals, 0)}f}"
-            for one in places
-        ]
-        if any(isinstance(place, str) for place in places):
-            room = (self.frame.right - self.frame.left) / 100 * self.frame.narrow / len(places)
+        places, chart, frame = self.places, self.chart, self.frame
+        numbers = _numbers(places)
+        if frame is SMALL:  # the large plot beside it says the rest
+            places = [places[0], places[len(places) // 2], places[-1]] if numbers else []
+        words = list(map(format_x, places))
+        if numbers and not chart.is_log and (not chart.is_joined or len(places) > 10):
+            low, high = min(numbers), max(numbers)
+            decimals = max(three_digits(high - low) - 1, 0) if high > low else 2
+            places = [tick for tick in nice_ticks(low, high) if low <= tick <= high]
+            words = [f"{tick:.{decimals}f}" for tick in places]
+        elif not numbers and places:
+            room = (frame.right - frame.left) / 100 * frame.narrow / len(places)
             words = [_fitted(word, room - 0.4) for word in words]
         ticks = [(self.x(place), word) for place, word in zip(places, words, strict=True)]
         kept: list[tuple[float, str]] = []
@@ -230,9 +221,8 @@ class _Layout:
 
     def _y_ticks(self) -> list[tuple[float, str]]:
         values = self.y_values
-        decimals = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
-        shown = values if self.frame is REPLICATED else [values[0], values[-1]]
-        return [(self.y(value), f"{value + 0.0:.{decimals}f}") for value in shown]
+        ticks = list(zip(map(self.y, values), tick_words(values), strict=True))
+        return ticks if self.frame is WHOLE else [ticks[0], ticks[-1]]
 
     def _labels(self, curves: Sequence[Curve]) -> list[Label]:
         points = [
@@ -246,8 +236,8 @@ class _Layout:
 
 def _x_scale(chart: Chart, places: Sequence[float | str]) -> Callable[[float | str], float]:
     """A place on the x axis -> its share of the way, 0 to 1."""
-    numbers = [place for place in places if not isinstance(place, str)]
-    if len(numbers) < len(places):  # words stand in the middle of equal parts
+    numbers = _numbers(places)
+    if not numbers:  # words stand in the middle of equal parts
         return lambda place: (places.index(place) + 0.5) / len(places)
     is_log = chart.is_log and min(numbers) > 0
     known = {place: math.log10(place) if is_log else place for place in numbers}
@@ -262,6 +252,12 @@ def _x_scale(chart: Chart, places: Sequence[float | str]) -> Callable[[float | s
         return (value - low) / (high - low) if high > low else 0.5
 
     return share
+
+
+def _numbers(places: Sequence[float | str]) -> list[float]:
+    """The places of an axis of numbers; none where any is a word."""
+    numbers = [place for place in places if not isinstance(place, str)]
+    return numbers if len(numbers) == len(places) else []
 
 
 def _width(label: str) -> float:

@@ -61,13 +61,11 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
         return []
     name, unit = measured.own, measured.measures[measured.own].unit
     less = " (less is better)" if measured.measures[name].better == "lower" else ""
-    lines = []
-    for row in rows:
-        cell = row.primary
-        numbers = None if cell is None else (cell.low, cell.value, cell.high)
-        lines.append(
-            (row.stage, format_cell(cell, row.n, row.seeds) or describe_missing(row), "", numbers)
-        )
+    lines = [
+        (row.stage, format_cell(cell, row.n, row.seeds) or describe_missing(row), "",
+         cell and (cell.low, cell.value, cell.high))
+        for row in rows for cell in [row.primary]
+    ]  # fmt: skip
     base = next((row.primary for row in rows if row.stage == baseline), None)
     plots = [
         _plot(
@@ -79,12 +77,11 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
             + ("" if base is None else f" Dashed line: {baseline}."),
         )
     ]
-    differences = [(row.stage, row.difference) for row in rows if row.difference]
-    if differences:
-        compared = [
-            (stage, format_difference(one), one.words, (one.low, one.value, one.high))
-            for stage, one in differences
-        ]
+    compared = [
+        (row.stage, format_difference(one), one.words, (one.low, one.value, one.high))
+        for row in rows if (one := row.difference)
+    ]  # fmt: skip
+    if compared:
         note = (
             "On the same examples. Better or worse (filled dot): the 95 % interval excludes 0, and "
             "p is below 0.05. Noise (open dot): else."
@@ -118,20 +115,18 @@ def _plot(
     marks, top = [], _TOP
     beside = all(_fits(stage, words) for stage, words, *_ in lines)
     for stage, words, tone, three in lines:
-        places = None if three is None else (place(three[0]), place(three[1]), place(three[2]))
+        places = three and (place(three[0]), place(three[1]), place(three[2]))
         names = [stage] if beside else _wrapped(stage)
         label = [(name, round(top + 1.1 + i * _TEXT, 2)) for i, name in enumerate(names)]
         base = label[-1][1] + (0 if beside else _TEXT)
         marks.append(Mark(label, words, round(base, 2), round(base + 0.9, 2), tone, places))
         top = base - 1.1 + _LINE
-    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     return Plot(
         id=name,
         title=title,
         description="; ".join(f"{stage}: {words}" for stage, words, *_ in lines),
         marks=marks,
-        ticks=[(place(tick), f"{tick + 0.0:{'+' if signed and tick else ''}.{decimals}f}")
-               for tick in ticks],
+        ticks=list(zip(map(place, ticks), tick_words(ticks, signed), strict=True)),
         height=round(top + _AXIS, 2),
         line=None if line is None else (place(line[0]), line[1]),
         note=note,
@@ -146,6 +141,12 @@ def nice_ticks(low: float, high: float) -> list[float]:
     step = next(power * times for times in (1, 2, 5, 10) if span / (power * times) <= 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 9) for i in range(first, last + 1)]
+
+
+def tick_words(ticks: Sequence[float], signed: bool = False) -> list[str]:
+    """Tick labels with as many decimals as the step between ticks needs."""
+    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    return [f"{tick + 0.0:{'+' if signed and tick else ''}.{decimals}f}" for tick in ticks]
 
 
 def _fits(stage: str, words: str) -> bool:

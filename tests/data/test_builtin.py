@@ -161,6 +161,14 @@ def test_import_is_light():
     assert outsiders - {module.partition(".")[0] for module in bare} == set()
 
 
+def test_planning_the_demo_reads_no_words():
+    code = (
+        "import sys; from pipeline.cli.main import main; main(['plan', 'demo']); "
+        "print('pipeline.data.builtin.words' in sys.modules)"
+    )
+    assert run_python(code).split("\n")[-1] == "False"
+
+
 @pytest.mark.parametrize(("name", "split"), ALL)
 def test_64_rows_are_made_without_making_the_rest(
     name: str, split: str, monkeypatch: pytest.MonkeyPatch

@@ -34,6 +34,15 @@ def test_an_installed_wheel_brings_its_recipes_and_launch_configs(tmp_path):
     assert plan.returncode == 0 and "shipped/accelerate_configs/cpu.yaml" in plan.stdout
     page = run("report", "demo", "--format", "html").stdout
     assert page.startswith("<!DOCTYPE html>") and "not finished" in page
+    rows = (
+        "from pipeline.data.builtin.rows import SPLITS, builtin_rows; "
+        "print([len(builtin_rows(name, limit=2)) for name in SPLITS])"
+    )
+    drawn = subprocess.run(
+        [sys.executable, "-P", "-c", rows], check=True, cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert drawn.stdout == "[2, 2, 2]\n", "the words of the built-in rows are in the wheel"
     template = 'from eval.judge.compare import load_template; load_template("alpaca_eval_2")'
     subprocess.run(
         [sys.executable, "-P", "-c", template], check=True, cwd=tmp_path,

@@ -12,7 +12,7 @@ from report_by_hand import report_of
 from eval.report.charts import chart_table
 from eval.report.data import csv_text
 from eval.report.labels import PointAt, place_labels
-from eval.report.lines import REPLICATED, SMALL, view_of
+from eval.report.lines import SMALL, WHOLE, view_of
 from eval.report.markdown import markdown
 from eval.report.types import Cell, Chart, Curve, Point
 
@@ -63,8 +63,8 @@ def test_a_line_goes_through_the_numbers_on_both_axes():
     """Places are percent of the width and em: the first at the inset, the last at the right."""
     (series,) = view_of(chart(curve("sft", [0, 1], low=0, step=1)), "sft").plot.series
     (x, y), (x_last, y_last) = series.marks
-    assert (x, x_last) == (REPLICATED.left + REPLICATED.inset, REPLICATED.right)
-    assert REPLICATED.top <= y_last < y <= REPLICATED.bottom
+    assert (x, x_last) == (WHOLE.left + WHOLE.inset, WHOLE.right)
+    assert WHOLE.top <= y_last < y <= WHOLE.bottom
     assert series.line == f"{x:g},{y:g} {x_last:g},{y_last:g}"
     assert series.band.count(",") == 4 and series.bars == []
 
@@ -147,7 +147,7 @@ def boxes_at(labels, width):
 @given(st.lists(st.tuples(st.floats(15, 95), st.floats(1, 15)), min_size=1, max_size=14))
 def test_names_of_points_never_cover_each_other_on_any_screen(places):
     points = [PointAt(f"stage-{i}", x, y) for i, (x, y) in enumerate(places)]
-    labels = place_labels(points, top=REPLICATED.top, bottom=REPLICATED.bottom, narrow=24)
+    labels = place_labels(points, top=WHOLE.top, bottom=WHOLE.bottom, narrow=24)
     assert len(labels) >= 1
     for width in (24, 28, 36, 44, 48):
         boxes = list(boxes_at(labels, width))

@@ -1,7 +1,7 @@
 """Built-in data sets: generated when asked for, so the demo and the tests download nothing.
 
-The words and sentences live in builtin_maths.py, builtin_posts.py and builtin_chat.py; each has
-one function, draw, which makes a random row. This module turns draws into fixed splits.
+The words and templates are YAML files. maths.py, posts.py and chat.py fill them in at random; this
+module turns their draws into rows, in fixed splits.
 
 1. A (set, split) pair is one stream of draws from a Random seeded with its name, read in order, so
    rows never change and the first n rows cost only about n draws.
@@ -75,11 +75,18 @@ def _stream(name: str, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _draw(random: Random, name: str, *, pairs: bool) -> tuple[str, dict[str, Any]]:
-    # Here, so that a command that only names a set does not read the word lists.
+    # Here, so that a command that only names a set does not read its words.
     from pipeline.data.builtin import chat, maths, posts
 
+    if name == "posts":
+        return posts.draw(random)
+    prompt, good, worse = chat.draw(random) if name == "chat" else maths.draw(random, pairs)
+    asked, chosen, rejected = (
+        [{"role": role, "content": text}]
+        for role, text in (("user", prompt), ("assistant", good), ("assistant", worse))
+    )
+    if pairs:
+        return prompt, {"prompt": asked, "chosen": chosen, "rejected": rejected}
     if name == "maths":
-        return maths.draw(random, pairs=pairs)
-    if name == "chat":
-        return chat.draw(random, pairs=pairs)
-    return posts.draw(random)
+        return prompt, {"question": prompt, "answer": good}
+    return prompt, {"messages": asked + chosen}
