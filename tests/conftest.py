@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import failures
 import judge_servers
 import pytest
 import yaml
@@ -28,6 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+COMMANDS = pytest.StashKey[tuple[Path, list]]()  # the folder of a test, and what ran there
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -267,23 +269,38 @@ def write_recipe(tmp_path):
     return write
 
 
-@pytest.fixture
-def bashrac(tmp_path):
-    """Run the command line as a user would, in this test's folder."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.failed and COMMANDS in item.stash:
+        report.sections.extend(failures.sections(*item.stash[COMMANDS]))
+    return report
 
+
+@pytest.fixture
+def bashrac(tmp_path, request):
+    """Run the command line as a user would, in this test's folder; a failed test shows what ran."""
     (tmp_path / "eval.py").write_text("raise SystemExit('a file of the user was imported')")
+    ran = []
+    request.node.stash[COMMANDS] = (tmp_path, ran)
 
     def run(*arguments, env=None, timeout=500, **options) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            # As for the installed command, a user's eval.py is not taken for our package.
-            [sys.executable, "-P", "-m", "pipeline", *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            **options,
-        )
+        try:
+            done = subprocess.run(
+                # As for the installed command, a user's eval.py is not taken for our package.
+                [sys.executable, "-P", "-m", "pipeline", *map(str, arguments)],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                **options,
+            )
+        except subprocess.TimeoutExpired as late:
+            ran.append((arguments, late))
+            raise
+        ran.append((arguments, done))
+        return done
 
     return run
 
