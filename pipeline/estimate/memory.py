@@ -11,8 +11,9 @@ what is kept in which dtype.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from pipeline.recipe.shipped import FSDP2, zero
 
@@ -43,10 +44,7 @@ class Weight:
     @property
     def count(self) -> int:
         """How many numbers it holds."""
-        product = 1
-        for size in self.shape:
-            product *= size
-        return product
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
@@ -173,14 +171,7 @@ class Memory:
     @property
     def total(self) -> int:
         """All of it."""
-        return (
-            self.weights
-            + self.gradients
-            + self.optimizer
-            + self.reference
-            + self.cache
-            + self.passes
-        )
+        return sum(astuple(self))
 
 
 @dataclass(frozen=True)

@@ -153,18 +153,15 @@ def _quantize(model: Any, compute: torch.dtype) -> None:
 
 def make_fake(model: torch.nn.Module) -> None:
     """Give a model on the meta device fake tensors of a CPU; tied ones stay tied."""
-    made: dict[int, Any] = {}
+    made: dict[torch.Tensor, Any] = {}  # tensors are told apart by identity
     for module in model.modules():
         for store in (module._parameters, module._buffers):
             for name, tensor in store.items():
                 if tensor is None:
                     continue
-                if id(tensor) not in made:
+                if tensor not in made:
                     fake: Any = torch.empty(tensor.shape, dtype=tensor.dtype)
                     if isinstance(tensor, torch.nn.Parameter):
                         fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                    made[id(tensor)] = (
-                        fake,
-                        tensor,
-                    )  # the tensor too, so that its id stays its own
-                store[name] = made[id(tensor)][0]
+                    made[tensor] = fake
+                store[name] = made[tensor]

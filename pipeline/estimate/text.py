@@ -204,7 +204,7 @@ def _notes(
         if not known_optimizer(name)
     ]
     known = [one for one in shown if one.seconds and not one.done]
-    unknown = [one for one in shown if not one.seconds and not one.done and _has_tokens(one)]
+    unknown = [one for one in shown if not one.seconds and not one.done and one.work.timed[0]]
     if known:
         total = sum((one.seconds or 0) * one.times for one in known)
         price = _format_price(total, launch, price_per_hour)
@@ -228,10 +228,6 @@ def _format_price(seconds: float, launch: Launch, price_per_hour: tuple[float, s
         return words
     price, currency = price_per_hour
     return f"{words}, {hours * price:,.2f} {currency}".rstrip()
-
-
-def _has_tokens(one: Estimate) -> bool:
-    return one.work.timed[0] > 0
 
 
 def _verdict(shown: Sequence[Estimate], limit: float | None) -> list[str]:

@@ -124,52 +124,54 @@ class Workload:
         found = self._references(step, "train", max_length=step.options["trainer"]["max_length"])
         ratio = step.options.get("lambda", 0.0)
         rows, tokens = (round(count * (1 + ratio)) for count in (found.rows, found.tokens))
-        work = _work(found, rows=rows, assumes="rows" in step.inputs)
-        return replace(work, trained=round(tokens * self._epochs(step, rows)))
+        trained = round(tokens * self._epochs(step, rows))
+        return _work(found, rows=rows, trained=trained, assumes="rows" in step.inputs)
 
     def _preferences(self, step: StepSpec) -> Work:
         max_length = step.options["trainer"]["max_length"]
         if "preferences" in step.locations:
             found = self._pairs(step, max_length)
             trained = round(found.tokens * self._epochs(step, found.rows))
-            return replace(_work(found, rows=found.rows), trained=trained)
+            return _work(found, trained=trained)
         pairs = step.inputs["pairs"]
         assert isinstance(pairs, StepSpec)
         sources = [one for one in pairs.inputs.values() if isinstance(one, StepSpec)]
         found = self._references(sources[0], "train", max_length=max_length, of=step)
         rows = found.rows * len(sources)
         trained = round(2 * found.tokens * len(sources) * self._epochs(step, rows))
-        return replace(_work(found, rows=rows, assumes=True, at_most=True), trained=trained)
+        return _work(found, rows=rows, trained=trained, assumes=True, at_most=True)
 
     def _answers(self, step: StepSpec) -> Work:
         role = "test" if "test" in step.locations else "train"
         found = self._references(step, role, max_length=None)
         count = found.rows * step.options["samples"]
         room = step.options["max_new_tokens"]
-        return replace(
-            _work(found, rows=count, at_most=True),
+        return _work(
+            found,
+            rows=count,
             read=found.prompts * step.options["samples"],
             written=count * room,
             longest=found.longest_prompt + room,
+            at_most=True,
         )
 
     def _contexts(self, step: StepSpec) -> Work:
         found = self._references(step, "train", max_length=step.options["max_length"])
-        return replace(_work(found, rows=found.rows), read=found.tokens, written=found.answers)
+        return _work(found, read=found.tokens, written=found.answers)
 
     def _gap_contexts(self, step: StepSpec) -> Work:
         """Every row once at each rate but 0, where nothing is written."""
         found = self._references(step, "test", max_length=step.options["max_length"])
         times = len(step.options["rates"]) - 1
-        work = _work(found, rows=found.rows * times)
-        return replace(work, read=found.tokens * times, written=found.answers * times)
+        counts = {"rows": found.rows, "read": found.tokens, "written": found.answers}
+        return _work(found, **{name: count * times for name, count in counts.items()})
 
     def _gap_losses(self, step: StepSpec) -> Work:
         contexts = step.inputs["contexts"]
         assert isinstance(contexts, StepSpec)
         found = self._references(contexts, "test", max_length=contexts.options["max_length"])
         times = len(contexts.options["rates"])
-        return replace(_work(found, rows=found.rows * times), read=found.tokens * times)
+        return _work(found, rows=found.rows * times, read=found.tokens * times)
 
     def _corrections(self, step: StepSpec) -> Work:
         options = step.options
@@ -177,14 +179,15 @@ class Workload:
             step, "train", max_length=options["max_length"], shown=options["shown_prompt"]
         )
         if options["correction"] == "token":
-            work = _work(found, rows=found.rows, assumes=True)
-            return replace(work, read=found.tokens, written=found.answers)
+            return _work(found, read=found.tokens, written=found.answers, assumes=True)
         room = options["max_new_tokens"]
-        return replace(
-            _work(found, rows=found.rows, assumes=True, at_most=True),
+        return _work(
+            found,
             read=found.prompts,
             written=found.rows * room,
             longest=found.longest_prompt + room,
+            assumes=True,
+            at_most=True,
         )
 
     def _references(
@@ -284,12 +287,6 @@ def _lengths(sizes: list[tuple[int, int]], scale: float, rows: int) -> _Lengths:
     )
 
 
-def _work(found: _Lengths, *, rows: int, assumes: bool = False, at_most: bool = False) -> Work:
-    return Work(
-        rows=rows,
-        longest=found.longest,
-        longest_prompt=found.longest_prompt,
-        assumes=assumes,
-        at_most=at_most,
-        sampled=found.sampled,
-    )
+def _work(found: _Lengths, **more: Any) -> Work:
+    names = ("rows", "longest", "longest_prompt", "sampled")
+    return Work(**{name: getattr(found, name) for name in names} | more)

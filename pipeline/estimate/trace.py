@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -70,16 +70,14 @@ class Live(TorchDispatchMode):
         self.most = max(self.most, self.now)
 
 
-@contextlib.contextmanager
-def _kernels(*, on_gpu: bool) -> Iterator[None]:
+def _kernels(*, on_gpu: bool) -> AbstractContextManager[Any]:
     """Let TRL's chunked output layer make the tensors it makes on this kind of device."""
     from trl.kernels import chunked_logprob
 
-    with contextlib.ExitStack() as stack:
-        if on_gpu:
-            for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
-                stack.enter_context(mock.patch.object(chunked_logprob, name, lambda *_, **__: None))
-        yield
+    if not on_gpu:
+        return contextlib.nullcontext()
+    kernels = ("_forward_tile", "_backward_tile", "_addmm_fp32")
+    return mock.patch.multiple(chunked_logprob, **dict.fromkeys(kernels, lambda *_, **__: None))
 
 
 @dataclass(frozen=True)
