@@ -63,7 +63,9 @@ def _version_problem(version: str) -> str | None:
         return f"write the version as {new}"
     # The first release may have the version that stands there already.
     if new < Version(match[1]):
-        return f"{version} is older than {match[1]}, the version in {VERSION_FILE.relative_to(ROOT)}"
+        return (
+            f"{version} is older than {match[1]}, the version in {VERSION_FILE.relative_to(ROOT)}"
+        )
     return None
 
 
