@@ -1,7 +1,7 @@
-"""Makes a release of what is checked out, for a person to look at and push: `make release VERSION=0.2.0`.
+"""Makes a release of what is checked out: `make release VERSION=0.2.0`.
 
-Sets the version, dates the changelog, builds into dist/, commits and tags. Pushes nothing. What fails
-before the commit leaves the tree as it was.
+Sets the version, dates the changelog, lints, builds into an emptied dist/, commits and tags; pushes
+nothing. A step that fails leaves the files as they were.
 """
 
 from __future__ import annotations
