@@ -29,6 +29,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+# Fixtures that start processes or train: a test that uses one is marked `launches`.
+LAUNCHING = {
+    "alone", "bare", "bashrac", "bashrac_without", "browser", "extended", "launched", "made", "place",
+    "run_steps_here", "served", "stand_in", "start",
+}  # fmt: skip
 COMMANDS = pytest.StashKey[tuple[Path, list]]()  # the folder of a test, and what ran there
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -267,6 +272,13 @@ def write_recipe(tmp_path):
         return path
 
     return write
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks are selected by
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not LAUNCHING.isdisjoint(item.fixturenames):
+            item.add_marker("launches")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,7 +1,7 @@
-"""Makes a release of what is checked out, for a person to look at and push: `make release VERSION=0.2.0`.
+"""Makes a release of what is checked out: `make release VERSION=0.2.0`.
 
-Sets the version, dates the changelog, builds into dist/, commits and tags. Pushes nothing. What fails
-before the commit leaves the tree as it was.
+Sets the version, dates the changelog, lints, builds into an emptied dist/, commits and tags; pushes
+nothing. A step that fails leaves the files as they were.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def _version_problem(version: str) -> str | None:
         return f"write the version as {new}"
     # The first release may have the version that stands there already.
     if new < Version(match[1]):
-        return f"{version} is older than {match[1]}, the version in {VERSION_FILE.relative_to(ROOT)}"
+        return (
+            f"{version} is older than {match[1]}, the version in {VERSION_FILE.relative_to(ROOT)}"
+        )
     return None
 
 

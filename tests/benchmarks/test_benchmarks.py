@@ -599,6 +599,7 @@ def test_a_judges_key_reaches_the_judge_and_no_file(
 # --- processes and servers ----------------------------------------------------------------------
 
 
+@pytest.mark.launches
 def test_with_two_processes_one_judges_and_the_other_waits(
     judged_recipe, letters, write_recipe, tmp_path, serve
 ):

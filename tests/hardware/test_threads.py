@@ -98,6 +98,7 @@ def test_a_process_that_nobody_launched_adapts_nothing(monkeypatch):
     threads_of_launch.cache_clear()
 
 
+@pytest.mark.launches
 def test_threads_give_way_to_programs_that_compute(monkeypatch):
     """As many busy programs as cores leave the fair share of one thread."""
     monkeypatch.setattr(threads, "_SECONDS", 1.0)

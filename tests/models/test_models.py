@@ -9,6 +9,7 @@ from pipeline.models import load
 from pipeline.steps import identity
 
 
+@pytest.mark.launches
 def test_the_embedded_model_is_converted_once_and_answers(tmp_path, monkeypatch):
     pytest.importorskip("gguf")
     try:
