@@ -7,6 +7,8 @@ interrupted, 143 terminated.
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,7 +16,6 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from pipeline.again import making_command, retry_command
 from pipeline.cli.parser import make_parser
 from pipeline.errors import (
     EXIT_FAILED,
@@ -31,10 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     _write_any_text()
     parser = make_parser()
-    given = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = parser.parse_args(words)
     if not hasattr(given, "command"):
         parser.print_help()
         return 0
+    given.typed = ["bashrac", *words]
     try:
         return _COMMANDS[given.command](given)
     except BashracError as error:
@@ -84,7 +87,12 @@ def _load_plan(given: Any) -> Any:
     from pipeline.plan.load import load_recipe
     from pipeline.plan.plan import make_plan
 
-    return make_plan(load_recipe(given.recipe, given.overrides, given.variant))
+    return make_plan(load_recipe(*_source_of(given)))
+
+
+def _source_of(given: Any) -> Any:
+    """How to read the recipe of a command: file or name, overrides, variant."""
+    return given.recipe, given.overrides, given.variant
 
 
 def _launch_of(plan: Any, given: Any) -> Any:
@@ -145,7 +153,8 @@ def _plan(given: Any) -> int:
     _check_price(given)
     plan = _load_plan(given)
     launch = _launch_of(plan, given)
-    print(explain(plan, given.runs, launch, given.through))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(explain(plan, given.runs, launch, given.through, commands=given.commands, width=width))
     asked = (given.estimate, given.gpu_memory, given.tokens_per_second, given.price_per_hour)
     if not any(asked):
         return 0
@@ -160,10 +169,14 @@ def _plan(given: Any) -> int:
 
 
 def _run(given: Any) -> int:
-    return _run_plan(_load_plan(given), given, given.stages)
+    from pipeline.plan.load import command_for
+
+    makes = command_for("run", *_source_of(given))
+    return _run_plan(_load_plan(given), given, makes, given.stages)
 
 
-def _run_plan(plan: Any, given: Any, stages: Sequence[str] = ()) -> int:
+def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> int:
+    """Run a plan; `makes` is the command that its report names."""
     from eval.report.collect import collect
     from eval.report.files import write_report
     from pipeline.plan import changes
@@ -179,13 +192,13 @@ def _run_plan(plan: Any, given: Any, stages: Sequence[str] = ()) -> int:
     launch = _launch_of(plan, given)
     status.check_judge_key(plan, given.runs, stages)
     status.check_engine(plan, given.runs, stages)
-    retry = retry_command(given)
+    retry = shlex.join(given.typed)
     settings = RunSettings(
         given.runs, launch, retry, stages, given.max_judge_calls, given.verify, given.through
     )
 
     def written() -> str:
-        report = collect(plan, given.runs, command=making_command(given))
+        report = collect(plan, given.runs, command=makes)
         return write_report(report, plan, given.runs)
 
     if launched_by_accelerate():
@@ -231,7 +244,7 @@ def _evaluate(given: Any) -> int:
         overrides=given.overrides,
     )
     recipe = check_recipe(raw, given.overrides, name=f"bashrac evaluate {given.model}")
-    return _run_plan(make_plan(recipe), given)
+    return _run_plan(make_plan(recipe), given, shlex.join(given.typed))
 
 
 def _score(given: Any) -> int:
@@ -244,6 +257,7 @@ def _score(given: Any) -> int:
 def _report(given: Any) -> int:
     from eval.report.collect import collect, part_of
     from eval.report.files import report_text
+    from pipeline.plan.load import command_for
 
     _check_price(given)
     plan = _load_plan(given)
@@ -262,7 +276,7 @@ def _report(given: Any) -> int:
         plan,
         given.runs,
         baseline=given.baseline,
-        command=making_command(given),
+        command=command_for("run", *_source_of(given)),
         price_per_hour=given.price_per_hour,
         currency=given.currency,
     )
@@ -271,6 +285,44 @@ def _report(given: Any) -> int:
         sentence = f"nothing of this report is finished under {given.runs}"
         more = "what was run with --set, --variant or --runs is found with the same"
         print(f"{sentence}; {more}", file=sys.stderr)
+    return 0
+
+
+def _status(given: Any) -> int:
+    from pipeline.plan.load import command_for
+    from pipeline.recipe.shipped import read_launch
+    from pipeline.run.watch import status
+
+    plan = _load_plan(given)
+    launch = read_launch(plan.recipe.launch)
+
+    def command(verb: str) -> str:
+        return command_for(verb, *_source_of(given), given.runs)
+
+    print(status(plan, given.runs, launch, seed=given.seed, command=command))
+    return 0
+
+
+def _logs(given: Any) -> int:
+    from pipeline.plan.load import load_recipe
+    from pipeline.run.watch import find_logs, follow, log_end
+
+    source, colon, stage = given.named.rpartition(":")
+    if not colon or Path(given.named).exists():
+        source, stage = given.named, None
+    recipe = load_recipe(source, given.overrides, given.variant)
+
+    def find() -> list[Path]:
+        return find_logs(recipe, given.runs, stage=stage, seed=given.seed)
+
+    log = find()[0]
+    print(f"==> {log}", log_end(log, given.lines), sep="\n", flush=True)
+    if given.follow:
+        try:
+            for text in follow(find):
+                print(text, end="", flush=True)
+        except KeyboardInterrupt:  # the way to end it
+            return EXIT_STOPPED + signal.SIGINT
     return 0
 
 
@@ -330,7 +382,7 @@ def _push(given: Any) -> int:
     from pipeline.publish.push import push
 
     found = _find(given)
-    command = retry_command(given, *(["--private"] if given.private else []), "--yes")
+    command = shlex.join([*given.typed, "--yes"])
     print(push(found, given.to, private=given.private, yes=given.yes, command=command))
     return 0
 
@@ -350,6 +402,8 @@ _COMMANDS = {
     "plan": _plan,
     "run": _run,
     "report": _report,
+    "status": _status,
+    "logs": _logs,
     "evaluate": _evaluate,
     "score": _score,
     "recipes": _recipes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,18 @@ def load_recipe(
     taken, chosen = take_variant(raw, variant, name=str(path))
     name = str(path) if chosen is None else f"{path} (variant {chosen})"
     return check_recipe(taken, overrides, name=name)
+
+
+def command_for(
+    verb: str, named: str, overrides: Sequence[str], variant: str | None, runs: Path | None = None
+) -> str:
+    """A `bashrac` command about a recipe that was read with these terms, to be typed in a shell."""
+    words = ["bashrac", verb, named, *(["--variant", variant] if variant else [])]
+    for override in overrides:
+        words += ["--set", override]
+    if runs not in (None, Path("runs")):
+        words += ["--runs", str(runs)]
+    return shlex.join(words)
 
 
 def variants_of(source: str | Path) -> list[str]:
