@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.run.progress import duration
 from pipeline.steps import artifact
 from pipeline.steps.context import read_progress
 from pipeline.steps.spec import StepSpec
@@ -40,11 +40,22 @@ def expected_seconds(
     for step in steps:
         if step.fingerprint in records:
             found[step.fingerprint] = records[step.fingerprint]["seconds"]
+            continue
+        progress = read_progress(step.directory(runs))
+        if progress.get("left") is not None:  # it is running, or was stopped
+            found[step.fingerprint] = progress["left"]
         elif seconds := took.get(_likeness(step.identity, identities)):
-            progress = read_progress(step.directory(runs))
-            share = progress["done"] / progress["total"] if progress.get("total") else 0.0
-            found[step.fingerprint] = median(seconds) * (1 - share)
+            found[step.fingerprint] = sorted(seconds)[len(seconds) // 2]
     return found
+
+
+def left_words(pending: Sequence[StepSpec], seconds: dict[str, float]) -> str:
+    """How long steps are likely to take together, of as many as it is known of; ''."""
+    known = [seconds[step.fingerprint] for step in pending if step.fingerprint in seconds]
+    if not known:
+        return ""
+    some = "" if len(known) == len(pending) else f" for {len(known)} of them"
+    return f", about {duration(sum(known))}{some}"
 
 
 def _records(runs: Path) -> dict[str, dict[str, Any]]:

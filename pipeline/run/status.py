@@ -21,7 +21,7 @@ from pipeline.plan.changes import MEMORY, Memory, read_identities
 from pipeline.plan.plan import Plan
 from pipeline.recipe import shipped
 from pipeline.recipe.schema import Recipe, Source
-from pipeline.run.expected import expected_seconds
+from pipeline.run.expected import expected_seconds, left_words
 from pipeline.run.launcher import command
 from pipeline.run.progress import duration
 from pipeline.run.scheduler import select_steps
@@ -132,8 +132,10 @@ def _tree(
             continue
         start = f"{name:<{widths[0]}}  {state:<{widths[1]}}  "
         start += f"{time:>{widths[2]}}  " if widths[2] else ""
-        room = max(width - len(start), 24) if width else 0
-        first, *more = (room and textwrap.wrap(line.reason, room)) or [line.reason]
+        room = max(width - len(start), 20) if width else 0
+        first, *more = (room and textwrap.wrap(line.reason, room, break_on_hyphens=False)) or [
+            line.reason
+        ]
         lines.append(f"{start}{first}".rstrip())
         lines += [" " * len(start) + words for words in more]
     return lines
@@ -169,15 +171,6 @@ def _shortened(reason: str) -> str:
     if not again or len(again) < reason.count("; ") + 1:
         return reason
     return f"because {' and '.join(again)} run{'s' * (len(again) == 1)} again"
-
-
-def left_words(pending: Sequence[StepSpec], seconds: dict[str, float]) -> str:
-    """How long steps are likely to take together, of as many as it is known of; ''."""
-    known = [seconds[step.fingerprint] for step in pending if step.fingerprint in seconds]
-    if not known:
-        return ""
-    some = "" if len(known) == len(pending) else f" for {len(known)} of them"
-    return f", about {duration(sum(known))}{some}"
 
 
 def check_judge_key(plan: Plan, runs: Path, stages: Sequence[str]) -> None:

@@ -12,9 +12,8 @@ from pipeline.errors import InputError, suggest, visible
 from pipeline.plan.plan import Plan
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.shipped import Launch
-from pipeline.run.expected import expected_seconds
+from pipeline.run.expected import expected_seconds, left_words
 from pipeline.run.progress import duration
-from pipeline.run.status import left_words
 from pipeline.steps import artifact
 from pipeline.steps.artifact import ERROR, SPEC
 from pipeline.steps.context import read_progress
@@ -57,8 +56,6 @@ def status(
         name, done = _name(step, plan), _done_words(progress)
         if holder := holders[step.fingerprint]:
             so_far, left = progress.get("seconds", 0.0), progress.get("left")
-            if left is not None:
-                seconds[step.fingerprint] = left
             words = [f"{name}: {done or 'starting'}"]
             words += [f"{duration(so_far)} so far"] if so_far else []
             words += [f"about {duration(left)} left"] if left is not None else []
