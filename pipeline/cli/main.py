@@ -23,6 +23,7 @@ from pipeline.errors import (
     EXIT_STOPPED,
     BashracError,
     InputError,
+    RecipeError,
     Stopped,
     suggest,
 )
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        print("\nstopped; run the same command again to resume", file=sys.stderr)
         by = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
         return EXIT_STOPPED + by
     except BrokenPipeError:  # the reader of our output has gone: `bashrac report | head`
@@ -107,7 +108,7 @@ def _launch_of(plan: Any, given: Any) -> Any:
 
 def _check_price(given: Any) -> None:
     if given.currency and given.price_per_hour is None:
-        raise InputError("--currency says what a price is in; give --price-per-hour too")
+        raise InputError("--currency is the currency of --price-per-hour; give that too")
 
 
 def _check(given: Any) -> int:
@@ -138,8 +139,10 @@ def _check_one(source: str, overrides: list[str], variant: str | None) -> str | 
     try:
         plan = make_plan(load_recipe(source, overrides, variant))
         refuse_float16(plan.steps, read_launch(plan.recipe.launch))
-    except InputError as error:
+    except RecipeError as error:
         return str(error)
+    except InputError as error:
+        return f"{source}: {error}"
     which = "" if variant is None else f" (variant {variant})"
     points = f"{len(plan.recipe.points)} points, " if plan.recipe.points else ""
     counts = f"{points}{len(plan.stages)} stages, {len(plan.steps)} steps"
@@ -283,7 +286,7 @@ def _report(given: Any) -> int:
     print(report_text(report, given.format, plan, given.runs))
     if report.bill is None:
         sentence = f"nothing of this report is finished under {given.runs}"
-        more = "what was run with --set, --variant or --runs is found with the same"
+        more = "if it was run with --set, --variant or --runs, give the same here"
         print(f"{sentence}; {more}", file=sys.stderr)
     return 0
 
@@ -350,7 +353,7 @@ def _copy(given: Any) -> int:
     variants = variants_of(source)
     with artifact.whole_file(given.file) as file:
         file.write(source.read_text(encoding="utf-8"))
-    print(f"{given.file} written; `bashrac check {given.file}` after you have edited it")
+    print(f"{given.file} written; edit it, then run `bashrac check {given.file}`")
     if variants:
         print(f"variants, the first by default: --variant {', '.join(variants)}")
     return 0

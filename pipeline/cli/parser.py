@@ -44,21 +44,23 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     _add_launch(parser)
     parser.add_argument(
-        "--commands", action="store_true", help="list the folder and the command of each step"
+        "--commands",
+        action="store_true",
+        help="list each step with its folder and command, for scripts",
     )
     parser.add_argument(
         "--estimate", action="store_true",
-        help="add parameters, memory, tokens and hours of each step, without loading weights",
+        help="also estimate parameters, memory, tokens and hours of each step; loads no weights",
     )  # fmt: skip
     parser.add_argument(
         "--gpu-memory", type=_positive, metavar="GB",
-        help="estimate, and say what does not fit (exit code 1)",
+        help="also estimate, and name the steps that need more than this (exit code 1)",
     )  # fmt: skip
     parser.add_argument(
         "--tokens-per-second", type=_positive, metavar="N",
-        help="estimate, with hours at this speed rather than at that of finished steps",
+        help="also estimate, with hours at this speed instead of that of finished steps",
     )  # fmt: skip
-    _add_price(parser, "estimate, and say what the time still to run costs")
+    _add_price(parser, "also estimate, and say what the steps still to run will cost")
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
@@ -71,13 +73,18 @@ def _run(parser: argparse.ArgumentParser) -> None:
 
 def _report(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
-    parser.add_argument("--format", choices=("md", "csv", "json", "html"), default="md")
+    parser.add_argument(
+        "--format",
+        choices=("md", "csv", "json", "html"),
+        default="md",
+        help="default: md",
+    )
     parser.add_argument(
         "--baseline", metavar="STAGE",
-        help="compare the other stages with it; by default the recipe's baseline, or its first SFT",
+        help="compare the other stages with this one (default: the recipe's, or its first SFT)",
     )  # fmt: skip
-    _add_stages(parser, "only this one, what it starts from and the baseline (repeatable)")
-    _add_price(parser, "adds what each stage has cost")
+    _add_stages(parser, "only this stage, those it starts from, and the baseline (repeatable)")
+    _add_price(parser, "also say what each stage has cost")
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
@@ -107,19 +114,23 @@ def _logs(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="folder, adapter, step or hub id")
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of a model, adapter or finished step, or a hub id"
+    )
     parser.add_argument(
         "--benchmark", action="append", required=True, metavar="NAME", dest="benchmarks",
         help="gsm8k, alpaca, tldr, gap or rouge (repeatable)",
     )  # fmt: skip
     parser.add_argument(
-        "--data", metavar="SOURCE", help="test rows instead of the benchmark's own on the hub"
+        "--data",
+        metavar="SOURCE",
+        help="test rows to use instead of the benchmark's own on the hub",
     )
     parser.add_argument("--limit", type=_count, metavar="N", help="only the first N test rows")
     parser.add_argument(
         "--task",
         choices=("gsm8k", "tldr", "chat"),
-        help="what the rows of gap and rouge are, where they do not show it",
+        help="what kind of rows gap and rouge are given, where the rows do not show it",
     )
     parser.add_argument(
         "--judge", metavar="JUDGE", help="openai:MODEL, local:MODEL, or reference (smoke runs)"
@@ -138,16 +149,18 @@ def _score(parser: argparse.ArgumentParser) -> None:
         "--reference", type=Path, metavar="FILE",
         help="model_outputs.json of the baseline: AlpacaEval's instructions in order",
     )  # fmt: skip
-    parser.add_argument("--difficulty", type=Path, metavar="CSV", help="instruction difficulties")
+    parser.add_argument(
+        "--difficulty", type=Path, metavar="CSV", help="how difficult each instruction is"
+    )
     parser.add_argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv")
 
 
 def _merge(parser: argparse.ArgumentParser) -> None:
     _add_stage(parser)
-    parser.add_argument("out", metavar="OUT", type=_place, help="a folder that does not exist")
+    parser.add_argument("out", metavar="OUT", type=_place, help="a folder that does not exist yet")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"),
-        help="of the weights (default: that of the model an adapter lies on)",
+        help="of the written weights (default: that of the base model)",
     )  # fmt: skip
 
 
@@ -156,8 +169,8 @@ def _recipes(parser: argparse.ArgumentParser) -> None:
 
 
 def _copy(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("file", metavar="FILE", type=_place)
+    parser.add_argument("name", metavar="NAME", help="of a recipe that `bashrac recipes` lists")
+    parser.add_argument("file", metavar="FILE", type=_place, help="must not exist yet")
 
 
 def _clean(parser: argparse.ArgumentParser) -> None:
@@ -168,8 +181,12 @@ def _clean(parser: argparse.ArgumentParser) -> None:
 def _push(parser: argparse.ArgumentParser) -> None:
     _add_stage(parser)
     parser.add_argument("--to", required=True, metavar="USER/NAME", help="repository on the hub")
-    parser.add_argument("--private", action="store_true", help="for a repository that is not there")
-    parser.add_argument("--yes", action="store_true", help="send it (default: only show it)")
+    parser.add_argument(
+        "--private", action="store_true", help="create the repository as a private one"
+    )
+    parser.add_argument(
+        "--yes", action="store_true", help="send it (default: only show what would be sent)"
+    )
 
 
 def _step(parser: argparse.ArgumentParser) -> None:
@@ -225,7 +242,7 @@ def _add_stage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "named", metavar="RECIPE:STAGE", help="a finished stage, such as my.yaml:rac"
     )
-    _add_seed(parser, "which of the recipe's seeds (default: its first)")
+    _add_seed(parser, "one of the recipe's seeds (default: its first)")
     _add_variant(parser)
     _add_set(parser)
     _add_runs(parser)
@@ -244,17 +261,21 @@ def _add_variant(
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--runs", type=_place, default=Path("runs"), metavar="DIR", help="results (default: runs)"
+        "--runs",
+        type=_place,
+        default=Path("runs"),
+        metavar="DIR",
+        help="folder of results (default: runs)",
     )
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
+        "--launch", metavar="NAME|FILE", help="use this accelerate config instead of the recipe's"
     )
     parser.add_argument(
         "--through", metavar="'COMMAND ...'", type=_words, default=(),
-        help="start each step's command with this one, e.g. 'srun --nodes 2 on_node.sh'",
+        help="prefix each step's command with this one, such as 'srun --nodes 2 on_node.sh'",
     )  # fmt: skip
 
 
@@ -266,21 +287,24 @@ def _add_stages(parser: argparse.ArgumentParser, words: str) -> None:
 
 def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-judge-calls", type=_count, metavar="N", help="refuse to put more questions to judges"
+        "--max-judge-calls",
+        type=_count,
+        metavar="N",
+        help="refuse to make more judge calls than this",
     )
 
 
 def _add_price(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--price-per-hour", type=_positive, metavar="X",
-        help=f"of one GPU, or of the machine where there is none: {what}",
+        help=f"price of a GPU, or of a machine without one: {what}",
     )  # fmt: skip
-    parser.add_argument("--currency", default="", metavar="WORD", help="of that price, e.g. EUR")
+    parser.add_argument("--currency", default="", metavar="WORD", help="of that price, such as EUR")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--verify", action="store_true", help="compare finished weights with their sha256 first"
+        "--verify", action="store_true", help="check finished weights against their sha256 first"
     )
 
 
@@ -295,12 +319,12 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 _COMMANDS = {
     "begin": [
         ("recipes", "list the recipes that come with bashrac", _recipes),
-        ("copy", "write one of them to a file of yours, to edit", _copy),
+        ("copy", "write a shipped recipe to a file of your own, to edit", _copy),
         ("check", "list everything that is wrong with a recipe", _check),
     ],
     "run": [
         ("plan", "list the steps, why each will run, and how long it may take", _plan),
-        ("run", "run what is not finished; after a stop the same command goes on", _run),
+        ("run", "run every step that is not finished; resumes after a stop", _run),
         ("evaluate", "run benchmarks on any model, without a recipe", _evaluate),
         ("clean", "list results that no recipe needs any more, and remove them", _clean),
     ],

@@ -89,7 +89,9 @@ def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
     path = shipped.find_recipe(str(source))
     raw = read_yaml_file(path)
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: a recipe is a mapping of keys; `bashrac copy demo FILE` is one")
+        raise InputError(
+            f"{path}: a recipe is a mapping of keys; `bashrac copy demo FILE` writes one to edit"
+        )
     return path, raw
 
 
@@ -104,7 +106,7 @@ def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) ->
     for key in keys:
         if over := next((other for other in swept if f"{key}.".startswith(f"{other}.")), None):
             raise InputError(
-                f"--set {key}: the recipe's sweep goes over it; "
+                f"--set {key}: the recipe's sweep sets it; "
                 f"--set {sweep.KEY}.{over}=null takes it out of the sweep"
             )
     checked = [(values, *_check_point(one)) for values, one in sweep.points_of(rest, swept)]
@@ -197,7 +199,9 @@ def _apply_override(raw: dict[str, Any], override: str, recipe: str) -> str:
     if not separator or not all(parts) or len(parts) > sweep.MOST_PARTS:
         raise InputError(f"--set {override}: write it as key=value, e.g. --set data.train.limit=64")
     if parts[0] == VARIANTS:
-        raise InputError(f"--set {key}: goes over the variant, so set the recipe's own key")
+        raise InputError(
+            f"--set {key}: --set is applied after the variant, so set the recipe's own key"
+        )
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
@@ -223,7 +227,7 @@ def _not_plain(node: Any, key: str) -> Iterator[Problem]:
     elif isinstance(node, float) and not math.isfinite(node):
         yield Problem(key, f"{node} is not a finite number; write a large one, such as 1.0e+9")
     elif isinstance(node, int) and abs(node) > _LARGEST:
-        yield Problem(key, f"{node} is too large; whole numbers go up to {_LARGEST}")
+        yield Problem(key, f"{node} is too large; the largest whole number is {_LARGEST}")
     elif isinstance(node, str) and (found := _UNREADABLE.search(node)):
         yield Problem(key, f"{node!r} holds the control character {found[0]!r}; take it out")
 
@@ -273,7 +277,7 @@ def _misplaced(
         for one in classes:
             if one is not None and name in trl_fields.fields_of(one):
                 place = ".".join(filter(None, [prefix, *above, block, name]))
-                return trl_fields.set_here(one, name) or f"stands below {block}: {place}"
+                return trl_fields.set_here(one, name) or f"belongs below {block}: {place}"
     return None
 
 

@@ -60,7 +60,7 @@ class Display:
         before = sum(row.state == "done before" for row in self.rows.values())
         if before == len(self.rows):
             return self
-        _say(f"{len(self.rows)} steps, {before} finished before")
+        _say(f"{len(self.rows)} steps, {before} already done")
         if sys.stdout.isatty():
             from rich.live import Live
 

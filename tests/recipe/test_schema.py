@@ -51,8 +51,8 @@ def test_a_file_of_other_rows_is_named_before_anything_runs(recipe_dict, write_r
     ("change", "key", "message"),
     [
         ({"sedes": [1]}, "sedes", "did you mean seeds?"),
-        ({"learning_rate": 1.0e-4}, "learning_rate", "stands below trainer: trainer.learning_rate"),
-        ({"r": 8}, "r", "stands below lora: lora.r"),
+        ({"learning_rate": 1.0e-4}, "learning_rate", "belongs below trainer: trainer.learning_rate"),
+        ({"r": 8}, "r", "belongs below lora: lora.r"),
         ({"seed": 8}, "seed", "is set by bashrac: use seeds"),
         ({"stages": {"a": {"method": "dpo", "beta": 1}}}, "stages.a.beta", "below trainer: stages.a.trainer.beta"),
         ({"stages": {"a": {"method": "sft", "beta": 1}}}, "stages.a.beta", "not a key bashrac knows"),
