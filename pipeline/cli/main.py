@@ -308,7 +308,7 @@ def _status(given: Any) -> int:
 
 def _logs(given: Any) -> int:
     from pipeline.plan.load import load_recipe
-    from pipeline.run.watch import find_logs, follow, log_end
+    from pipeline.run.watch import find_logs, log_text
 
     source, colon, stage = given.named.rpartition(":")
     if not colon or Path(given.named).exists():
@@ -318,14 +318,11 @@ def _logs(given: Any) -> int:
     def find() -> list[Path]:
         return find_logs(recipe, given.runs, stage=stage, seed=given.seed)
 
-    log = find()[0]
-    print(f"==> {log}", log_end(log, given.lines), sep="\n", flush=True)
-    if given.follow:
-        try:
-            for text in follow(find):
-                print(text, end="", flush=True)
-        except KeyboardInterrupt:  # the way to end it
-            return EXIT_STOPPED + signal.SIGINT
+    try:
+        for text in log_text(find, given.lines, follow=given.follow):
+            print(text, end="", flush=True)
+    except KeyboardInterrupt:  # the way to end it
+        return EXIT_STOPPED + signal.SIGINT
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -47,7 +46,8 @@ def status(
     holders = {step.fingerprint: held_by(step.directory(runs)) for step in pending}
     running = [step for step in pending if holders[step.fingerprint]]
     # A run may have been given another launch than the recipe's.
-    asked = artifact.read_object(running[0].directory(runs) / SPEC)["launch"] if running else {}
+    spec = artifact.read_object(running[0].directory(runs) / SPEC) if running else {}
+    asked = spec.get("launch", {})
     use_cpu = asked.get("use_cpu", launch.use_cpu)
     seconds = expected_seconds(steps, runs, use_cpu, asked.get("processes", launch.processes))
     rows = [(recipe.name, f"{len(steps) - len(pending)} of {_counted(steps)} done")]
@@ -61,7 +61,7 @@ def status(
             words += [f"about {duration(left)} left"] if left is not None else []
             rows += [("running", ", ".join(words)), ("", f"by {holder}")]
         elif error := artifact.read_object(step.directory(runs) / ERROR).get("message"):
-            rows.append(("failed", f"{name}: {visible(str(error))}"))
+            rows.append(("failed", f"{name}: {visible(' '.join(str(error).split()))}"))
         elif done:
             rows.append(("stopped", f"{name}: {done}"))
     if pending and not running:
@@ -120,7 +120,7 @@ def find_logs(recipe: Recipe, runs: Path, *, stage: str | None, seed: int | None
     for log in (runs / recipe.name / "logs").glob("*.log"):
         label, _, of_seed = log.stem.rpartition("-seed")
         is_stage = stage in (None, label, label.partition("@")[0])
-        if is_stage and seed in (None, int(of_seed)):
+        if is_stage and (seed is None or of_seed == str(seed)):
             found.append(log)
     if found:
         return sorted(found, key=lambda log: log.stat().st_mtime_ns, reverse=True)
@@ -130,23 +130,23 @@ def find_logs(recipe: Recipe, runs: Path, *, stage: str | None, seed: int | None
     raise InputError(f"{whose} has no log {where}: it has not been run there{shared}")
 
 
-def log_end(log: Path, lines: int) -> str:
-    """The last lines of a log."""
-    with log.open("rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - _MOST_BYTES, 0))
-        return "\n".join(_readable(file.read()).rstrip("\n").split("\n")[-lines:])
-
-
-def follow(find: Callable[[], list[Path]]) -> Iterator[str]:
-    """What logs are written from now on, without end; a new log is named before its text.
+def log_text(find: Callable[[], list[Path]], lines: int, *, follow: bool) -> Iterator[str]:
+    """The end of the newest log, and where it is followed, what logs are written from then on.
 
     Args:
-        find: returns the logs, the newest first, some of which may not be there yet.
+        find: returns the logs, the newest first; a run adds one for each stage.
+        lines: how many to begin with.
+        follow: whether to go on, without end.
     """
     logs = find()
     shown = logs[0]
     read = {log: log.stat().st_size for log in logs}
-    while True:
+    with shown.open("rb") as file:
+        file.seek(max(read[shown] - _MOST_BYTES, 0))
+        end = _readable(file.read(read[shown] - file.tell())).rstrip("\n").split("\n")
+    yield "\n".join([f"==> {shown}", *end[-lines:], ""])
+    while follow:
+        time.sleep(_FOLLOW_SECONDS)
         for log in reversed(find()):
             with log.open("rb") as file:
                 file.seek(read.get(log, 0))
@@ -156,7 +156,6 @@ def follow(find: Callable[[], list[Path]]) -> Iterator[str]:
                 read[log] = read.get(log, 0) + whole
                 yield ("" if log == shown else f"\n==> {log}\n") + _readable(new[:whole])
                 shown = log
-        time.sleep(_FOLLOW_SECONDS)
 
 
 def _readable(written: bytes) -> str:
