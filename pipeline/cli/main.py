@@ -7,6 +7,8 @@ interrupted, 143 terminated.
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,7 +16,6 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from pipeline.again import making_command, retry_command
 from pipeline.cli.parser import make_parser
 from pipeline.errors import (
     EXIT_FAILED,
@@ -22,6 +23,7 @@ from pipeline.errors import (
     EXIT_STOPPED,
     BashracError,
     InputError,
+    RecipeError,
     Stopped,
     suggest,
 )
@@ -31,17 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     _write_any_text()
     parser = make_parser()
-    given = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = parser.parse_args(words)
     if not hasattr(given, "command"):
         parser.print_help()
         return 0
+    given.typed = ["bashrac", *words]
     try:
         return _COMMANDS[given.command](given)
     except BashracError as error:
         print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        print("\nstopped; run the same command again to resume", file=sys.stderr)
         by = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
         return EXIT_STOPPED + by
     except BrokenPipeError:  # the reader of our output has gone: `bashrac report | head`
@@ -84,7 +88,12 @@ def _load_plan(given: Any) -> Any:
     from pipeline.plan.load import load_recipe
     from pipeline.plan.plan import make_plan
 
-    return make_plan(load_recipe(given.recipe, given.overrides, given.variant))
+    return make_plan(load_recipe(*_source_of(given)))
+
+
+def _source_of(given: Any) -> Any:
+    """How to read the recipe of a command: file or name, overrides, variant."""
+    return given.recipe, given.overrides, given.variant
 
 
 def _launch_of(plan: Any, given: Any) -> Any:
@@ -99,7 +108,7 @@ def _launch_of(plan: Any, given: Any) -> Any:
 
 def _check_price(given: Any) -> None:
     if given.currency and given.price_per_hour is None:
-        raise InputError("--currency says what a price is in; give --price-per-hour too")
+        raise InputError("--currency is the currency of --price-per-hour; give that too")
 
 
 def _check(given: Any) -> int:
@@ -130,8 +139,10 @@ def _check_one(source: str, overrides: list[str], variant: str | None) -> str | 
     try:
         plan = make_plan(load_recipe(source, overrides, variant))
         refuse_float16(plan.steps, read_launch(plan.recipe.launch))
-    except InputError as error:
+    except RecipeError as error:
         return str(error)
+    except InputError as error:
+        return f"{source}: {error}"
     which = "" if variant is None else f" (variant {variant})"
     points = f"{len(plan.recipe.points)} points, " if plan.recipe.points else ""
     counts = f"{points}{len(plan.stages)} stages, {len(plan.steps)} steps"
@@ -145,7 +156,8 @@ def _plan(given: Any) -> int:
     _check_price(given)
     plan = _load_plan(given)
     launch = _launch_of(plan, given)
-    print(explain(plan, given.runs, launch, given.through))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(explain(plan, given.runs, launch, given.through, commands=given.commands, width=width))
     asked = (given.estimate, given.gpu_memory, given.tokens_per_second, given.price_per_hour)
     if not any(asked):
         return 0
@@ -160,10 +172,14 @@ def _plan(given: Any) -> int:
 
 
 def _run(given: Any) -> int:
-    return _run_plan(_load_plan(given), given, given.stages)
+    from pipeline.plan.load import command_for
+
+    makes = command_for("run", *_source_of(given))
+    return _run_plan(_load_plan(given), given, makes, given.stages)
 
 
-def _run_plan(plan: Any, given: Any, stages: Sequence[str] = ()) -> int:
+def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> int:
+    """Run a plan; `makes` is the command that its report names."""
     from eval.report.collect import collect
     from eval.report.files import write_report
     from pipeline.plan import changes
@@ -179,13 +195,13 @@ def _run_plan(plan: Any, given: Any, stages: Sequence[str] = ()) -> int:
     launch = _launch_of(plan, given)
     status.check_judge_key(plan, given.runs, stages)
     status.check_engine(plan, given.runs, stages)
-    retry = retry_command(given)
+    retry = shlex.join(given.typed)
     settings = RunSettings(
         given.runs, launch, retry, stages, given.max_judge_calls, given.verify, given.through
     )
 
     def written() -> str:
-        report = collect(plan, given.runs, command=making_command(given))
+        report = collect(plan, given.runs, command=makes)
         return write_report(report, plan, given.runs)
 
     if launched_by_accelerate():
@@ -231,7 +247,7 @@ def _evaluate(given: Any) -> int:
         overrides=given.overrides,
     )
     recipe = check_recipe(raw, given.overrides, name=f"bashrac evaluate {given.model}")
-    return _run_plan(make_plan(recipe), given)
+    return _run_plan(make_plan(recipe), given, shlex.join(given.typed))
 
 
 def _score(given: Any) -> int:
@@ -244,6 +260,7 @@ def _score(given: Any) -> int:
 def _report(given: Any) -> int:
     from eval.report.collect import collect, part_of
     from eval.report.files import report_text
+    from pipeline.plan.load import command_for
 
     _check_price(given)
     plan = _load_plan(given)
@@ -262,15 +279,50 @@ def _report(given: Any) -> int:
         plan,
         given.runs,
         baseline=given.baseline,
-        command=making_command(given),
+        command=command_for("run", *_source_of(given)),
         price_per_hour=given.price_per_hour,
         currency=given.currency,
     )
     print(report_text(report, given.format, plan, given.runs))
     if report.bill is None:
         sentence = f"nothing of this report is finished under {given.runs}"
-        more = "what was run with --set, --variant or --runs is found with the same"
+        more = "if it was run with --set, --variant or --runs, give the same here"
         print(f"{sentence}; {more}", file=sys.stderr)
+    return 0
+
+
+def _status(given: Any) -> int:
+    from pipeline.plan.load import command_for
+    from pipeline.recipe.shipped import read_launch
+    from pipeline.run.watch import status
+
+    plan = _load_plan(given)
+    launch = read_launch(plan.recipe.launch)
+
+    def command(verb: str) -> str:
+        return command_for(verb, *_source_of(given), given.runs)
+
+    print(status(plan, given.runs, launch, seed=given.seed, command=command))
+    return 0
+
+
+def _logs(given: Any) -> int:
+    from pipeline.plan.load import load_recipe
+    from pipeline.run.watch import find_logs, log_text
+
+    source, colon, stage = given.named.rpartition(":")
+    if not colon or Path(given.named).exists():
+        source, stage = given.named, None
+    recipe = load_recipe(source, given.overrides, given.variant)
+
+    def find() -> list[Path]:
+        return find_logs(recipe, given.runs, stage=stage, seed=given.seed)
+
+    try:
+        for text in log_text(find, given.lines, follow=given.follow):
+            print(text, end="", flush=True)
+    except KeyboardInterrupt:  # the way to end it
+        return EXIT_STOPPED + signal.SIGINT
     return 0
 
 
@@ -298,7 +350,7 @@ def _copy(given: Any) -> int:
     variants = variants_of(source)
     with artifact.whole_file(given.file) as file:
         file.write(source.read_text(encoding="utf-8"))
-    print(f"{given.file} written; `bashrac check {given.file}` after you have edited it")
+    print(f"{given.file} written; edit it, then run `bashrac check {given.file}`")
     if variants:
         print(f"variants, the first by default: --variant {', '.join(variants)}")
     return 0
@@ -330,7 +382,7 @@ def _push(given: Any) -> int:
     from pipeline.publish.push import push
 
     found = _find(given)
-    command = retry_command(given, *(["--private"] if given.private else []), "--yes")
+    command = shlex.join([*given.typed, "--yes"])
     print(push(found, given.to, private=given.private, yes=given.yes, command=command))
     return 0
 
@@ -350,6 +402,8 @@ _COMMANDS = {
     "plan": _plan,
     "run": _run,
     "report": _report,
+    "status": _status,
+    "logs": _logs,
     "evaluate": _evaluate,
     "score": _score,
     "recipes": _recipes,

@@ -4,85 +4,66 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import __version__
 
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
-_EPILOG = """commands to begin with:
-  bashrac recipes                 the recipes that come with bashrac
-  bashrac copy demo my.yaml       start your own from one
-  bashrac check my.yaml           everything wrong with it, at once
-  bashrac run my.yaml             run it; run it again to go on where it stopped
-"""
+_ABOUT = "Staged fine-tuning with self-generated tokens (BASH, RAC) and DPO."
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser; what it parses has `command`, the name of one, unless none was given."""
+    listed = [
+        "\n".join([f"{group}:", *(f"  {name:<10}{words}" for name, words, _ in commands)])
+        for group, commands in _COMMANDS.items()
+    ]
     parser = argparse.ArgumentParser(
         prog="bashrac",
-        description="Staged fine-tuning with self-generated tokens (BASH, RAC) and DPO.",
-        epilog=_EPILOG,
+        usage="bashrac COMMAND ...",
+        description="\n\n".join([_ABOUT, *listed]),
+        epilog="`bashrac COMMAND --help` lists the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"bashrac {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND")
-    for add in (
-        _check,
-        _plan,
-        _run,
-        _report,
-        _evaluate,
-        _score,
-        _merge,
-        _recipes,
-        _copy,
-        _clean,
-        _push,
-        _step,
-    ):
-        add(commands)
+    added = parser.add_subparsers(metavar="COMMAND", prog="bashrac", help=argparse.SUPPRESS)
+    for name, words, add in chain(*_COMMANDS.values(), [_STEP]):
+        command = added.add_parser(name, description=f"{words[0].upper()}{words[1:]}.")
+        command.set_defaults(command=name)
+        add(command)
     return parser
 
 
-def _command(commands: Commands, name: str, words: str) -> argparse.ArgumentParser:
-    """A command's own parser; what it parses has `command`, this name."""
-    parser = commands.add_parser(name, help=words)
-    parser.set_defaults(command=name)
-    return parser
-
-
-def _check(commands: Commands) -> None:
-    parser = _command(commands, "check", "list every problem of recipes")
+def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="file or shipped name")
     _add_variant(parser, "only this variant (default: each)")
     _add_set(parser)
 
 
-def _plan(commands: Commands) -> None:
-    parser = _command(commands, "plan", "list the steps, and why each would run")
+def _plan(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     _add_launch(parser)
     parser.add_argument(
+        "--commands",
+        action="store_true",
+        help="list each step with its folder and command, for scripts",
+    )
+    parser.add_argument(
         "--estimate", action="store_true",
-        help="add parameters, memory, tokens and hours of each step, without loading weights",
+        help="also estimate parameters, memory, tokens and hours of each step; loads no weights",
     )  # fmt: skip
     parser.add_argument(
         "--gpu-memory", type=_positive, metavar="GB",
-        help="estimate, and say what does not fit (exit code 1)",
+        help="also estimate, and name the steps that need more than this (exit code 1)",
     )  # fmt: skip
     parser.add_argument(
         "--tokens-per-second", type=_positive, metavar="N",
-        help="estimate, with hours at this speed rather than at that of finished steps",
+        help="also estimate, with hours at this speed instead of that of finished steps",
     )  # fmt: skip
-    _add_price(parser, "estimate, and say what the time still to run costs")
+    _add_price(parser, "also estimate, and say what the steps still to run will cost")
 
 
-def _run(commands: Commands) -> None:
-    parser = _command(commands, "run", "run what is not finished, then print the table")
+def _run(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     _add_stages(parser, "only this stage (repeatable)")
     _add_launch(parser)
@@ -90,33 +71,66 @@ def _run(commands: Commands) -> None:
     _add_verify(parser)
 
 
-def _report(commands: Commands) -> None:
-    parser = _command(commands, "report", "print the table of what is finished")
+def _report(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
-    parser.add_argument("--format", choices=("md", "csv", "json", "html"), default="md")
+    parser.add_argument(
+        "--format",
+        choices=("md", "csv", "json", "html"),
+        default="md",
+        help="default: md",
+    )
     parser.add_argument(
         "--baseline", metavar="STAGE",
-        help="compare the other stages with it; by default the recipe's baseline, or its first SFT",
+        help="compare the other stages with this one (default: the recipe's, or its first SFT)",
     )  # fmt: skip
-    _add_stages(parser, "only this one, what it starts from and the baseline (repeatable)")
-    _add_price(parser, "adds what each stage has cost")
+    _add_stages(parser, "only this stage, those it starts from, and the baseline (repeatable)")
+    _add_price(parser, "also say what each stage has cost")
 
 
-def _evaluate(commands: Commands) -> None:
-    parser = _command(commands, "evaluate", "run benchmarks on a model, outside a recipe")
-    parser.add_argument("model", metavar="MODEL", help="folder, adapter, step or hub id")
+def _status(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    _add_seed(parser, "only this seed (default: all)")
+
+
+def _logs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "named", metavar="RECIPE[:STAGE]", help="file or shipped name, such as my.yaml or demo:rac"
+    )
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="go on printing what is written, until Ctrl-C"
+    )
+    parser.add_argument(
+        "-n",
+        "--lines",
+        type=_count,
+        default=40,
+        metavar="N",
+        help="how many to begin with (default: 40)",
+    )
+    _add_seed(parser, "only this seed (default: all)")
+    _add_variant(parser)
+    _add_set(parser)
+    _add_runs(parser)
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of a model, adapter or finished step, or a hub id"
+    )
     parser.add_argument(
         "--benchmark", action="append", required=True, metavar="NAME", dest="benchmarks",
         help="gsm8k, alpaca, tldr, gap or rouge (repeatable)",
     )  # fmt: skip
     parser.add_argument(
-        "--data", metavar="SOURCE", help="test rows instead of the benchmark's own on the hub"
+        "--data",
+        metavar="SOURCE",
+        help="test rows to use instead of the benchmark's own on the hub",
     )
     parser.add_argument("--limit", type=_count, metavar="N", help="only the first N test rows")
     parser.add_argument(
         "--task",
         choices=("gsm8k", "tldr", "chat"),
-        help="what the rows of gap and rouge are, where they do not show it",
+        help="what kind of rows gap and rouge are given, where the rows do not show it",
     )
     parser.add_argument(
         "--judge", metavar="JUDGE", help="openai:MODEL, local:MODEL, or reference (smoke runs)"
@@ -129,53 +143,53 @@ def _evaluate(commands: Commands) -> None:
     _add_verify(parser)
 
 
-def _score(commands: Commands) -> None:
-    parser = _command(commands, "score", "win rates of official AlpacaEval annotation files")
+def _score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="annotations.json")
     parser.add_argument(
         "--reference", type=Path, metavar="FILE",
         help="model_outputs.json of the baseline: AlpacaEval's instructions in order",
     )  # fmt: skip
-    parser.add_argument("--difficulty", type=Path, metavar="CSV", help="instruction difficulties")
+    parser.add_argument(
+        "--difficulty", type=Path, metavar="CSV", help="how difficult each instruction is"
+    )
     parser.add_argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv")
 
 
-def _merge(commands: Commands) -> None:
-    parser = _command(commands, "merge", "write a finished stage as a plain model")
+def _merge(parser: argparse.ArgumentParser) -> None:
     _add_stage(parser)
-    parser.add_argument("out", metavar="OUT", type=_place, help="a folder that does not exist")
+    parser.add_argument("out", metavar="OUT", type=_place, help="a folder that does not exist yet")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"),
-        help="of the weights (default: that of the model an adapter lies on)",
+        help="of the written weights (default: that of the base model)",
     )  # fmt: skip
 
 
-def _recipes(commands: Commands) -> None:
-    _command(commands, "recipes", "list the shipped recipes")
+def _recipes(parser: argparse.ArgumentParser) -> None:
+    del parser  # it takes nothing
 
 
-def _copy(commands: Commands) -> None:
-    parser = _command(commands, "copy", "write a shipped recipe to a file of yours")
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("file", metavar="FILE", type=_place)
+def _copy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of a recipe that `bashrac recipes` lists")
+    parser.add_argument("file", metavar="FILE", type=_place, help="must not exist yet")
 
 
-def _clean(commands: Commands) -> None:
-    parser = _command(commands, "clean", "list and remove results no recipe points at")
+def _clean(parser: argparse.ArgumentParser) -> None:
     _add_runs(parser)
     parser.add_argument("--yes", action="store_true", help="remove without asking")
 
 
-def _push(commands: Commands) -> None:
-    parser = _command(commands, "push", "show what a stage's page on the hub would be; send it")
+def _push(parser: argparse.ArgumentParser) -> None:
     _add_stage(parser)
     parser.add_argument("--to", required=True, metavar="USER/NAME", help="repository on the hub")
-    parser.add_argument("--private", action="store_true", help="for a repository that is not there")
-    parser.add_argument("--yes", action="store_true", help="send it (default: only show it)")
+    parser.add_argument(
+        "--private", action="store_true", help="create the repository as a private one"
+    )
+    parser.add_argument(
+        "--yes", action="store_true", help="send it (default: only show what would be sent)"
+    )
 
 
-def _step(commands: Commands) -> None:
-    parser = _command(commands, "step", "run prepared steps (what `run` launches)")
+def _step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("specs", nargs="+", metavar="step.json", type=Path)
 
 
@@ -228,12 +242,14 @@ def _add_stage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "named", metavar="RECIPE:STAGE", help="a finished stage, such as my.yaml:rac"
     )
-    parser.add_argument(
-        "--seed", type=int, metavar="N", help="which of the recipe's seeds (default: its first)"
-    )
+    _add_seed(parser, "one of the recipe's seeds (default: its first)")
     _add_variant(parser)
     _add_set(parser)
     _add_runs(parser)
+
+
+def _add_seed(parser: argparse.ArgumentParser, words: str) -> None:
+    parser.add_argument("--seed", type=int, metavar="N", help=words)
 
 
 def _add_variant(
@@ -245,17 +261,21 @@ def _add_variant(
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--runs", type=_place, default=Path("runs"), metavar="DIR", help="results (default: runs)"
+        "--runs",
+        type=_place,
+        default=Path("runs"),
+        metavar="DIR",
+        help="folder of results (default: runs)",
     )
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--launch", metavar="NAME|FILE", help="accelerate config instead of the recipe's"
+        "--launch", metavar="NAME|FILE", help="use this accelerate config instead of the recipe's"
     )
     parser.add_argument(
         "--through", metavar="'COMMAND ...'", type=_words, default=(),
-        help="start each step's command with this one, e.g. 'srun --nodes 2 on_node.sh'",
+        help="prefix each step's command with this one, such as 'srun --nodes 2 on_node.sh'",
     )  # fmt: skip
 
 
@@ -267,21 +287,24 @@ def _add_stages(parser: argparse.ArgumentParser, words: str) -> None:
 
 def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-judge-calls", type=_count, metavar="N", help="refuse to put more questions to judges"
+        "--max-judge-calls",
+        type=_count,
+        metavar="N",
+        help="refuse to make more judge calls than this",
     )
 
 
 def _add_price(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--price-per-hour", type=_positive, metavar="X",
-        help=f"of one GPU, or of the machine where there is none: {what}",
+        help=f"price of a GPU, or of a machine without one: {what}",
     )  # fmt: skip
-    parser.add_argument("--currency", default="", metavar="WORD", help="of that price, e.g. EUR")
+    parser.add_argument("--currency", default="", metavar="WORD", help="of that price, such as EUR")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--verify", action="store_true", help="compare finished weights with their sha256 first"
+        "--verify", action="store_true", help="check finished weights against their sha256 first"
     )
 
 
@@ -290,3 +313,30 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="override a key, e.g. --set data.train.limit=64 (repeatable)",
     )  # fmt: skip
+
+
+# What a person wants -> the commands for it: name, a line about it, what adds its options.
+_COMMANDS = {
+    "begin": [
+        ("recipes", "list the recipes that come with bashrac", _recipes),
+        ("copy", "write a shipped recipe to a file of your own, to edit", _copy),
+        ("check", "list everything that is wrong with a recipe", _check),
+    ],
+    "run": [
+        ("plan", "list the steps, why each will run, and how long it may take", _plan),
+        ("run", "run every step that is not finished; resumes after a stop", _run),
+        ("evaluate", "run benchmarks on any model, without a recipe", _evaluate),
+        ("clean", "list results that no recipe needs any more, and remove them", _clean),
+    ],
+    "look": [
+        ("status", "show what a run has done, is doing, and has left", _status),
+        ("logs", "print the end of a run's newest log, or of a stage's", _logs),
+        ("report", "print the tables of what is finished", _report),
+        ("score", "compute win rates from AlpacaEval annotation files", _score),
+    ],
+    "hand over": [
+        ("merge", "write a finished stage as a plain transformers model", _merge),
+        ("push", "show what would be sent to the hub; send it with --yes", _push),
+    ],
+}
+_STEP = ("step", "run prepared steps (what `run` launches)", _step)

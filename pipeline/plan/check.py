@@ -66,8 +66,8 @@ def _check_size(recipe: Recipe) -> list[Problem]:
     if rounds * len(recipe.seeds) <= _MOST_ROUNDS:
         return []
     message = (
-        f"come to {rounds * len(recipe.seeds)} rounds, over all stages and seeds; "
-        f"at most {_MOST_ROUNDS} are planned: lower rounds, or split the recipe"
+        f"ask for {rounds * len(recipe.seeds)} rounds over all stages and seeds; a recipe can have "
+        f"{_MOST_ROUNDS}: lower rounds, or split it"
     )
     return [Problem("stages", message)]
 
@@ -115,7 +115,7 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
     for name, stage in recipe.stages.items():
         trainer = {} if trainer_of(stage.method) is None else recipe.trainer_for(stage)
         if trainer and recipe.dtype == "float16" and recipe.lora_for(stage) is None:
-            message = "float16 would be that of trained weights too; write precision: float16 alone"
+            message = "would keep trained weights in float16 too; write precision: float16 instead"
             problems.append(Problem("dtype", message))
         given = {**recipe.trainer, **stage.trainer}
         if recipe.precision == "float16" and given.get("fp16") is False:
@@ -134,7 +134,7 @@ def _check_starts(recipe: Recipe, written: list[str]) -> list[Problem]:
         above = written[: written.index(name)]
         if stage.start is not None and stage.start not in above:
             if stage.start in written and stage.start != name:
-                way_out = f"; {stage.start} stands below: move it above {name}"
+                way_out = f"; {stage.start} comes later: move it above {name}"
             elif above:
                 way_out = f"{suggest(stage.start, above)}; stages: {', '.join(above)}"
             else:
@@ -165,7 +165,7 @@ def _check_data(recipe: Recipe) -> list[Problem]:
     if trains and recipe.data.train is None:
         problems.append(Problem("data.train", "is missing; stages train on its rows"))
     if trains and adapter_base(Path(recipe.model).expanduser()) is not None:
-        message = "is a LoRA adapter: it can be evaluated but not trained on; merge it first"
+        message = "is a LoRA adapter: it can be evaluated, but not trained on; merge it first"
         problems.append(Problem("model", message))
     return problems
 
@@ -174,9 +174,19 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
     """What is wrong with a source of rows of a task, or of AlpacaEval's own files (None)."""
     place = f"{key}.source"
     if source.file is not None and (source.builtin or source.path):
-        return [Problem(f"{key}.file", "names a file inside a hub repository; source is none")]
+        return [
+            Problem(
+                f"{key}.file",
+                "names a file inside a hub repository, which source is not; take it out",
+            )
+        ]
     if task is None and source.skip:
-        return [Problem(f"{key}.skip", "AlpacaEval's own table is read as a whole; take it out")]
+        return [
+            Problem(
+                f"{key}.skip",
+                "cannot be used: AlpacaEval's own table is read as a whole; take it out",
+            )
+        ]
     if source.builtin is not None and task in ("alpaca", None):
         return [Problem(place, "must be AlpacaEval's own file, here or on the hub")]
     if source.builtin is not None:
@@ -231,9 +241,10 @@ def _wrong_first_row(source: Source, path: Path, task: str, role: str) -> str | 
 def _check_judge(recipe: Recipe) -> list[Problem]:
     judged = [name for name in recipe.evaluate if name in BENCHMARKS and benchmark_of(name).judged]
     if judged and recipe.judge is None:
+        need = "needs one" if len(judged) == 1 else "need one"
         message = (
-            f"is missing, for {' and '.join(judged)} to compare answers: openai:MODEL (with "
-            "base_url for other endpoints), local:MODEL, or reference, for smoke runs only"
+            f"is missing, and {' and '.join(judged)} {need}: openai:MODEL (with base_url for other "
+            "endpoints), local:MODEL, or, for smoke runs only, reference"
         )
         return [Problem("judge", message)]
     if recipe.judge is None:
@@ -256,7 +267,7 @@ def _check_judge(recipe: Recipe) -> list[Problem]:
 def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
     problems = []
     if recipe.name.lower() in SHARED_FOLDERS:
-        message = f"{recipe.name!r} is a folder that all recipes share under runs; take another"
+        message = f"{recipe.name!r} is a folder that all recipes share; choose another name"
         problems.append(Problem("name", message))
     for name in recipe.evaluate:
         if name not in BENCHMARKS:

@@ -5,8 +5,10 @@ Nothing here imports torch, trl or datasets.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,18 @@ def load_recipe(
     return check_recipe(taken, overrides, name=name)
 
 
+def command_for(
+    verb: str, named: str, overrides: Sequence[str], variant: str | None, runs: Path | None = None
+) -> str:
+    """A `bashrac` command about a recipe that was read with these terms, to be typed in a shell."""
+    words = ["bashrac", verb, named, *(["--variant", variant] if variant else [])]
+    for override in overrides:
+        words += ["--set", override]
+    if runs not in (None, Path("runs")):
+        words += ["--runs", str(runs)]
+    return shlex.join(words)
+
+
 def variants_of(source: str | Path) -> list[str]:
     """The variants of a recipe's file, the default first; none where it has none.
 
@@ -75,7 +89,9 @@ def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
     path = shipped.find_recipe(str(source))
     raw = read_yaml_file(path)
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: a recipe is a mapping of keys; `bashrac copy demo FILE` is one")
+        raise InputError(
+            f"{path}: a recipe is a mapping of keys; `bashrac copy demo FILE` writes one to edit"
+        )
     return path, raw
 
 
@@ -90,7 +106,7 @@ def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) ->
     for key in keys:
         if over := next((other for other in swept if f"{key}.".startswith(f"{other}.")), None):
             raise InputError(
-                f"--set {key}: the recipe's sweep goes over it; "
+                f"--set {key}: the recipe's sweep sets it; "
                 f"--set {sweep.KEY}.{over}=null takes it out of the sweep"
             )
     checked = [(values, *_check_point(one)) for values, one in sweep.points_of(rest, swept)]
@@ -108,18 +124,72 @@ def _check_point(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     if recipe is None:  # what is wrong with the keys that it has is to be said as well
         known = {key: value for key, value in raw.items() if key in _keys_at(Recipe, [])}
         recipe = _validate(Recipe, known, "", [])
-    stages = _validate_stages(raw.get("stages"), problems)
-    benchmarks = _validate_benchmarks(raw.get("benchmarks"), problems)
+    stages, repaired_stages = _validate_stages(raw.get("stages"), problems)
+    benchmarks, repaired_benchmarks = _validate_benchmarks(raw.get("benchmarks"), problems)
     if recipe is not None:
-        update = {"stages": stages, "benchmarks": benchmarks}
+        update: dict[str, Any] = {"stages": stages, "benchmarks": benchmarks}
         if recipe.chat_template is not None:
             update["chat_template"] = _validate_template(recipe.chat_template, problems)
         recipe = recipe.model_copy(update=update)
-        found = cross_check(recipe, [str(name) for name in raw["stages"]])
+        written = [str(name) for name in raw["stages"]]
+        found = cross_check(recipe, written)
+        if repaired_stages or repaired_benchmarks:
+            all_stages = {**stages, **repaired_stages}
+            update = {
+                "stages": {name: all_stages[name] for name in raw["stages"] if name in all_stages},
+                "benchmarks": {**benchmarks, **repaired_benchmarks},
+            }
+            repaired = [f"stages.{name}." for name in repaired_stages]
+            repaired += [f"benchmarks.{name}" for name in repaired_benchmarks]
+            wrong = [problem.key for problem in problems]
+            found = [
+                problem
+                for problem in cross_check(recipe.model_copy(update=update), written)
+                if problem in found or _stands_alone(problem.key, raw, repaired, wrong)
+            ]
         if len(benchmarks) < len(raw.get("benchmarks") or {}):  # what these say is not known
             found = [problem for problem in found if problem.key != "data.test"]
         problems += found
     return recipe, problems
+
+
+def _stands_alone(key: str, raw: dict[str, Any], repaired: list[str], wrong: list[str]) -> bool:
+    """Whether a problem of a stage or benchmark that has others is one whatever these are.
+
+    So it is where its key stands in the file: a key that is missing may be the misspelt one.
+    """
+    if not any(key.startswith(prefix) for prefix in repaired):
+        return key == "stages"  # too many rounds, over all of them
+    if any(f"{key}.".startswith(f"{other}.") for other in wrong):
+        return False
+    node: Any = raw
+    for part in key.split("."):
+        if isinstance(node, dict) and part not in node:
+            return False
+        node = node[part] if isinstance(node, dict) else node
+    return True
+
+
+def _repair(schema: type[BaseModel], raw: Any) -> Any:
+    """A stage or benchmark as it was most likely meant; None where that cannot be told.
+
+    A misspelt key stands for the one it resembles; whatever else is wrong is left out.
+    """
+    from difflib import get_close_matches
+
+    if not isinstance(raw, dict):
+        return None
+    known = _keys_at(schema, [])
+    near = {key: get_close_matches(str(key), known, n=1) for key in raw if key not in known}
+    respelt = {match[0]: raw[key] for key, match in near.items() if match}
+    for given in ({**respelt, **{key: raw[key] for key in raw if key in known}}, raw):
+        try:
+            return schema.model_validate(given)
+        except ValidationError as error:
+            wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
+        with contextlib.suppress(ValidationError):
+            return schema.model_validate({key: given[key] for key in given if key not in wrong})
+    return None
 
 
 def _apply_override(raw: dict[str, Any], override: str, recipe: str) -> str:
@@ -129,7 +199,9 @@ def _apply_override(raw: dict[str, Any], override: str, recipe: str) -> str:
     if not separator or not all(parts) or len(parts) > sweep.MOST_PARTS:
         raise InputError(f"--set {override}: write it as key=value, e.g. --set data.train.limit=64")
     if parts[0] == VARIANTS:
-        raise InputError(f"--set {key}: goes over the variant, so set the recipe's own key")
+        raise InputError(
+            f"--set {key}: --set is applied after the variant, so set the recipe's own key"
+        )
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
@@ -157,7 +229,7 @@ def _not_plain(node: Any, key: str) -> Iterator[Problem]:
     elif isinstance(node, float) and not math.isfinite(node):
         yield Problem(key, f"{node} is not a finite number; write a large one, such as 1.0e+9")
     elif isinstance(node, int) and abs(node) > _LARGEST:
-        yield Problem(key, f"{node} is too large; whole numbers go up to {_LARGEST}")
+        yield Problem(key, f"{node} is too large; the largest whole number is {_LARGEST}")
     elif isinstance(node, str) and (found := _UNREADABLE.search(node)):
         yield Problem(key, f"{node!r} holds the control character {found[0]!r}; take it out")
 
@@ -207,7 +279,7 @@ def _misplaced(
         for one in classes:
             if one is not None and name in trl_fields.fields_of(one):
                 place = ".".join(filter(None, [prefix, *above, block, name]))
-                return trl_fields.set_here(one, name) or f"stands below {block}: {place}"
+                return trl_fields.set_here(one, name) or f"belongs below {block}: {place}"
     return None
 
 
@@ -268,8 +340,12 @@ def _validate_template(given: str, problems: list[Problem]) -> str:
         return given
 
 
-def _validate_benchmarks(raw: Any, problems: list[Problem]) -> dict[str, Options]:
+def _validate_benchmarks(
+    raw: Any, problems: list[Problem]
+) -> tuple[dict[str, Options], dict[str, Options]]:
+    """The benchmarks that are right, and the others repaired."""
     benchmarks: dict[str, Options] = {}
+    repaired: dict[str, Options] = {}
     for name, body in (raw if isinstance(raw, dict) else {}).items():
         key = f"benchmarks.{name}"
         if name not in BENCHMARKS:
@@ -277,16 +353,22 @@ def _validate_benchmarks(raw: Any, problems: list[Problem]) -> dict[str, Options
             known = ", ".join(BENCHMARKS)
             problems.append(Problem(key, f"no benchmark {name!r}{hint}; there are {known}"))
             continue
-        found = _validate(benchmark_of(name).options, body, key, problems)
-        if found is not None:
+        schema = benchmark_of(name).options
+        if (found := _validate(schema, body, key, problems)) is not None:
             benchmarks[name] = found
-    return benchmarks
+        elif (found := _repair(schema, body)) is not None:
+            repaired[name] = found
+    return benchmarks, repaired
 
 
-def _validate_stages(raw: Any, problems: list[Problem]) -> dict[str, StageOptions]:
+def _validate_stages(
+    raw: Any, problems: list[Problem]
+) -> tuple[dict[str, StageOptions], dict[str, StageOptions]]:
+    """The stages that are right, and the others repaired."""
     stages: dict[str, StageOptions] = {}
+    repaired: dict[str, StageOptions] = {}
     if not isinstance(raw, dict):
-        return stages  # the schema has said so
+        return stages, repaired  # the schema has said so
     for name, body in raw.items():
         key = f"stages.{name}"
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -303,7 +385,9 @@ def _validate_stages(raw: Any, problems: list[Problem]) -> dict[str, StageOption
                 Problem(f"{key}.method", f"no method {method!r}{hint}; methods: {known}")
             )
             continue
-        stage = _validate(method_module(method).Options, body, key, problems)
-        if stage is not None:
+        schema = method_module(method).Options
+        if (stage := _validate(schema, body, key, problems)) is not None:
             stages[name] = stage
-    return stages
+        elif (stage := _repair(schema, body)) is not None:
+            repaired[name] = stage
+    return stages, repaired

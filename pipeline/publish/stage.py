@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.again import retry_command
 from pipeline.errors import InputError, suggest
 from pipeline.models.trust import Trust
-from pipeline.plan.load import load_recipe
+from pipeline.plan.load import command_for, load_recipe
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.steps import artifact
 from pipeline.steps.spec import Model, StepSpec
@@ -113,10 +111,9 @@ def find_stage(
         raise InputError(f"{named} trains nothing: it is {recipe.model} as it is")
     for step in made:
         if not artifact.is_finished(step.directory(runs)):
-            given = Namespace(recipe=source, variant=variant, overrides=[*overrides], runs=runs)
+            command = command_for("run", source, overrides, variant, runs)
             raise InputError(
-                f"{named}, seed {chosen}, is not finished under {runs}; "
-                f"`{retry_command(given)}` makes it"
+                f"{named}, seed {chosen}, is not finished under {runs}; `{command}` makes it"
             )
         artifact.verify(step.directory(runs))
     return FinishedStage(plan, name, chosen, runs)

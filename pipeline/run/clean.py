@@ -1,9 +1,9 @@
-"""`bashrac clean`: lists and removes results that no recipe points at.
+"""`bashrac clean`: lists and removes results that no recipe needs any more.
 
-A recipe points at the steps of its last run (`runs/*/plan.json`). What it made before an edit, or
-under other `--set` values, is listed too: nothing tells a variant that is still wanted from one
-that is not, so `clean` asks. A variant run under a name of its own (`--set name=...`) is kept, and
-makes nothing again, since names decide no result. To let go of a recipe, delete `runs/<recipe>`.
+A recipe needs the steps of its last run (`runs/*/plan.json`). Results from before an edit, or of
+other `--set` values, are listed too: nothing tells a variant that is still wanted from one that is
+not, so `clean` asks. A variant run under a name of its own (`--set name=...`) is kept, and that run
+computes nothing again, since names decide no result. To give up a recipe, delete `runs/<recipe>`.
 
 Only folders of `runs/steps` are ever touched, and none that a process works on or still needs. A
 folder is renamed before it is removed, so that half of one is never read as a result.
@@ -26,9 +26,8 @@ from pipeline.steps import artifact, lock
 from pipeline.steps.spec import STEP_FOLDER, step_folder
 
 _WHY = """\
-A recipe points at the steps of its last run. What it made before an edit, or under other --set
-values, is listed too: to keep such a variant, run it once under a name of its own (--set name=...),
-which makes nothing again."""
+These are results from before an edit, of other --set values, or of a recipe that is gone. To keep
+a variant, run it once under a name of its own (--set name=...); nothing is computed again."""
 _WRITER = re.compile(r"\.(\d+)\.tmp$")
 
 
@@ -42,7 +41,7 @@ class Leftover:
 
 
 def clean(runs: Path, *, yes: bool) -> str:
-    """List what no recipe points at, ask, remove it; returns the last line to print.
+    """List what no recipe needs, ask, remove it; returns the last line to print.
 
     Args:
         runs: the folder of all results.
@@ -53,30 +52,32 @@ def clean(runs: Path, *, yes: bool) -> str:
             what it needs is not known.
     """
     if not (runs / "steps").is_dir():
-        raise InputError(f"there is no folder {runs / 'steps'}; name the folder of results: --runs")
+        raise InputError(
+            f"there is no folder {runs / 'steps'}; give the results folder with --runs"
+        )
     found = find(runs)
     if not found:
-        return f"nothing to remove in {runs / 'steps'}: every result belongs to a recipe's last run"
+        return f"nothing to remove in {runs / 'steps'}: a recipe's last run needs every result"
     steps = runs / "steps"
-    print(f"in {steps} no recipe points at")
+    print(f"not needed by the last run of any recipe, in {steps}:")
     for one in found:
         print(f"  {one.path.relative_to(steps)}  {size_words(one.size)}  {one.words}")
     print(_WHY)
     total = f"{_counted(found)}, {_total(found)}"
     if not yes and not sys.stdin.isatty():
-        return f"{total}; nothing removed, since there is nobody to ask: --yes removes them"
+        return f"{total}; nothing removed, since there is nobody to ask; --yes removes them"
     if not yes and not _agreed(f"remove {total}? [y/N] "):
         return "nothing removed"
     wanted = {one.path for one in found}
-    # A run may have begun while the question stood; what it points at is not listed any more.
+    # A run may have begun while the question stood; what it needs is not listed any more.
     removed = [one for one in find(runs) if one.path in wanted and _remove(one.path, steps)]
     kept = [one for one in found if one.path not in {gone.path for gone in removed}]
-    words = f"; kept, since they are needed now: {_counted(kept)}" if kept else ""
+    words = f"; kept {_counted(kept)}, in use by now" if kept else ""
     return f"removed {_counted(removed)}, {_total(removed)}{words}"
 
 
 def find(runs: Path) -> list[Leftover]:
-    """What no recipe points at and no process works on or needs, sorted by name.
+    """What no recipe needs and no process works on or needs, sorted by name.
 
     Raises:
         InputError: as `clean`.
@@ -97,7 +98,7 @@ def find(runs: Path) -> list[Leftover]:
     for path in sorted(steps.glob("**/.*.tmp")):
         is_listed = any(place in found for place in path.parents)
         if not (is_listed or _owner(path, steps).name in busy or _is_being_written(path)):
-            words = "left by a process that was stopped while it wrote"
+            words = "half-written by a process that was stopped"
             found[path] = Leftover(path, _size(path), words)
     return list(found.values())
 

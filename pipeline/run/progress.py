@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.hardware.precision import read_precision
 from pipeline.steps.spec import StepSpec
 
+_STATE_WIDTH = 26  # holds 'running, 1234 of 56789 rows'; names are cut before it is
+_STYLES = {"running": "bold", "stopped": "bold", "failed": "red", "waiting": "dim"}
 _PLAIN_SECONDS = 30  # between two lines about the same step, where nobody watches a table
 
 
@@ -20,6 +23,11 @@ class _Row:
     seconds: float | None = None
     left: float | None = None
     detail: str = ""
+
+    def words(self, width: int = 200) -> str:
+        """The state, with progress where there is some, and without its unit where need be."""
+        words = f"{self.state}, {self.detail}" if self.detail else self.state
+        return words if len(words) <= width else " ".join(words.split()[:4])
 
 
 def duration(seconds: float | None) -> str:
@@ -52,18 +60,20 @@ class Display:
         before = sum(row.state == "done before" for row in self.rows.values())
         if before == len(self.rows):
             return self
-        _say(f"{len(self.rows)} steps, {before} finished before")
+        _say(f"{len(self.rows)} steps, {before} already done")
         if sys.stdout.isatty():
             from rich.live import Live
 
-            self.live = Live(self._table(), refresh_per_second=4, transient=False)
+            self.live = Live(self, refresh_per_second=4, transient=False)
             self.live.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        for row in self.rows.values():
+            if row.state == "running":
+                row.state, row.left = "stopped", None
         if self.live:
-            self.live.update(self._table())
-            self.live.stop()
+            self.live.stop()  # after a last refresh
 
     def start(self, step: StepSpec) -> None:
         """A step begins to run."""
@@ -78,9 +88,7 @@ class Display:
         if progress and progress["total"]:
             row.left = progress["left"]
             row.detail = f"{progress['done']} of {progress['total']} {progress['unit']}"
-        if self.live:
-            self.live.update(self._table())
-        elif time.monotonic() - self.last_line > _PLAIN_SECONDS:
+        if not self.live and time.monotonic() - self.last_line > _PLAIN_SECONDS:
             expected = f", {duration(row.left)} left" if row.left is not None else ""
             detail = f": {row.detail}" if row.detail else ": starting"
             self._changed(f"{self._name(step)}{detail}, {duration(row.seconds)}{expected}")
@@ -110,7 +118,7 @@ class Display:
         state = f"waiting for {holder}"
         if row.state != state:
             self.rows[step.fingerprint] = _Row(state, started=time.monotonic())
-            self._changed(f"{self._name(step)}: {state}, which runs it too")
+            self.say(f"{self._name(step)}: {state}, which runs it too")
 
     def fail(self, step: StepSpec) -> None:
         """A step has failed."""
@@ -119,42 +127,41 @@ class Display:
     def _end(self, step: StepSpec, state: str) -> None:
         row = self.rows[step.fingerprint]
         row.seconds = time.monotonic() - row.started if row.started else row.seconds
-        row.state = state
+        row.state, row.left, row.detail = state, None, ""
         self._changed(f"{self._name(step)}: {state} in {duration(row.seconds)}")
 
     def _changed(self, line: str) -> None:
         self.last_line = time.monotonic()
-        if self.live:
-            self.live.update(self._table())
-        else:
+        if not self.live:
             _say(line)
 
     def _name(self, step: StepSpec) -> str:
         several = len({other.seed for other in self.steps}) > 1
         return f"{step.stage}{f' (seed {step.seed})' if several else ''}, {step.title}"
 
-    def _table(self) -> Any:
-        from rich.table import Table
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """The table, a line a step: in a narrow terminal names are cut, and times are not."""
+        from rich.text import Text
 
-        table = Table(
-            title=f"elapsed {duration(time.monotonic() - self.began)}", title_justify="left"
-        )
-        # A narrow terminal breaks names and states, and not times.
-        table.add_column("step")
-        table.add_column("state", min_width=len("done before"))
-        table.add_column("elapsed", justify="right", no_wrap=True)
-        table.add_column("left", justify="right", no_wrap=True)
-        for step in self._visible():
-            row = self.rows[step.fingerprint]
-            state = (
-                f"{row.state} ({row.detail})"
-                if row.state == "running" and row.detail
-                else row.state
-            )
-            style = {"running": "bold", "failed": "red", "waiting": "dim"}.get(row.state)
-            left = duration(row.left) if row.state == "running" else ""
-            table.add_row(self._name(step), state, duration(row.seconds), left, style=style)
-        return table
+        steps = self._visible()
+        rows = [self.rows[step.fingerprint] for step in steps]
+        names = [self._name(step) for step in steps]
+        elapsed = ["elapsed", *(duration(row.seconds) for row in rows)]
+        left = ["left", *(duration(row.left) for row in rows)]
+        times = [max(map(len, elapsed)), max(map(len, left))]
+        room = options.max_width - sum(times) - 6
+        name_width = min(max(map(len, names)), max(room - _STATE_WIDTH, room // 2))
+        state_width = min(max(len(row.words()) for row in rows), room - name_width)
+        done = sum(row.state.startswith("done") for row in self.rows.values())
+        so_far = f"{done} of {len(self.rows)} steps done"
+        yield Text(f"{so_far}, {duration(time.monotonic() - self.began)}", style="italic")
+        cells = [("", "", "dim")]
+        for name, row in zip(names, rows, strict=True):
+            state = _cut(row.words(state_width), state_width)
+            cells.append((_cut(name, name_width), state, _STYLES.get(row.state, "")))
+        for (name, state, style), one, other in zip(cells, elapsed, left, strict=True):
+            line = f"{name:<{name_width}}  {state:<{state_width}}  {one:>{times[0]}}"
+            yield Text(f"{line}  {other:>{times[1]}}", style=style, no_wrap=True)
 
     def _visible(self) -> list[StepSpec]:
         """The steps around the running one, as many as fit the terminal."""
@@ -167,6 +174,10 @@ class Display:
         )
         first = max(min(at - room // 2, len(self.steps) - room), 0)
         return self.steps[first : first + room]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: max(width - 3, 0)]}..."
 
 
 def _say(line: str) -> None:

@@ -1,11 +1,14 @@
-"""Says which steps are done, which will run, and why, in words."""
+"""What `bashrac plan` prints: which steps are done, which will run, and why."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.benchmarks.registry import BENCHMARKS, benchmark_of, test_source
@@ -18,38 +21,156 @@ from pipeline.plan.changes import MEMORY, Memory, read_identities
 from pipeline.plan.plan import Plan
 from pipeline.recipe import shipped
 from pipeline.recipe.schema import Recipe, Source
+from pipeline.run.expected import expected_seconds, left_words
 from pipeline.run.launcher import command
+from pipeline.run.progress import duration
 from pipeline.run.scheduler import select_steps
 from pipeline.steps import artifact
 from pipeline.steps.artifact import PROGRESS, SPEC
 from pipeline.steps.spec import StepSpec
 
+_CHANGED = "changed since the last run: "
+_AGAIN = re.compile(r"its input \S+ \(([^;]*?)\) will be made again")
 
-def explain(plan: Plan, runs: Path, launch: shipped.Launch, through: Sequence[str] = ()) -> str:
-    """Return the steps of a plan as text: state, reason, and the command of each."""
+
+def explain(
+    plan: Plan, runs: Path, launch: shipped.Launch, through: Sequence[str] = (), *,
+    commands: bool = False, width: int | None = None,
+) -> str:  # fmt: skip
+    """Return the steps of a plan as text: state, reason, and how long they are likely to take.
+
+    Args:
+        plan: of a recipe.
+        runs: the folder of all results.
+        launch: on what it shall run.
+        through: the words of a command that starts each step's command elsewhere, or none.
+        commands: whether to list steps in the order they run, with the folder and command of each.
+        width: columns to wrap reasons at, None to leave them on one line.
+    """
     memory_file = runs / plan.recipe.name / MEMORY
     known = read_identities(memory_file) if memory_file.exists() else {}
     memory = Memory(known, plan.steps, runs)
+    reasons = {step.fingerprint: _reason(step, runs, memory) for step in plan.steps}
     lines = []
     if points := plan.recipe.points:
         swept = ", ".join(f"{key} {values}" for key, values in plan.recipe.sweep.items())
         lines.append(f"sweep of {swept}: {len(points)} points")
-    done = 0
-    for number, step in enumerate(plan.steps, start=1):
-        directory = step.directory(runs)
-        several = f", seed {step.seed}" if len(plan.recipe.seeds) > 1 else ""
-        state = _state(step, directory, memory)
-        done += state == "done"
-        lines.append(f"{number:>3}  {step.stage}{several}: {step.title} - {state}")
-        lines.append(f"     {directory}")
-        if state != "done":
-            lines.append(f"     {shlex.join(command(launch, [directory / SPEC], through))}")
+    pending = [step for step in plan.steps if reasons[step.fingerprint]]
+    left = ""
+    if commands:
+        lines += _commands(plan, runs, launch, through, reasons)
+    else:
+        seconds = expected_seconds(plan.steps, runs, launch.use_cpu, launch.processes)
+        left = left_words(pending, seconds)
+        lines += [*_tree(plan, reasons, seconds, width), ""]
     if calls := judge_calls_words(plan, runs):
         lines.append(calls)
     lines.append(f"precision: {describe_asked(one.recipe for one in plan.stages.values())}")
     total = len(plan.steps)
-    lines.append(f"{total} steps: {done} done, {total - done} to run")
+    lines.append(f"{total} steps: {total - len(pending)} done, {len(pending)} to run{left}")
     return "\n".join(lines)
+
+
+def _commands(
+    plan: Plan, runs: Path, launch: shipped.Launch, through: Sequence[str], reasons: dict[str, str]
+) -> list[str]:
+    """Each step in the order they run, with its folder and the command that runs it."""
+    lines = []
+    for number, step in enumerate(plan.steps, start=1):
+        directory, reason = step.directory(runs), reasons[step.fingerprint]
+        several = f", seed {step.seed}" if len(plan.recipe.seeds) > 1 else ""
+        state = f"to run: {reason}" if reason else "done"
+        lines.append(f"{number:>3}  {step.stage}{several}: {step.title} - {state}")
+        lines.append(f"     {directory}")
+        if reason:
+            lines.append(f"     {shlex.join(command(launch, [directory / SPEC], through))}")
+    return lines
+
+
+@dataclass
+class _Line:
+    """A line of the tree: a stage, or one of its steps for all seeds that are in the same state."""
+
+    indent: str
+    title: str
+    state: str = ""
+    reason: str = ""
+    seeds: list[int] = field(default_factory=list)
+    seconds: list[float | None] = field(default_factory=list)
+
+    def name(self, recipe: Recipe) -> str:
+        """The indented title, with seeds where the recipe has several."""
+        several = ""
+        if self.seeds and len(recipe.seeds) > 1:
+            count = len(self.seeds)
+            some = f"seed{'s' * (count > 1)} {', '.join(map(str, self.seeds))}"
+            several = f" ({f'{count} seeds' if count == len(recipe.seeds) else some})"
+        return f"{self.indent}{self.title}{several}"
+
+    @property
+    def time(self) -> str:
+        """How long its steps took, or are likely to take; '' where that is not known of each."""
+        known = [one for one in self.seconds if one is not None]
+        if not known or len(known) < len(self.seconds):
+            return ""
+        return f"{'~' * (self.state == 'to run')}{duration(sum(known))}"
+
+
+def _tree(
+    plan: Plan, reasons: dict[str, str], seconds: dict[str, float], width: int | None
+) -> list[str]:
+    """The stages below those they start from, each with its steps, aligned in columns."""
+    tree = list(_tree_lines(plan, reasons, seconds, None, ""))
+    columns = [(line.name(plan.recipe), line.state, line.time) for line in tree]
+    widths = [
+        max((len(cells[column]) for cells in columns if cells[1]), default=0) for column in range(3)
+    ]
+    lines = []
+    for (name, state, time), line in zip(columns, tree, strict=True):
+        if not state:
+            lines.append(name)
+            continue
+        start = f"{name:<{widths[0]}}  {state:<{widths[1]}}  "
+        start += f"{time:>{widths[2]}}  " if widths[2] else ""
+        room = max(width - len(start), 20) if width else 0
+        first, *more = (room and textwrap.wrap(line.reason, room, break_on_hyphens=False)) or [
+            line.reason
+        ]
+        lines.append(f"{start}{first}".rstrip())
+        lines += [" " * len(start) + words for words in more]
+    return lines
+
+
+def _tree_lines(
+    plan: Plan, reasons: dict[str, str], seconds: dict[str, float], start: str | None, indent: str
+) -> Iterator[_Line]:
+    """The stages that start from one, or from the recipe's model, with all that start from them."""
+    owners = {step.fingerprint: step.stage for step in plan.steps}
+    for label, stage in plan.stages.items():
+        if stage.start != start:
+            continue
+        yield _Line(indent, f"{label}, from {start}" if start else label)
+        lines: dict[tuple[str, str, str], _Line] = {}
+        for seed in plan.recipe.seeds:
+            for step in {one.fingerprint: one for one in plan.all_steps[label, seed]}.values():
+                owner, reason = owners[step.fingerprint], reasons[step.fingerprint]
+                state, time = "to run" if reason else "done", seconds.get(step.fingerprint)
+                if owner != label:
+                    state, reason, time = "shared", f"listed under {owner}", None
+                new = _Line(f"{indent}  ", step.title, state, _shortened(reason))
+                line = lines.setdefault((step.title, state, reason), new)
+                line.seeds.append(seed)
+                line.seconds.append(time)
+        yield from lines.values()
+        yield from _tree_lines(plan, reasons, seconds, label, f"{indent}  ")
+
+
+def _shortened(reason: str) -> str:
+    """A reason for the tree, where the step that comes before has its own a few lines above."""
+    again = _AGAIN.findall(reason)
+    if not again or len(again) < reason.count("; ") + 1:
+        return reason
+    return f"because {' and '.join(again)} run{'s' * (len(again) == 1)} again"
 
 
 def check_judge_key(plan: Plan, runs: Path, stages: Sequence[str]) -> None:
@@ -133,18 +254,20 @@ def row_count(source: Source) -> int | None:
     return max(min(count, source.stop or count) - source.skip, 0)
 
 
-def _state(step: StepSpec, directory: Path, memory: Memory) -> str:
+def _reason(step: StepSpec, runs: Path, memory: Memory) -> str:
+    """Why a step will run; '' where it is done."""
+    directory = step.directory(runs)
     if artifact.is_finished(directory):
-        return "done"
+        return ""
     if any(directory.glob("shards/*.jsonl")) or any(directory.glob("checkpoints/checkpoint-*")):
-        return "to run: it was stopped midway and goes on from there"
+        return "it was stopped midway and goes on from there"
     if (directory / PROGRESS).exists() and step.kind in BENCHMARKS:
-        return "to run: it was stopped midway; what a judge has said is kept"
+        return "it was stopped midway; what a judge has said is kept"
     if (directory / PROGRESS).exists():
-        return "to run: it was stopped before anything could be kept"
+        return "it was stopped before anything could be kept"
     changes = memory.changes(step)
     if changes is None:
-        return "to run: new"
+        return "new"
     if not changes:
-        return "to run: not finished yet"
-    return "to run: changed since the last run: " + "; ".join(changes)
+        return "not finished yet"
+    return _CHANGED + "; ".join(changes)

@@ -69,7 +69,7 @@ def plan_now(recipe_dict, write_recipe):
 
 def states(plan, runs):
     """'stage: title' (', seed N' but for seed 0) -> state, as `bashrac plan` says it."""
-    lines = explain(plan, runs, read_launch("cpu")).splitlines()
+    lines = explain(plan, runs, read_launch("cpu"), commands=True).splitlines()
     listed = [line.split(None, 1)[1].split(" - ", 1) for line in lines if " - " in line]
     names = [
         f"{step.stage}: {step.title}" + (f", seed {step.seed}" if step.seed else "")

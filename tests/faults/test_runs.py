@@ -86,7 +86,7 @@ def test_a_signal_stops_within_10_s_and_training_goes_on_from_there(
     (state,) = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
     step = json.loads(state.read_text())["global_step"]
     assert step >= 10
-    assert "to run: it was stopped midway" in bashrac("plan", long_training).stdout
+    assert "to run: it was stopped midway" in bashrac("plan", long_training, "--commands").stdout
     again = start(long_training)
     log = tmp_path / "runs/tiny/logs/sft-seed0.log"
     _wait_for(lambda: "resuming from" in log.read_text())

@@ -46,7 +46,7 @@ def on_the_hub(hub, tiny_model, recipe_dict, write_recipe):
 
 
 def states(plan_text):
-    """'stage: title' -> state, of what `bashrac plan` prints."""
+    """'stage: title' -> state, of what `bashrac plan --commands` prints."""
     lines = [line.split(None, 1)[1] for line in plan_text.splitlines() if " - " in line]
     return dict(line.split(" - ", 1) for line in lines)
 
@@ -76,14 +76,14 @@ def test_when_a_data_set_moves_its_steps_run_again_and_no_others(hub, ask, injec
     """The test rows' main moves too, but the recipe reads their tag v1."""
     first = hub.refs["datasets", "me/rows"]["main"]
     ask("run")
-    assert states(ask("plan")) == DONE
+    assert states(ask("plan", "--commands")) == DONE
     old = ask("report")
 
     hub.push("datasets", "me/questions", {"test.jsonl": sums(70)})
     second = hub.push("datasets", "me/rows", {"train.jsonl": sums(2)})
     changed = "to run: changed since the last run: "
     moved = f"{changed}its input train is different: hub commit {first[:8]} -> {second[:8]}"
-    assert states(ask("plan")) == DONE | {
+    assert states(ask("plan", "--commands")) == DONE | {
         "base: training rows in gsm8k": moved,
         "sft: train": moved,
         "sft: answers for gsm8k": f"{changed}its input base (sft: train) will be made again",
@@ -99,14 +99,14 @@ def test_when_a_data_set_moves_its_steps_run_again_and_no_others(hub, ask, injec
         "sft, grade gsm8k",
     ]
     pinned = ["--set", f"data.train.revision={first}"]
-    assert states(ask("plan", *pinned)) == DONE, "the earlier results are still there"
+    assert states(ask("plan", "--commands", *pinned)) == DONE, "the earlier results are still there"
     again, how = "## To make it again", "--set data.train.revision="
     now = ask("report", *pinned)
     assert now.partition(again)[0] == old.partition(again)[0] and how in now.partition(again)[2]
 
     asked = len(hub.requests)
     for silent in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": NOWHERE}):
-        assert states(ask("plan", **silent)) == DONE
+        assert states(ask("plan", "--commands", **silent)) == DONE
     other = ("--stage", "base", "--set", "generation.max_new_tokens=4")
     assert "base, answers for gsm8k: done" in ask("run", *other, HF_HUB_OFFLINE="1")
     assert len(hub.requests) == asked
@@ -134,7 +134,7 @@ def test_when_a_model_moves_the_steps_that_read_it_say_so(hub, plan_here, tmp_pa
     changes.remember(plan, tmp_path)
     second = hub.push("models", "me/tiny", {"config.json": b"{}"})
     moved = f"its input base is different: hub commit {first[:8]} -> {second[:8]}"
-    now = states(explain(plan_here(), tmp_path, read_launch("cpu")))
+    now = states(explain(plan_here(), tmp_path, read_launch("cpu"), commands=True))
     assert [step for step, state in now.items() if moved in state] == [
         "base: answers for gsm8k",
         "sft: train",
@@ -157,7 +157,7 @@ def test_another_repository_is_named_and_not_its_commit(hub, plan_here, tmp_path
     changes.remember(plan_here(), tmp_path)
     hub.push("datasets", "you/rows", {"train.jsonl": sums(9)})
     plan = plan_here("data.train=you/rows")
-    now = states(explain(plan, tmp_path, read_launch("cpu")))
+    now = states(explain(plan, tmp_path, read_launch("cpu"), commands=True))
     assert now["sft: train"].endswith("its input train is different: hub me/rows -> you/rows")
 
 

@@ -14,6 +14,9 @@ COMMANDS = [
     ["recipes"],
     ["check", "demo"],
     ["plan", "demo"],
+    ["plan", "demo", "--commands"],
+    ["status", "demo"],
+    ["logs", "demo"],
     ["report", "demo"],
     ["report", "demo", "--format", "json"],
     ["clean"],
@@ -30,6 +33,8 @@ def test_a_light_command_imports_nothing_heavy(command, tmp_path):
         "print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
     )
     (tmp_path / "runs" / "steps").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "logs").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "logs" / "sft-seed0.log").write_text("said\n")
     done = subprocess.run(
         [sys.executable, "-c", code, *command],
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -40,7 +45,7 @@ def test_a_light_command_imports_nothing_heavy(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["plan", "demo"], ["report", "demo"]], ids=" ".join
+    "command", [["--help"], ["plan", "demo"], ["status", "demo"], ["report", "demo"]], ids=" ".join
 )
 def test_a_light_command_takes_under_half_a_second(command, tmp_path):
     """Of a core: what else the machine does must not decide, and so the best of ten."""

@@ -30,7 +30,7 @@ def test_an_installed_wheel_brings_its_recipes_and_launch_configs(tmp_path):
     )  # fmt: skip
     assert str(site) in where.stdout
     assert "demo" in run("recipes").stdout
-    plan = run("plan", "demo")
+    plan = run("plan", "demo", "--commands")
     assert plan.returncode == 0 and "shipped/accelerate_configs/cpu.yaml" in plan.stdout
     page = run("report", "demo", "--format", "html").stdout
     assert page.startswith("<!DOCTYPE html>") and "not finished" in page

@@ -85,7 +85,7 @@ def test_a_variant_that_is_not_there_is_a_sentence(with_variants, recipe_dict, w
     plain = write_recipe(recipe_dict, "plain.yaml")
     with pytest.raises(InputError, match="has no variants; leave out --variant large"):
         load_recipe(plain, variant="large")
-    with pytest.raises(InputError, match="goes over the variant"):
+    with pytest.raises(InputError, match="--set is applied after the variant"):
         load_recipe(with_variants, ["variants.small.batch_size=4"])
 
 

@@ -51,8 +51,8 @@ def test_a_file_of_other_rows_is_named_before_anything_runs(recipe_dict, write_r
     ("change", "key", "message"),
     [
         ({"sedes": [1]}, "sedes", "did you mean seeds?"),
-        ({"learning_rate": 1.0e-4}, "learning_rate", "stands below trainer: trainer.learning_rate"),
-        ({"r": 8}, "r", "stands below lora: lora.r"),
+        ({"learning_rate": 1.0e-4}, "learning_rate", "belongs below trainer: trainer.learning_rate"),
+        ({"r": 8}, "r", "belongs below lora: lora.r"),
         ({"seed": 8}, "seed", "is set by bashrac: use seeds"),
         ({"stages": {"a": {"method": "dpo", "beta": 1}}}, "stages.a.beta", "below trainer: stages.a.trainer.beta"),
         ({"stages": {"a": {"method": "sft", "beta": 1}}}, "stages.a.beta", "not a key bashrac knows"),
@@ -281,3 +281,51 @@ def test_the_first_row_that_is_read_is_the_one_that_is_looked_at(
     assert (
         "no rows in it after skip 3" in problems_of(path, "data.train.skip=3")["data.train.source"]
     )
+
+
+def test_a_misspelt_key_of_a_stage_hides_no_other_problem_of_the_stage(recipe_dict, write_recipe):
+    """Its `from`, options of TRL and own rules are looked at as though the key were spelt right."""
+    recipe_dict["stages"]["bash"] = {
+        "method": "bash", "from": "sfft", "round": 2, "trainer": {"learning_rte": 1.0},
+        "beta": {"schedule": "linear", "start": 0.1},
+    }  # fmt: skip
+    found = problems_of(write_recipe(recipe_dict))
+    assert set(found) == {
+        "stages.bash.round", "stages.bash.from", "stages.bash.trainer.learning_rte",
+        "stages.bash.beta",
+    }  # fmt: skip
+    assert found["stages.bash.from"] == 'no stage "sfft" above it; did you mean sft?; stages: sft'
+
+
+def test_a_misspelt_key_of_a_benchmark_hides_no_other_problem_of_the_benchmark(
+    recipe_dict, write_recipe
+):
+    recipe_dict["benchmarks"] = {"gsm8k": {"data": "no/such.jsonl", "max_tokens": 8}}
+    found = problems_of(write_recipe(recipe_dict))
+    assert set(found) == {"benchmarks.gsm8k.data.source", "benchmarks.gsm8k.max_tokens"}
+    recipe_dict["evaluate"] = []
+    assert "benchmarks.gsm8k" in problems_of(write_recipe(recipe_dict))
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ({"method": "dpo", "from": "sft", "pair": "self", "samples": 2}, "stages.a.pair"),
+        ({"method": "dpo", "from": "sft", "pairs": "own"}, "stages.a.pairs"),
+        ({"method": "sft", "from": "sft", "lora": {"r": 2}, "merge_adaptor": True}, "stages.a.merge_adaptor"),
+        ({"method": "sft", "from": "sft", "lora": 2}, "stages.a.lora"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_key_makes_no_problem_that_it_is_the_cause_of(
+    recipe_dict, write_recipe, stage, key
+):
+    """What it was meant to say would have answered the other check."""
+    recipe_dict |= {"lora": {"r": 4}, "stages": {"sft": {"method": "sft"}, "a": stage}}
+    recipe_dict["data"].pop("preferences")
+    assert set(problems_of(write_recipe(recipe_dict))) == {key}
+
+
+def test_a_stage_with_a_problem_is_still_a_stage_that_others_name(recipe_dict, write_recipe):
+    recipe_dict["stages"]["sft"]["trainr"] = {}
+    recipe_dict |= {"evaluate": ["gap"], "benchmarks": {"gap": {"fixed": "sft"}}}
+    assert set(problems_of(write_recipe(recipe_dict))) == {"stages.sft.trainr"}

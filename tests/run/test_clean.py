@@ -65,7 +65,7 @@ def test_what_a_last_run_points_at_stays_and_an_earlier_text_s_goes(leave, runs,
     listed = bashrac("clean")
     assert listed.returncode == 0 and digests(runs) == before
     assert f"{len(gone)} folders, " in listed.stdout
-    assert "nothing removed, since there is nobody to ask: --yes removes them" in listed.stdout
+    assert "nothing removed, since there is nobody to ask; --yes removes them" in listed.stdout
     assert "sft: train, seed 0, made 2026-03-01" in listed.stdout
     assert {line.split()[0] for line in listed.stdout.splitlines() if ", made" in line} == gone
 

@@ -121,7 +121,7 @@ def test_steps_run_on_two_nodes_through_srun(place, alone, cluster):
     given = ("recipe.yaml", "--set", "evaluate=[]", "--launch", "two_machines.yaml",
              "--runs", "slurm")  # fmt: skip
     words = f"srun --nodes 2 --ntasks-per-node 1 {SCRIPTS / 'on_node.sh'} accelerate launch"
-    plan = command(place, "plan", *given, *THROUGH)
+    plan = command(place, "plan", "--commands", *given, *THROUGH)
     assert plan.stdout.count(words) == 4
     without = command(place, "run", *given, "--stage", "sft")
     assert without.returncode == 2 and "asks for 2 machines" in without.stderr

@@ -19,8 +19,12 @@ def test_a_terminal_of_any_width_shows_state_and_times(columns):
     progress = {"done": 3, "total": 12, "unit": "optimizer steps", "left": 61.0}
     display.update(steps[1], progress)
     console = Console(width=columns, file=io.StringIO(), record=True)
-    console.print(display._table())
+    console.print(display)
     text = console.export_text()
     assert "done before" in text and "running" in text and "waiting" in text
     assert "1 min 01 s" in text
-    assert max(map(len, text.splitlines())) <= columns
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines) == 2 + len(display._visible()), "a line for each step, and two above"
+    (running,) = (line for line in lines if "running" in line)
+    assert "3 of 12" in running and ("optimizer steps" in running) == (columns > 80)

@@ -1,0 +1,239 @@
+"""`bashrac plan` and `bashrac status`, on folders as runs leave them and on a run that goes on."""
+
+import os
+import re
+
+import pytest
+from conftest import ROOT
+
+from pipeline.plan import changes
+from pipeline.plan.load import load_recipe
+from pipeline.plan.plan import make_plan
+from pipeline.recipe.shipped import read_launch
+from pipeline.run.status import explain
+from pipeline.run.watch import status
+from pipeline.steps import artifact, lock
+from pipeline.steps.context import write_spec
+
+CPU = read_launch("cpu")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def plan_of(recipe_dict, write_recipe):
+    return lambda *overrides: make_plan(load_recipe(write_recipe(recipe_dict), overrides))
+
+
+def finish(step, runs, seconds, device="cpu (x86_64, 2 cores)"):
+    """Leave what a finished step leaves, as far as plans look at it."""
+    folder = write_spec(step, runs, processes=1, use_cpu=True).parent
+    record = {
+        "fingerprint": step.fingerprint, "identity": step.identity, "device": device,
+        "processes": 1, "seconds": seconds, "files": {},
+    }  # fmt: skip
+    artifact.write_record(folder, record)
+
+
+def tree(plan, runs, **options):
+    return explain(plan, runs, CPU, **options).splitlines()
+
+
+def told(plan, runs, **options):
+    command = lambda verb: f"bashrac {verb} tiny.yaml"  # noqa: E731
+    return status(plan, runs, CPU, **{"seed": None, "command": command, **options})
+
+
+# --- the tree of `bashrac plan` -----------------------------------------------------------------
+
+
+def test_a_plan_is_a_tree_of_stages_below_those_they_start_from(plan_of, runs):
+    assert tree(plan_of(), runs) == [
+        "sft",
+        "  training rows in gsm8k  to run  new",
+        "  train                   to run  new",
+        "  answers for gsm8k       to run  new",
+        "  grade gsm8k             to run  new",
+        "  bash, from sft",
+        "    contexts              to run  new",
+        "    train                 to run  new",
+        "    answers for gsm8k     to run  new",
+        "    grade gsm8k           to run  new",
+        "    bash-dpo, from bash",
+        "      train               to run  new",
+        "      answers for gsm8k   to run  new",
+        "      grade gsm8k         to run  new",
+        "  sft-dpo, from sft",
+        "    train                 to run  new",
+        "    answers for gsm8k     to run  new",
+        "    grade gsm8k           to run  new",
+        "",
+        "precision: float32",
+        "14 steps: 0 done, 14 to run",
+    ]
+
+
+def test_finished_steps_tell_how_long_others_of_their_kind_will_take(plan_of, runs):
+    """sft-dpo's 60 s say what bash-dpo's training takes; nothing has trained as bash does."""
+    plan = plan_of()
+    changes.remember(plan, runs)
+    for step in plan.steps:
+        if step.stage in ("sft", "sft-dpo"):
+            finish(step, runs, 60.0 if step.kind == "train" else 5.0)
+    now = "\n".join(tree(plan, runs))
+    assert "  sft-dpo, from sft\n    train                 done     1 min 00 s\n" in now
+    assert "      train               to run  ~1 min 00 s  not finished yet\n" in now
+    assert "    contexts              to run               not finished yet\n" in now
+    assert "    train                 to run               not finished yet\n" in now
+    assert now.endswith("14 steps: 7 done, 7 to run, about 1 min 20 s for 5 of them")
+    longer = "\n".join(tree(plan_of("trainer.max_steps=900"), runs))
+    assert "~1 min 00 s" not in longer, "other amounts take another time"
+
+
+def test_steps_on_a_gpu_tell_nothing_of_a_cpu(plan_of, runs):
+    plan = plan_of()
+    for step in plan.steps[:4]:
+        finish(step, runs, 5.0, device="1 x NVIDIA H100")
+    assert "~" not in "\n".join(tree(plan, runs))
+
+
+def test_seeds_of_which_the_same_is_to_be_said_share_a_line(plan_of, runs):
+    plan = plan_of("seeds=[0, 1, 2]")
+    lines = tree(plan, runs)
+    assert "  training rows in gsm8k (seed 0)  to run  new" in lines
+    assert "    contexts (3 seeds)             to run  new" in lines
+    for step in plan.steps:
+        if step.stage == "sft" and step.seed == 1:
+            finish(step, runs, 10.0)
+    lines = tree(plan, runs)
+    assert "  train (seed 1)                   done     10 s" in lines
+    assert "  train (seeds 0, 2)               to run  ~20 s  new" in lines
+
+
+def test_a_shared_step_is_listed_once_and_named_where_it_is_used(recipe_dict, plan_of, runs):
+    recipe_dict["stages"] = {"a": {"method": "sft"}, "b": {"method": "sft"}}
+    lines = tree(plan_of(), runs)
+    at = lines.index("b")
+    assert lines[at + 1 : at + 4] == [
+        "  train                   shared  listed under a",
+        "  answers for gsm8k       shared  listed under a",
+        "  grade gsm8k             shared  listed under a",
+    ]
+    assert lines[-1] == "4 steps: 0 done, 4 to run"
+
+
+def test_reasons_follow_the_edit_and_wrap_at_the_width_of_a_terminal(plan_of, runs):
+    plan = plan_of()
+    changes.remember(plan, runs)
+    for step in plan.steps:
+        finish(step, runs, 5.0)
+    edited = plan_of("stages.bash.beta=0.3", "stages.bash.lambda=0.5", "stages.bash.top_k=5")
+    lines = "\n".join(tree(edited, runs))
+    assert "~5 s  changed since the last run: beta 0.2 -> 0.3; top_k 0 -> 5\n" in lines
+    assert "lambda 1.0 -> 0.5" in lines, "beside an input that is made again"
+    assert "      train               to run  ~5 s  because bash: train runs again\n" in lines
+    narrow = tree(edited, runs, width=60)
+    assert max(map(len, narrow)) <= 60
+    assert " ".join(" ".join(narrow).split()) == " ".join(lines.split())
+
+
+def test_a_recipe_without_steps_has_a_plan(recipe_dict, plan_of, runs):
+    recipe_dict |= {"stages": {"base": {"method": "base"}}, "evaluate": []}
+    assert tree(plan_of(), runs)[0] == "base"
+
+
+def test_commands_are_listed_with_the_folder_of_each_step(bashrac, recipe_dict, write_recipe):
+    path = write_recipe(recipe_dict)
+    lines = bashrac("plan", path, "--commands").stdout.splitlines()
+    assert len(lines) == 3 * 14 + 2
+    for number in range(14):
+        step, folder, run = (line.strip() for line in lines[3 * number : 3 * number + 3])
+        assert re.fullmatch(rf"{number + 1}  \S+: .+ - to run: new", step)
+        config = ROOT / "accelerate_configs" / "cpu.yaml"
+        assert run == (
+            f"accelerate launch --config_file {config} -m pipeline step {folder}/step.json"
+        )
+    assert not bashrac("plan", path).stdout.count("accelerate launch")
+
+
+# --- bashrac status -----------------------------------------------------------------------------
+
+
+def test_before_anything_has_run_it_says_how_to(plan_of, runs):
+    assert told(plan_of(), runs).splitlines() == [
+        "tiny     0 of 14 steps done",
+        "running  nothing; `bashrac run tiny.yaml` runs the rest",
+        "left     14 steps",
+        "log      none yet",
+        "report   none yet; `bashrac report tiny.yaml` prints one of what is finished",
+    ]
+
+
+def test_a_running_step_is_shown_with_progress_holder_and_what_is_left(plan_of, runs):
+    """70 s of the running step, and 5 s for each later step that is like one of the finished."""
+    plan = plan_of()
+    for step in plan.steps[:4]:
+        finish(step, runs, 5.0)
+    step = plan.steps[4]
+    folder = write_spec(step, runs, processes=1, use_cpu=True).parent
+    progress = {"done": 24, "total": 48, "unit": "rows", "left": 70.0, "seconds": 65.0}
+    artifact.write_json(folder / artifact.PROGRESS, progress)
+    log = runs / "tiny" / "logs" / "bash-seed0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("said\n")
+    with lock.held(folder):
+        head, running, by, left, logs, report = told(plan, runs).splitlines()
+    assert head == "tiny     4 of 14 steps done"
+    assert running == (
+        "running  bash, contexts: 24 of 48 rows, 1 min 05 s so far, about 1 min 10 s left"
+    )
+    assert by.startswith(f"         by process {os.getpid()} on ") and ", since 20" in by
+    assert left == "left     10 steps, about 1 min 40 s for 7 of them"
+    assert logs == f"log      {log}; `bashrac logs tiny.yaml` prints its end"
+    assert report.startswith("report   none yet")
+
+
+def test_stopped_and_failed_steps_are_told_apart(plan_of, runs):
+    plan = plan_of()
+    stopped, failed = (write_spec(step, runs, processes=1, use_cpu=True).parent
+                       for step in plan.steps[:2])  # fmt: skip
+    progress = {"done": 3, "total": 12, "unit": "rows", "left": 9.0, "seconds": 3.0}
+    artifact.write_json(stopped / artifact.PROGRESS, progress)
+    artifact.write_json(failed / artifact.ERROR, {"message": "out of \x1b[31mmemory"})
+    lines = told(plan, runs).splitlines()
+    assert "stopped  sft, training rows in gsm8k: 3 of 12 rows" in lines
+    assert "failed   sft, train: out of \\x1b[31mmemory" in lines
+    assert "running  nothing; `bashrac run tiny.yaml` runs the rest" in lines
+
+
+def test_one_seed_only(plan_of, runs, bashrac, write_recipe, recipe_dict):
+    plan = plan_of("seeds=[0, 1]")
+    assert told(plan, runs, seed=1).startswith("tiny     0 of 13 steps done")
+    done = bashrac("status", write_recipe(recipe_dict), "--seed", "7")
+    assert done.returncode == 2 and "tiny has no seed 7; seeds: 0\n" in done.stderr
+
+
+def test_a_finished_run_shows_its_report(plan_of, runs):
+    plan = plan_of()
+    for step in plan.steps:
+        finish(step, runs, 1.0)
+    page = runs / "tiny" / "report.html"
+    page.parent.mkdir()
+    page.write_text("")
+    assert told(plan, runs).splitlines() == [
+        "tiny    14 of 14 steps done", "log     none yet", f"report  {page}",
+    ]  # fmt: skip
+    (plan.steps[-1].directory(runs) / "record.json").unlink()
+    assert told(plan, runs).endswith(f"{page}, of an earlier run")
+
+
+def test_commands_that_it_names_hold_the_terms_it_was_asked_with(
+    bashrac, write_recipe, recipe_dict
+):
+    path = write_recipe(recipe_dict)
+    given = ("--set", "stages.bash.beta=0.3", "--runs", "else where")
+    done = bashrac("status", path, *given)
+    assert f"`bashrac run {path} --set stages.bash.beta=0.3 --runs 'else where'`" in done.stdout
