@@ -91,7 +91,7 @@ def _load_plan(given: Any) -> Any:
     return make_plan(load_recipe(*_source_of(given)))
 
 
-def _source_of(given: Any) -> Any:
+def _source_of(given: Any) -> tuple[str, list[str], str | None]:
     """How to read the recipe of a command: file or name, overrides, variant."""
     return given.recipe, given.overrides, given.variant
 

@@ -133,9 +133,8 @@ def _tree(
         start = f"{name:<{widths[0]}}  {state:<{widths[1]}}  "
         start += f"{time:>{widths[2]}}  " if widths[2] else ""
         room = max(width - len(start), 20) if width else 0
-        first, *more = (room and textwrap.wrap(line.reason, room, break_on_hyphens=False)) or [
-            line.reason
-        ]
+        wrapped = textwrap.wrap(line.reason, room, break_on_hyphens=False) if room else []
+        first, *more = wrapped or [line.reason]
         lines.append(f"{start}{first}".rstrip())
         lines += [" " * len(start) + words for words in more]
     return lines
@@ -150,27 +149,33 @@ def _tree_lines(
         if stage.start != start:
             continue
         yield _Line(indent, f"{label}, from {start}" if start else label)
-        lines: dict[tuple[str, str, str], _Line] = {}
+        lines: dict[tuple[str, ...], _Line] = {}
         for seed in plan.recipe.seeds:
+            titles: list[str] = []  # of the seed: two of a stage's steps may have the same
             for step in {one.fingerprint: one for one in plan.all_steps[label, seed]}.values():
                 owner, reason = owners[step.fingerprint], reasons[step.fingerprint]
                 state, time = "to run" if reason else "done", seconds.get(step.fingerprint)
                 if owner != label:
                     state, reason, time = "shared", f"listed under {owner}", None
-                new = _Line(f"{indent}  ", step.title, state, _shortened(reason))
-                line = lines.setdefault((step.title, state, reason), new)
+                new = _Line(f"{indent}  ", step.title, state, _shortened(reason, label))
+                titles.append(step.title)
+                nth = str(titles.count(step.title))
+                line = lines.setdefault((step.title, nth, state, reason), new)
                 line.seeds.append(seed)
                 line.seconds.append(time)
         yield from lines.values()
         yield from _tree_lines(plan, reasons, seconds, label, f"{indent}  ")
 
 
-def _shortened(reason: str) -> str:
-    """A reason for the tree, where the step that comes before has its own a few lines above."""
-    again = _AGAIN.findall(reason)
-    if not again or len(again) < reason.count("; ") + 1:
+def _shortened(reason: str, stage: str) -> str:
+    """A reason for the tree, where a step that runs again has its own a few lines above."""
+    if not reason.startswith(_CHANGED):
         return reason
-    return f"because {' and '.join(again)} run{'s' * (len(again) == 1)} again"
+    changes = reason.removeprefix(_CHANGED).split("; ")
+    if own := [change for change in changes if not _AGAIN.fullmatch(change)]:
+        return _CHANGED + "; ".join(own)
+    again = [_AGAIN.sub(r"\1", change).removeprefix(f"{stage}: ") for change in changes]
+    return f"follows from {' and '.join(again)}"
 
 
 def check_judge_key(plan: Plan, runs: Path, stages: Sequence[str]) -> None:

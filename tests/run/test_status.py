@@ -133,8 +133,12 @@ def test_reasons_follow_the_edit_and_wrap_at_the_width_of_a_terminal(plan_of, ru
     edited = plan_of("stages.bash.beta=0.3", "stages.bash.lambda=0.5", "stages.bash.top_k=5")
     lines = "\n".join(tree(edited, runs))
     assert "~5 s  changed since the last run: beta 0.2 -> 0.3; top_k 0 -> 5\n" in lines
-    assert "lambda 1.0 -> 0.5" in lines, "beside an input that is made again"
-    assert "      train               to run  ~5 s  because bash: train runs again\n" in lines
+    assert (
+        "    train                 to run  ~5 s  changed since the last run: lambda 1.0 -> 0.5\n"
+        in lines
+    )
+    assert "    answers for gsm8k     to run  ~5 s  follows from train\n" in lines
+    assert "      train               to run  ~5 s  follows from bash: train\n" in lines
     narrow = tree(edited, runs, width=60)
     assert max(map(len, narrow)) <= 60
     assert " ".join(" ".join(narrow).split()) == " ".join(lines.split())
