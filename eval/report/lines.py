@@ -256,7 +256,7 @@ def _x_scale(chart: Chart, places: Sequence[float | str]) -> Callable[[float | s
 
 def _numbers(places: Sequence[float | str]) -> list[float]:
     """The places of an axis of numbers; none where any is a word."""
-    numbers = [place for place in places if not isinstance(place, str)]
+    numbers: list[float] = [place for place in places if not isinstance(place, str)]
     return numbers if len(numbers) == len(places) else []
 
 
