@@ -108,7 +108,7 @@ def _launch_of(plan: Any, given: Any) -> Any:
 
 def _check_price(given: Any) -> None:
     if given.currency and given.price_per_hour is None:
-        raise InputError("--currency is the currency of --price-per-hour; give that too")
+        raise InputError("--currency is that of a price; give --price-per-hour too")
 
 
 def _check(given: Any) -> int:

@@ -28,3 +28,15 @@ def test_a_terminal_of_any_width_shows_state_and_times(columns):
     assert len(lines) == 2 + len(display._visible()), "a line for each step, and two above"
     (running,) = (line for line in lines if "running" in line)
     assert "3 of 12" in running and ("optimizer steps" in running) == (columns > 80)
+
+
+def test_a_step_that_a_stop_interrupts_is_not_left_as_running(capsys):
+    steps = make_plan(load_recipe("demo")).steps
+    with pytest.raises(KeyboardInterrupt), Display(steps, set()) as display:
+        display.start(steps[0])
+        display.update(steps[0], {"done": 3, "total": 12, "unit": "rows", "left": 61.0})
+        raise KeyboardInterrupt
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(display)
+    text = console.export_text()
+    assert "stopped, 3 of 12 rows" in text and "running" not in text and "1 min" not in text

@@ -154,6 +154,16 @@ def test_check_exits_2_with_every_problem(bashrac, recipe_dict, write_recipe):
     assert "2 problems" in done.stderr and "did you mean rounds?" in done.stderr
 
 
+def test_check_names_the_recipe_of_a_problem_that_only_planning_finds(
+    bashrac, recipe_dict, write_recipe
+):
+    """As one of several that are checked at once."""
+    recipe_dict["data"]["train"] = "no-such-organisation/no-such-data"
+    other, bad = write_recipe(recipe_dict | {"data": {}}, "other.yaml"), write_recipe(recipe_dict)
+    done = bashrac("check", other, bad, env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 2 and f"\n{bad}: data.train: data set " in done.stderr
+
+
 def test_copy_starts_a_recipe_and_never_overwrites(bashrac, tmp_path):
     assert bashrac("copy", "demo", "mine.yaml").returncode == 0
     assert yaml.safe_load((tmp_path / "mine.yaml").read_text())["name"] == "demo"
