@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 # Fixtures that start processes or train: a test that uses one is marked `launches`.
 LAUNCHING = {
-    "alone", "bare", "bashrac", "bashrac_without", "browser", "extended", "launched", "made", "place",
-    "run_steps_here", "served", "stand_in", "start",
+    "alone", "bare", "bashrac", "bashrac_without", "browser", "extended", "handed", "launched", "made",
+    "place", "repository", "run_arms", "run_steps_here", "served", "stand_in", "start", "training",
 }  # fmt: skip
 COMMANDS = pytest.StashKey[tuple[Path, list]]()  # the folder of a test, and what ran there
 CHAT_TEMPLATE = (

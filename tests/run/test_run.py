@@ -44,6 +44,7 @@ def test_a_recipe_runs_to_its_table_and_a_second_run_does_nothing(
     assert "accelerate launch --config_file" in changed.stdout
 
 
+@pytest.mark.launches
 def test_inside_processes_the_user_launched(recipe_dict, write_recipe, tmp_path):
     """`accelerate launch --config_file ... -m pipeline run RECIPE --stage S`, beside an eval.py."""
     import os
