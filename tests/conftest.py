@@ -17,10 +17,11 @@ import pytest
 import yaml
 
 # Fixed, for steps would adapt it to what else runs, and with it the last bits of numbers. Workers are
-# as many as cores: more threads are in the way.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+# as many as cores, so more than a thread each is in the way; they inherit what is set here in the
+# process that starts them, which therefore notes what the user had set.
+_users = os.environ.setdefault("BASHRAC_TESTS_OMP", os.environ.get("OMP_NUM_THREADS", ""))
+_each = "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count())
+os.environ["OMP_NUM_THREADS"] = _users or _each
 from several import alone, place  # noqa: F401 - fixtures
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some tests send.
@@ -31,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 # Fixtures that start processes or train: a test that uses one is marked `launches`.
 LAUNCHING = {
-    "alone", "bare", "bashrac", "bashrac_without", "browser", "extended", "launched", "made", "place",
-    "run_steps_here", "served", "stand_in", "start",
+    "alone", "bare", "bashrac", "bashrac_without", "browser", "extended", "handed", "launched", "made",
+    "place", "repository", "run_arms", "run_steps_here", "served", "stand_in", "start", "training",
 }  # fmt: skip
 COMMANDS = pytest.StashKey[tuple[Path, list]]()  # the folder of a test, and what ran there
 CHAT_TEMPLATE = (

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 TESTS = """
@@ -24,6 +25,7 @@ def test_that_passes(bashrac):
 """
 
 
+@pytest.mark.launches
 def test_a_failed_test_shows_commands_exit_codes_last_lines_and_logs(tmp_path):
     (tmp_path / "test_those.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]")

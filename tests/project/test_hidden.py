@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.launches
+
 
 def run_python(*arguments, cwd, path):
     """Run Python in a folder, with folders to import from; returns what it printed as errors."""

@@ -44,6 +44,7 @@ def test_a_light_command_imports_nothing_heavy(command, tmp_path):
     assert not {name.split(".")[0] for name in loaded} & set(HEAVY)
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize(
     "command", [["--help"], ["plan", "demo"], ["status", "demo"], ["report", "demo"]], ids=" ".join
 )

@@ -46,6 +46,7 @@ def test_a_recipe_runs_to_its_table_and_a_second_run_does_nothing(
     assert listed.count("accelerate launch --config_file") == 7, "one for each step to run"
 
 
+@pytest.mark.launches
 def test_inside_processes_the_user_launched(recipe_dict, write_recipe, tmp_path):
     """`accelerate launch --config_file ... -m pipeline run RECIPE --stage S`, beside an eval.py."""
     import os

@@ -351,6 +351,7 @@ def test_two_metrics_are_combined_under_their_names():
     assert result["rouge1"] == Rouge().compute(**ANSWERS)["rouge1"]
 
 
+@pytest.mark.launches
 def test_the_library_loads_the_file_of_the_metrics_offline(tmp_path):
     """It takes the first metric of the file that is not abstract."""
     code = (

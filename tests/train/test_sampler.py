@@ -270,7 +270,6 @@ def test_a_training_stopped_in_any_epoch_resumes_to_the_same_rows_and_share(trai
     assert shares[0] == shares[1] > 0
 
 
-@pytest.mark.launches
 def test_two_processes_go_on_with_the_rows_of_one_and_count_together(training, tmp_path):
     """Stopped in the second epoch of one process; passes of 4 rows either way.
 
