@@ -22,7 +22,7 @@ import yaml
 _users = os.environ.setdefault("BASHRAC_TESTS_OMP", os.environ.get("OMP_NUM_THREADS", ""))
 _each = "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count())
 os.environ["OMP_NUM_THREADS"] = _users or _each
-from several import alone, place  # noqa: F401 - fixtures
+from several import alone, place  # noqa: E402, F401 - fixtures
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some tests send.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
