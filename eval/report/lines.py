@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from eval.report.charts import format_x, places_of, three_digits
 from eval.report.labels import Label, PointAt, place_labels
-from eval.report.plots import nice_ticks, shortened, tick_words
+from eval.report.plots import format_ticks, nice_ticks, shortened
 from eval.report.text import format_number
 from eval.report.types import Chart, Curve
 
@@ -221,7 +221,7 @@ class _Layout:
 
     def _y_ticks(self) -> list[tuple[float, str]]:
         values = self.y_values
-        ticks = list(zip(map(self.y, values), tick_words(values), strict=True))
+        ticks = list(zip(map(self.y, values), format_ticks(values), strict=True))
         return ticks if self.frame is WHOLE else [ticks[0], ticks[-1]]
 
     def _labels(self, curves: Sequence[Curve]) -> list[Label]:

@@ -126,7 +126,7 @@ def _plot(
         title=title,
         description="; ".join(f"{stage}: {words}" for stage, words, *_ in lines),
         marks=marks,
-        ticks=list(zip(map(place, ticks), tick_words(ticks, signed), strict=True)),
+        ticks=list(zip(map(place, ticks), format_ticks(ticks, signed), strict=True)),
         height=round(top + _AXIS, 2),
         line=None if line is None else (place(line[0]), line[1]),
         note=note,
@@ -143,7 +143,7 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [round(i * step, 9) for i in range(first, last + 1)]
 
 
-def tick_words(ticks: Sequence[float], signed: bool = False) -> list[str]:
+def format_ticks(ticks: Sequence[float], signed: bool = False) -> list[str]:
     """Tick labels with as many decimals as the step between ticks needs."""
     decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     return [f"{tick + 0.0:{'+' if signed and tick else ''}.{decimals}f}" for tick in ticks]

@@ -219,7 +219,7 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
         signal.signal(chosen, _interrupt)
     launcher.check_launch(launch, given.through)
     changes.remember(plan, given.runs)
-    if calls := status.judge_calls_words(plan, given.runs, stages):
+    if calls := status.describe_judge_calls(plan, given.runs, stages):
         print(calls, flush=True)
     run_plan(plan, settings)
     print(written())

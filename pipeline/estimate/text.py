@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.estimate.memory import Memory, known_optimizer
 from pipeline.plan.plan import Plan
 from pipeline.recipe.shipped import Launch
-from pipeline.run.progress import duration
+from pipeline.text import format_duration
 
 if TYPE_CHECKING:
     from pipeline.estimate.estimate import Estimate
@@ -128,7 +128,7 @@ def _precision_lines(shown: Sequence[Estimate]) -> list[str]:
 def _row(number: int, one: Estimate, limit: float | None) -> list[str]:
     times = f" (x {one.times} seeds)" if one.times > 1 else ""
     memory = "" if one.bytes is None else f"{_gb(one.bytes)} GB"
-    time = duration(one.seconds) if one.seconds else ""
+    time = format_duration(one.seconds) if one.seconds else ""
     fits = [] if limit is None else [_fits(one, limit)]
     return [
         str(number),
@@ -210,7 +210,7 @@ def _notes(
         price = _format_price(total, launch, price_per_hour)
         rest = sum(one.times for one in unknown)
         which = f", and {rest} more step{'s' if rest > 1 else ''} without a time" if rest else ""
-        notes.append(f"time still to run: about {duration(total)}{price}{which}.")
+        notes.append(f"time still to run: about {format_duration(total)}{price}{which}.")
     if unknown:
         notes.append(
             "No time where nothing like it has run with this model on this kind of device: give "

@@ -24,6 +24,7 @@ from pipeline.errors import InputError, StepHeldError
 from pipeline.plan.changes import MEMORY, read_identities
 from pipeline.steps import artifact, lock
 from pipeline.steps.spec import STEP_FOLDER, step_folder
+from pipeline.text import format_bytes
 
 _WHY = """\
 These are results from before an edit, of other --set values, or of a recipe that is gone. To keep
@@ -61,7 +62,7 @@ def clean(runs: Path, *, yes: bool) -> str:
     steps = runs / "steps"
     print(f"not needed by the last run of any recipe, in {steps}:")
     for one in found:
-        print(f"  {one.path.relative_to(steps)}  {size_words(one.size)}  {one.words}")
+        print(f"  {one.path.relative_to(steps)}  {format_bytes(one.size)}  {one.words}")
     print(_WHY)
     total = f"{_counted(found)}, {_total(found)}"
     if not yes and not sys.stdin.isatty():
@@ -101,16 +102,6 @@ def find(runs: Path) -> list[Leftover]:
             words = "half-written by a process that was stopped"
             found[path] = Leftover(path, _size(path), words)
     return list(found.values())
-
-
-def size_words(size: int) -> str:
-    """Return e.g. '1.2 GB'."""
-    amount = float(size)
-    for unit in ("bytes", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.{0 if unit == 'bytes' else 1}f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} GB"
 
 
 def _pointed_at(runs: Path) -> set[str]:
@@ -207,7 +198,7 @@ def _counted(found: list[Leftover]) -> str:
 
 
 def _total(found: list[Leftover]) -> str:
-    return size_words(sum(one.size for one in found))
+    return format_bytes(sum(one.size for one in found))
 
 
 def _agreed(question: str) -> bool:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.run.progress import duration
 from pipeline.steps import artifact
 from pipeline.steps.context import read_progress
 from pipeline.steps.spec import StepSpec
+from pipeline.text import format_duration
 
 # What a step's time depends on, besides its inputs; `beta` or a learning rate are not among it.
 _AMOUNTS = (
@@ -49,13 +49,13 @@ def expected_seconds(
     return found
 
 
-def left_words(pending: Sequence[StepSpec], seconds: dict[str, float]) -> str:
+def format_time_left(pending: Sequence[StepSpec], seconds: dict[str, float]) -> str:
     """How long steps are likely to take together, of as many as it is known of; ''."""
     known = [seconds[step.fingerprint] for step in pending if step.fingerprint in seconds]
     if not known:
         return ""
     some = "" if len(known) == len(pending) else f" for {len(known)} of them"
-    return f", about {duration(sum(known))}{some}"
+    return f", about {format_duration(sum(known))}{some}"
 
 
 def _records(runs: Path) -> dict[str, dict[str, Any]]:

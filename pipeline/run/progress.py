@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.hardware.precision import read_precision
 from pipeline.steps.spec import StepSpec
+from pipeline.text import format_duration
 
 _STATE_WIDTH = 26  # holds 'running, 1234 of 56789 rows'; names are cut before it is
 _STYLES = {"running": "bold", "stopped": "bold", "failed": "red", "waiting": "dim"}
@@ -28,18 +29,6 @@ class _Row:
         """The state, with progress where there is some, and without its unit where need be."""
         words = f"{self.state}, {self.detail}" if self.detail else self.state
         return words if len(words) <= width else " ".join(words.split()[:4])
-
-
-def duration(seconds: float | None) -> str:
-    """Return e.g. '42 s', '3 min 05 s', '2 h 10 min', or '' for None."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Display:
@@ -89,9 +78,9 @@ class Display:
             row.left = progress["left"]
             row.detail = f"{progress['done']} of {progress['total']} {progress['unit']}"
         if not self.live and time.monotonic() - self.last_line > _PLAIN_SECONDS:
-            expected = f", {duration(row.left)} left" if row.left is not None else ""
+            expected = f", {format_duration(row.left)} left" if row.left is not None else ""
             detail = f": {row.detail}" if row.detail else ": starting"
-            self._changed(f"{self._name(step)}{detail}, {duration(row.seconds)}{expected}")
+            self._changed(f"{self._name(step)}{detail}, {format_duration(row.seconds)}{expected}")
 
     def _tell_precision(self, known: Any) -> None:
         """Say what steps compute in, each precision once."""
@@ -128,7 +117,7 @@ class Display:
         row = self.rows[step.fingerprint]
         row.seconds = time.monotonic() - row.started if row.started else row.seconds
         row.state, row.left, row.detail = state, None, ""
-        self._changed(f"{self._name(step)}: {state} in {duration(row.seconds)}")
+        self._changed(f"{self._name(step)}: {state} in {format_duration(row.seconds)}")
 
     def _changed(self, line: str) -> None:
         self.last_line = time.monotonic()
@@ -146,15 +135,15 @@ class Display:
         steps = self._visible()
         rows = [self.rows[step.fingerprint] for step in steps]
         names = [self._name(step) for step in steps]
-        elapsed = ["elapsed", *(duration(row.seconds) for row in rows)]
-        left = ["left", *(duration(row.left) for row in rows)]
+        elapsed = ["elapsed", *(format_duration(row.seconds) for row in rows)]
+        left = ["left", *(format_duration(row.left) for row in rows)]
         times = [max(map(len, elapsed)), max(map(len, left))]
         room = options.max_width - sum(times) - 6
         name_width = min(max(map(len, names)), max(room - _STATE_WIDTH, room // 2))
         state_width = min(max(len(row.words()) for row in rows), room - name_width)
         done = sum(row.state.startswith("done") for row in self.rows.values())
         so_far = f"{done} of {len(self.rows)} steps done"
-        yield Text(f"{so_far}, {duration(time.monotonic() - self.began)}", style="italic")
+        yield Text(f"{so_far}, {format_duration(time.monotonic() - self.began)}", style="italic")
         cells = [("", "", "dim")]
         for name, row in zip(names, rows, strict=True):
             state = _cut(row.words(state_width), state_width)

@@ -21,13 +21,13 @@ from pipeline.plan.changes import MEMORY, Memory, read_identities
 from pipeline.plan.plan import Plan
 from pipeline.recipe import shipped
 from pipeline.recipe.schema import Recipe, Source
-from pipeline.run.expected import expected_seconds, left_words
+from pipeline.run.expected import expected_seconds, format_time_left
 from pipeline.run.launcher import command
-from pipeline.run.progress import duration
 from pipeline.run.scheduler import select_steps
 from pipeline.steps import artifact
 from pipeline.steps.artifact import PROGRESS, SPEC
 from pipeline.steps.spec import StepSpec
+from pipeline.text import format_duration
 
 _CHANGED = "changed since the last run: "
 _AGAIN = re.compile(r"its input \S+ \(([^;]*?)\) will be made again")
@@ -61,9 +61,9 @@ def explain(
         lines += _commands(plan, runs, launch, through, reasons)
     else:
         seconds = expected_seconds(plan.steps, runs, launch.use_cpu, launch.processes)
-        left = left_words(pending, seconds)
+        left = format_time_left(pending, seconds)
         lines += [*_tree(plan, reasons, seconds, width), ""]
-    if calls := judge_calls_words(plan, runs):
+    if calls := describe_judge_calls(plan, runs):
         lines.append(calls)
     lines.append(f"precision: {describe_asked(one.recipe for one in plan.stages.values())}")
     total = len(plan.steps)
@@ -113,7 +113,7 @@ class _Line:
         known = [one for one in self.seconds if one is not None]
         if not known or len(known) < len(self.seconds):
             return ""
-        return f"{'~' * (self.state == 'to run')}{duration(sum(known))}"
+        return f"{'~' * (self.state == 'to run')}{format_duration(sum(known))}"
 
 
 def _tree(
@@ -215,16 +215,16 @@ def _to_judge(plan: Plan, runs: Path, stages: Sequence[str]) -> list[tuple[Recip
     return list(pending.values())
 
 
-def judge_calls_words(plan: Plan, runs: Path, stages: Sequence[str] = ()) -> str:
+def describe_judge_calls(plan: Plan, runs: Path, stages: Sequence[str] = ()) -> str:
     """What the steps that are still to run may ask of a judge that is paid or slow, or ''."""
     by_judge: dict[str, list[tuple[Recipe, str]]] = {}
     for recipe, name in _to_judge(plan, runs, stages):
         if recipe.judge is not None and recipe.judge.engine != "reference":
             by_judge.setdefault(describe_judge(recipe.judge), []).append((recipe, name))
-    return "\n".join(_calls_words(judge, pending) for judge, pending in by_judge.items())
+    return "\n".join(_describe_calls(judge, pending) for judge, pending in by_judge.items())
 
 
-def _calls_words(judge: str, pending: list[tuple[Recipe, str]]) -> str:
+def _describe_calls(judge: str, pending: list[tuple[Recipe, str]]) -> str:
     """What one judge may be asked."""
     known, complete = 0, True
     for recipe, name in pending:

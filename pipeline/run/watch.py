@@ -11,13 +11,13 @@ from pipeline.errors import InputError, suggest, visible
 from pipeline.plan.plan import Plan
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.shipped import Launch
-from pipeline.run.expected import expected_seconds, left_words
-from pipeline.run.progress import duration
+from pipeline.run.expected import expected_seconds, format_time_left
 from pipeline.steps import artifact
 from pipeline.steps.artifact import ERROR, SPEC
 from pipeline.steps.context import read_progress
 from pipeline.steps.lock import held_by
 from pipeline.steps.spec import StepSpec
+from pipeline.text import format_duration
 
 _FOLLOW_SECONDS = 0.3
 _MOST_BYTES = 1 << 20  # of a log's end
@@ -53,12 +53,12 @@ def status(
     rows = [(recipe.name, f"{len(steps) - len(pending)} of {_counted(steps)} done")]
     for step in pending:
         progress = read_progress(step.directory(runs))
-        name, done = _name(step, plan), _done_words(progress)
+        name, done = _name(step, plan), _format_done(progress)
         if holder := holders[step.fingerprint]:
             so_far, left = progress.get("seconds", 0.0), progress.get("left")
             words = [f"{name}: {done or 'starting'}"]
-            words += [f"{duration(so_far)} so far"] if so_far else []
-            words += [f"about {duration(left)} left"] if left is not None else []
+            words += [f"{format_duration(so_far)} so far"] if so_far else []
+            words += [f"about {format_duration(left)} left"] if left is not None else []
             rows += [("running", ", ".join(words)), ("", f"by {holder}")]
         elif error := artifact.read_object(step.directory(runs) / ERROR).get("message"):
             rows.append(("failed", f"{name}: {visible(' '.join(str(error).split()))}"))
@@ -67,7 +67,7 @@ def status(
     if pending and not running:
         rows.append(("running", f"nothing; `{command('run')}` runs the rest"))
     if pending:
-        rows.append(("left", f"{_counted(pending)}{left_words(pending, seconds)}"))
+        rows.append(("left", f"{_counted(pending)}{format_time_left(pending, seconds)}"))
     try:
         newest = find_logs(recipe, runs, stage=None, seed=seed)[0]
         rows.append(("log", f"{newest}; `{command('logs')}` prints its end"))
@@ -87,7 +87,7 @@ def _name(step: StepSpec, plan: Plan) -> str:
     return f"{step.stage}{several}, {step.title}"
 
 
-def _done_words(progress: dict[str, Any]) -> str:
+def _format_done(progress: dict[str, Any]) -> str:
     """Return e.g. '3 of 12 optimizer steps', or ''."""
     if not progress.get("total"):
         return ""

@@ -16,11 +16,11 @@ from filelock import FileLock
 from pipeline.plan import changes
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
-from pipeline.run.clean import size_words
 from pipeline.steps import artifact
 from pipeline.steps.artifact import HOLDER, LOCK
 from pipeline.steps.context import write_spec
 from pipeline.steps.spec import StepSpec
+from pipeline.text import format_bytes
 
 
 @pytest.fixture
@@ -208,4 +208,4 @@ def test_killed_midway_it_leaves_whole_results_or_none(leave, runs, bashrac, inj
                         (3.2e12, "3200.0 GB")],
 )  # fmt: skip
 def test_sizes_are_words(size, words):
-    assert size_words(size) == words
+    assert format_bytes(size) == words
