@@ -19,10 +19,11 @@ import yaml
 # Fixed, for steps would adapt it to what else runs, and with it the last bits of numbers. Workers are
 # as many as cores, so more than a thread each is in the way; they inherit what is set here in the
 # process that starts them, which therefore notes what the user had set.
-_users = os.environ.setdefault("BASHRAC_TESTS_OMP", os.environ.get("OMP_NUM_THREADS", ""))
-_each = "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count())
-os.environ["OMP_NUM_THREADS"] = _users or _each
-from several import alone, place  # noqa: E402, F401 - fixtures
+os.environ.setdefault("BASHRAC_TESTS_OMP", os.environ.get("OMP_NUM_THREADS", ""))
+os.environ["OMP_NUM_THREADS"] = os.environ["BASHRAC_TESTS_OMP"] or (
+    "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count())
+)
+from several import alone, place  # noqa: F401 - fixtures
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some tests send.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
