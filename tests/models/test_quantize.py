@@ -1,6 +1,7 @@
 """Bases in 4 bits: what is refused, what is loaded, what is trained, and against what."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,6 +147,6 @@ def test_8_bit_optimizers_train_on_a_cpu(qlora, write_recipe, tmp_path, optimize
 @pytest.mark.parametrize("kind", [FSDP2, zero(1), zero(3)])
 def test_a_launch_that_would_split_4_bit_weights_is_refused(qlora, write_recipe, tmp_path, kind):
     step = training_step(write_recipe(qlora), tmp_path / "runs")
-    step.launch.kind = kind
+    step.launch = replace(step.launch, kind=kind)
     with pytest.raises(InputError, match=f"{kind} would split"):
         load_trainable(step)

@@ -181,7 +181,7 @@ def test_an_adapters_config_names_its_base_for_others(tmp_path):
     ):
         file = tmp_path / "adapter_config.json"
         artifact.write_json(file, {"base_model_name_or_path": name, "target_modules": ["b", "a"]})
-        step = SimpleNamespace(identity={"inputs": {"base": base}})
+        step = SimpleNamespace(spec=SimpleNamespace(inputs={"base": base}))
         _finish_adapter_config(step, file)
         config = artifact.read_json(file)
         assert (config["base_model_name_or_path"], config.get("revision")) == expected

@@ -119,9 +119,7 @@ def test_an_answer_that_is_the_reference_makes_no_pair():
 def test_a_model_that_says_every_reference_has_nothing_to_reject(
     recipe, write_recipe, run_steps_here, tmp_path
 ):
-    plan, runs = run_steps_here(
-        write_recipe(recipe), until=lambda step: step.spec.kind == "answers"
-    )
+    plan, runs = run_steps_here(write_recipe(recipe), until=lambda step: step.kind == "answers")
     answers, pairs = [step for step in plan.steps if step.stage == "spin"][:2]
     path = answers.directory(runs) / artifact.SAMPLES
     rows = [

@@ -192,7 +192,7 @@ def test_grouping_is_the_default_and_random_is_the_stock_order(training):
     """Stock: accelerate draws each epoch's order with a generator of seed + epoch."""
     default, named = training(), training(trainer={"train_sampling_strategy": "group_by_length"})
     shuffled = training(trainer={"train_sampling_strategy": "random"})
-    assert default.fingerprint == named.fingerprint != shuffled.fingerprint
+    assert default.spec.fingerprint == named.spec.fingerprint != shuffled.spec.fingerprint
     orders = []
     for step in (default, shuffled):
         trainer, rows = make_trainer(step)
@@ -275,7 +275,7 @@ def test_two_processes_go_on_with_the_rows_of_one_and_count_together(training, t
 
     40 rows, so that the last batch of an epoch needs no row twice.
     """
-    rows = {"data": {"train": {"source": training().inputs["train"]["source"], "limit": 40}}}
+    rows = {"data": {"train": {"source": training().locations["train"]["source"], "limit": 40}}}
     execute(alone := training("alone", **rows))
     broken = stopped_at(training("two", **rows), 8)
     training("two", processes=2, **rows)
