@@ -134,7 +134,7 @@ def test_no_step_that_generates_has_noise(recipe_dict, write_recipe, run_steps_h
     }
     recipe_dict["evaluate"] = []
     path = write_recipe(recipe_dict)
-    plan, runs = run_steps_here(path, until=lambda step: step.spec.kind == "contexts")
+    plan, runs = run_steps_here(path, until=lambda step: step.kind == "contexts")
     steps = steps_of(plan, "rac") | {"contexts": steps_of(plan, "bash")["contexts"]}
     written = {}
     for kind in ("answers", "corrections", "contexts"):

@@ -122,7 +122,7 @@ def test_training_moves_the_policy_and_not_one_weight_of_the_reference(
     recipe_dict |= {"lora": lora, "evaluate": []}
     recipe_dict["stages"] = {"sft": {"method": "sft"}, "dpo": {"method": "dpo", "from": "sft"}}
     path = write_recipe(recipe_dict)
-    run_steps_here(path, until=lambda step: step.spec.kind == "train")
+    run_steps_here(path, until=lambda step: step.kind == "train")
     step = training_step(path, tmp_path / "runs")
     renderer = renderer_for(step)
     trainer = dpo.make_trainer(step, read_pairs(step, renderer), renderer.tokenizer)
