@@ -524,7 +524,7 @@ def test_an_adapter_is_known_by_its_base_too_and_cannot_be_trained_on(
     forget()
     assert model_identity(str(adapter), None) != before
     found = problems_of(write_recipe(recipe_dict | {"model": str(adapter)}))
-    assert "can be evaluated but not trained on" in found["model"]
+    assert "can be evaluated, but not trained on" in found["model"]
 
 
 @pytest.mark.skipif(not ALPACA.is_dir(), reason=f"needs the AlpacaEval files in {ALPACA}")

@@ -54,7 +54,7 @@ class Arms:
         """(stage, kind) -> the step's folder."""
         found = {}
         for spec in self.runs.glob("steps/*/step.json"):
-            step = json.loads(spec.read_text())
+            step = json.loads(spec.read_text())["spec"]
             assert found.setdefault((step["stage"], step["kind"]), spec.parent) == spec.parent
         return found
 

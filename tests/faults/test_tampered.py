@@ -41,7 +41,7 @@ def finished(made, tmp_path):
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     folders = {}
     for spec in tmp_path.glob("runs/steps/*/step.json"):
-        step = json.loads(spec.read_text())
+        step = json.loads(spec.read_text())["spec"]
         folders[step["stage"], step["kind"]] = spec.parent
     return tmp_path / "recipe.yaml", folders
 

@@ -222,7 +222,7 @@ def test_weights_that_are_trained_are_never_float16(recipe_dict, write_recipe, o
     """torch: 'Attempting to unscale FP16 gradients', once everything is loaded."""
     recipe_dict["precision"] = "auto"
     path = write_recipe(recipe_dict | {"dtype": "float16", "launch": "single_gpu"})
-    assert "write precision: float16 alone" in problems_of(path, override)["dtype"]
+    assert "write precision: float16 instead" in problems_of(path, override)["dtype"]
 
 
 @pytest.mark.parametrize("options", [{"lora": None}, {"lora": LORA, "trainer": {"bf16": False}}])

@@ -67,11 +67,11 @@ def test_arms_of_adapters_hand_over_and_the_merged_model_answers_the_same(
     assert run.returncode == 0, run.stdout + run.stderr
     steps = {}
     for file in (tmp_path / "runs").glob("steps/*/step.json"):
-        step = json.loads(file.read_text())
+        step = json.loads(file.read_text())["spec"]
         steps[step["stage"], step["kind"]] = (file.parent, step)
 
     def adapter_read_by(stage, kind):
-        return steps[stage, kind][1]["inputs"].get("adapter")
+        return steps[stage, kind][1]["locations"].get("adapter")
 
     trained = {stage: str(steps[stage, "train"][0]) for stage in recipe_dict["stages"]}
     assert adapter_read_by("sft", "train") is None

@@ -9,16 +9,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import yaml
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is several times faster
+try:
+    from yaml import CSafeLoader as SafeLoader  # libyaml, several times faster
+except ImportError:
+    from yaml import SafeLoader
 
 
 @cache
 def read(name: str) -> dict[str, Any]:
     """The contents of NAME.yaml, with the lists of words.yaml."""
     text = Path(__file__).with_name(f"{name}.yaml").read_text("utf-8")
-    return {**(read("words") if name != "words" else {}), **yaml.load(text, _LOADER)}
+    return {**(read("words") if name != "words" else {}), **SafeLoader(text).get_single_data()}
 
 
 def choices(written: Any, texts: dict[str, Any]) -> Sequence[Any]:
