@@ -38,14 +38,11 @@ from eval.graders.alpaca import official_order_is_flipped, preference_from_logpr
 from eval.graders.gsm8k import grade, lm_eval_correct
 from eval.graders.length_control import WinRate
 from eval.graders.length_control import length_controlled_win_rate as rate
-from eval.judge.compare import (
-    Comparison,
-    OpenAIJudge,
-    ReplyCache,
-    judge,
-    load_template,
-    question_key,
-)
+from eval.judge.cache import ReplyCache
+from eval.judge.compare import judge, question_key
+from eval.judge.openai import OpenAIJudge
+from eval.judge.template import load_template
+from eval.judge.types import Comparison
 from eval.stats.intervals import wilson_interval
 from eval.stats.types import Outcome
 from pipeline.data.tasks import example_of

@@ -15,9 +15,7 @@ from pathlib import Path
 
 from eval.graders.alpaca import official_order_is_flipped
 from eval.judge.cache import ReplyCache
-from eval.judge.local import LocalJudge, ReferenceJudge
-from eval.judge.openai import OpenAIJudge
-from eval.judge.template import Template, load_template
+from eval.judge.template import Template
 from eval.judge.types import (
     Comparison,
     Engine,
@@ -35,24 +33,6 @@ from pipeline.errors import InputError
 from pipeline.recipe.schema import Price
 from pipeline.steps.artifact import fingerprint
 
-__all__ = [
-    "Comparison",
-    "Judgement",
-    "LocalJudge",
-    "OpenAIJudge",
-    "Plan",
-    "Price",
-    "ReferenceJudge",
-    "ReplyCache",
-    "Template",
-    "Verdict",
-    "VerdictOutcome",
-    "alpaca_eval_order",
-    "as_given",
-    "judge",
-    "load_template",
-    "question_key",
-]
 _CHARACTERS_PER_TOKEN = 4  # of English text; an estimate, and said to be one
 _REPLY_TOKENS = {"label": 1, "text": 64, "reference": 0}
 

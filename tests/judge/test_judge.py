@@ -19,23 +19,14 @@ import pytest
 from conftest import ROOT, SHARED, imported_by
 from judge_servers import Served, completion, needs_serve, opinion, wait_for
 
-from eval.judge.compare import (
-    Comparison,
-    LocalJudge,
-    OpenAIJudge,
-    Price,
-    ReferenceJudge,
-    ReplyCache,
-    Template,
-    VerdictOutcome,
-    alpaca_eval_order,
-    judge,
-    load_template,
-    question_key,
-)
-from eval.judge.openai import read_logprobs
-from eval.judge.types import Question
+from eval.judge.cache import ReplyCache
+from eval.judge.compare import alpaca_eval_order, judge, question_key
+from eval.judge.local import LocalJudge, ReferenceJudge
+from eval.judge.openai import OpenAIJudge, read_logprobs
+from eval.judge.template import Template, load_template
+from eval.judge.types import Comparison, Question, VerdictOutcome
 from pipeline.errors import BashracError, InputError
+from pipeline.recipe.schema import Price
 
 CANARY = "sk-canary-5f0c1d7e9b"
 SHIPPED = [
@@ -659,7 +650,10 @@ def test_a_judge_killed_mid_run_keeps_every_reply_it_was_given(serve, tmp_path):
     server, path = serve(delay=0.02), tmp_path / "c"
     code = (
         "import sys\n"
-        "from eval.judge.compare import *\n"
+        "from eval.judge.compare import judge\n"
+        "from eval.judge.openai import OpenAIJudge\n"
+        "from eval.judge.template import Template\n"
+        "from eval.judge.types import Comparison\n"
         "rows = [Comparison(f'{i}', f'question {i}', f'answer {i}', f'reply {i}') for i in range(40)]\n"
         "engine = OpenAIJudge('stand-in', base_url=sys.argv[1], concurrency=2)\n"
         "template = Template('tiny', '{prompt}|{first}|{second}', ('A', 'B'), 'A or B?')\n"

@@ -45,7 +45,7 @@ def test_an_installed_wheel_brings_its_recipes_and_launch_configs(tmp_path):
         env={**os.environ, "PYTHONPATH": str(site)},
     )  # fmt: skip
     assert drawn.stdout == "[2, 2, 2]\n", "the words of the built-in rows are in the wheel"
-    template = 'from eval.judge.compare import load_template; load_template("alpaca_eval_2")'
+    template = 'from eval.judge.template import load_template; load_template("alpaca_eval_2")'
     subprocess.run(
         [sys.executable, "-P", "-c", template], check=True, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(site)},
