@@ -121,7 +121,7 @@ def judge_comparisons(step: StepContext, comparisons: Sequence[Comparison]) -> J
         template,
         step.directory.parent.parent / REPLIES / name,
         both_orders=step.options["orders"] == "both",
-        max_calls=None if settings.engine == "reference" else step.judge_calls_left,
+        max_calls=None if settings.engine == "reference" else step.launch.judge_calls_left,
         single_order=alpaca_eval_order,
         price=settings.price,
         announce=announce,

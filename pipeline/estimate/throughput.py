@@ -6,7 +6,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
 from pipeline.steps import artifact
 
 # What decides a rate beside the model: kind, function, all weights or an adapter, engine.
@@ -31,13 +30,7 @@ def measured_rates(runs: Path, model: dict[str, Any], *, use_cpu: bool) -> dict[
         model: identity of the model that everything starts from.
         use_cpu: whether rates of CPUs are wanted, or of GPUs.
     """
-    records = {}
-    for file in runs.glob("steps/*/record.json"):
-        try:
-            record = artifact.read_record(file.parent)
-        except InputError:
-            continue  # `run` says what is wrong with it
-        records[record["fingerprint"]] = record
+    records = artifact.finished_records(runs)
     tokens: dict[Key, float] = defaultdict(float)
     seconds: dict[Key, float] = defaultdict(float)
     for record in records.values():

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
 from pipeline.steps import artifact
 from pipeline.steps.context import read_progress
 from pipeline.steps.spec import StepSpec
@@ -28,7 +27,7 @@ def expected_seconds(
     A step of which nothing like it has finished on such a launch is left out.
     """
     steps = list(steps)
-    records = _records(runs)
+    records = artifact.finished_records(runs)
     identities = {step.fingerprint: step.identity for step in steps}
     identities |= {known: record["identity"] for known, record in records.items()}
     took: dict[str, list[float]] = defaultdict(list)
@@ -56,17 +55,6 @@ def format_time_left(pending: Sequence[StepSpec], seconds: dict[str, float]) -> 
         return ""
     some = "" if len(known) == len(pending) else f" for {len(known)} of them"
     return f", about {format_duration(sum(known))}{some}"
-
-
-def _records(runs: Path) -> dict[str, dict[str, Any]]:
-    records = {}
-    for file in runs.glob("steps/*/record.json"):
-        try:
-            record = artifact.read_record(file.parent)
-        except InputError:
-            continue  # `run` says what is wrong with it
-        records[record["fingerprint"]] = record
-    return records
 
 
 def _likeness(identity: dict[str, Any], identities: dict[str, Any]) -> str:

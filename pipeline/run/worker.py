@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ def run_steps(spec_files: list[Path]) -> int:
         step = StepContext.read(spec_file)
         if artifact.is_finished(step.directory):
             continue
-        if step.judge_calls_left is not None:
-            step.judge_calls_left -= judge_calls
+        if (left := step.launch.judge_calls_left) is not None:
+            step.launch = replace(step.launch, judge_calls_left=left - judge_calls)
         try:
             if step.launch.log is not None:
                 _log_to(step.launch.log)

@@ -263,6 +263,18 @@ def verify(directory: Path, *, weights: bool = False) -> None:
             raise InputError(f"{path} was not written by the step it lies in; move it elsewhere")
 
 
+def finished_records(runs: Path) -> dict[str, dict[str, Any]]:
+    """The records of all finished steps by fingerprint; damaged ones are left out."""
+    records = {}
+    for file in runs.glob("steps/*/record.json"):
+        try:
+            record = read_record(file.parent)
+        except InputError:
+            continue  # `run` says what is wrong with it
+        records[record["fingerprint"]] = record
+    return records
+
+
 def verify_files(directory: Path, known: dict[str, Any], *, weights: bool = False) -> None:
     """See that some files of a finished step are as they were written; see `verify`."""
     for name, expected in known.items():

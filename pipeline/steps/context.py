@@ -47,7 +47,6 @@ class StepContext:
         spec: what to make; the properties below are its own.
         launch: how its processes were started.
         metrics: figures for the record; the function adds to them.
-        judge_calls_left: most questions it may put to a judge, or None.
         stop_asked: whether SIGTERM has come.
         stops_itself: whether the function looks at `stop_asked` rather than being interrupted.
     """
@@ -56,7 +55,6 @@ class StepContext:
     spec: StepSpec
     launch: StepLaunch
     metrics: dict[str, Any] = field(default_factory=dict)
-    judge_calls_left: int | None = None
     stop_asked: bool = False
     stops_itself: bool = False
     _last_progress: float = 0.0
@@ -69,8 +67,7 @@ class StepContext:
         """Read step.json."""
         written = artifact.read_json(spec_file)
         spec, launch = StepSpec(**written["spec"]), StepLaunch(**written["launch"])
-        folder = spec_file.resolve().parent
-        return cls(folder, spec, launch, judge_calls_left=launch.judge_calls_left)
+        return cls(spec_file.resolve().parent, spec, launch)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -135,9 +135,19 @@ def _fill(value: Any, slots: Slots) -> Any:
     return value.format(**slots) if isinstance(value, str) else value
 
 
+# Families whose slots are all drawn from lists have none.
+_WORK_OUT = {
+    function.__name__.removeprefix("_"): function
+    for function in (
+        _sort_words, _count_letters, _count_one_letter, _convert_units, _list_items, _make_polite,
+        _answer_from_text, _explain_steps, _compare_numbers, _add_capitals, _extract_fields,
+        _continue_sequence, _find_weekday, _group_words,
+    )
+}  # fmt: skip
+
+
 def _family(name: str, texts: Slots) -> Callable[[Random], Exchange]:
-    # The function above with the family's name; families whose slots are all drawn have none.
-    work_out = globals().get(f"_{name}", lambda *_, **drawn: {})
+    work_out = _WORK_OUT.get(name, lambda *_, **drawn: {})
 
     def draw_exchange(random: Random) -> Exchange:
         drawn = {slot: draw_slot(random, text, _FILE) for slot, text in texts["slots"].items()}
