@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.benchmarks.registry import BENCHMARKS, benchmark_of, test_source
-from eval.judge.step import describe_judge, engine_for
 from pipeline.data.builtin.rows import builtin_rows
 from pipeline.decoding.vllm_process import check_vllm
 from pipeline.hardware.precision import describe_asked
@@ -184,6 +183,7 @@ def check_judge_key(plan: Plan, runs: Path, stages: Sequence[str]) -> None:
         InputError: when a judge that is going to be asked needs one.
     """
     from eval.judge.openai import OpenAIJudge
+    from eval.judge.step import describe_judge, engine_for
 
     judges = [recipe.judge for recipe, _ in _to_judge(plan, runs, stages)]
     for judge in {describe_judge(judge): judge for judge in judges if judge is not None}.values():
@@ -221,6 +221,8 @@ def describe_judge_calls(plan: Plan, runs: Path, stages: Sequence[str] = ()) -> 
     by_judge: dict[str, list[tuple[Recipe, str]]] = {}
     for recipe, name in _to_judge(plan, runs, stages):
         if recipe.judge is not None and recipe.judge.engine != "reference":
+            from eval.judge.step import describe_judge  # `plan` must answer at once
+
             by_judge.setdefault(describe_judge(recipe.judge), []).append((recipe, name))
     return "\n".join(_describe_calls(judge, pending) for judge, pending in by_judge.items())
 
