@@ -1,146 +1,160 @@
-"""Whether the harness calls noise noise: copies of one model, and that model degraded on purpose.
+"""How often a report's intervals and verdicts are right, simulated through the report's own code.
 
-    bashrac merge study-maths:sft OUT
-    python benchmarks/protocol.py OUT --recipe study-maths
+    python benchmarks/protocol.py
 
-The recipe's test rows are answered several times by the model, at temperature 1, and as often by
-the model with noise added to its weights, all through `bashrac run`. A resampling deals the answers
-to each row out anew, without replacement, to two arms of as many seeds as the recipe has, and
-compares these as a report does. Between two arms of one model every difference is noise.
+prints the tables of docs/evaluation.md. Right and wrong answers are drawn from models whose true
+accuracies are known: examples differ in difficulty, each arm finds some of them easier than the
+other arm does, and each training seed shifts its model by as many points as `scatter` says.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
-from collections import Counter
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from eval.report.cells import difference_of, results_of  # noqa: E402 - from this checkout
-from pipeline.plan.load import load_recipe  # noqa: E402
-from pipeline.plan.plan import make_plan  # noqa: E402
-from pipeline.steps import artifact  # noqa: E402
-from pipeline.steps.identity import local_digest  # noqa: E402
+from eval.stats.holm import holm  # noqa: E402 - from this checkout
+from eval.stats.seeds import (  # noqa: E402
+    added_to,
+    mean_over_seeds,
+    parts_of,
+    two_sided_p,
+)
 
-RESAMPLINGS = 100
-# What of the recipe decides how its test rows are asked, beside their source.
-_KEPT = ("task", "system", "chat_template", "max_prompt_length", "generation", "launch")
+SCATTERS = (0, 1, 2, 4)  # points, standard deviation of an arm's accuracy over training seeds
+SIZES = (100, 600, 1319)
+DIFFICULTY, TASTE = 2.0, 1.0  # logits: how examples differ, and how arms differ on an example
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(80)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+_CELLS = 4_000_000  # of the largest temporary array
 
 
 def main() -> None:
-    """Print a row of a table for the model against itself and against each degraded copy."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model", help="a folder that holds a model and its tokenizer")
-    parser.add_argument("--recipe", required=True, help="gives test rows, prompt, arms' seeds")
-    parser.add_argument("--noise", type=float, nargs="*", default=[0.05, 0.1])
-    parser.add_argument("--limit", type=int, help="only the first test rows")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    given = parser.parse_args()
-    seeds = len(load_recipe(given.recipe).seeds)
-    healthy = answers_of(given, given.model, "copies", seeds)
-    print("| compared with the model | right | mean difference | noise | worse | better |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for noise in [0.0, *given.noise]:
-        other, name = healthy, "itself"
-        if noise:
-            folder = given.runs / f"degraded-{noise:g}-{local_digest(Path(given.model))[:8]}"
-            degrade(given.model, folder, noise)
-            other, name = answers_of(given, str(folder), folder.name, seeds), f"noise {noise:g}"
-        print(row_of(name, healthy, other, seeds), flush=True)
-    n = len(healthy[0]["ids"])
-    print(f"({RESAMPLINGS} resamplings, n = {n}, {seeds} seeds an arm, {given.model})")
+    parser.add_argument("--trials", type=int, default=5000)
+    trials, start = parser.parse_args().trials, time.monotonic()
+    print(f"({trials} trials a cell)\n")
+    two_arms(trials)
+    many_arms(trials)
+    few_examples(trials)
+    print(f"({time.monotonic() - start:.0f} s)")
 
 
-def answers_of(given: Any, model: str, name: str, seeds: int) -> list[dict[str, Any]]:
-    """Graded answers of a model to the recipe's test rows, twice as many times as an arm needs."""
-    asked = load_recipe(given.recipe).model_dump(
-        mode="json", exclude_unset=True, include={**dict.fromkeys(_KEPT, True), "data": {"test"}}
-    )
-    if given.limit is not None:
-        asked["data"]["test"]["limit"] = given.limit
-    asked |= {
-        "name": f"protocol-{name}",
-        "model": str(Path(model).resolve()),
-        "seeds": list(range(2 * seeds)),
-        "stages": {"model": {"method": "base"}},
-        "evaluate": ["gsm8k"],
-        "benchmarks": {"gsm8k": {"temperature": 1.0}},
+def two_arms(trials: int) -> None:
+    """Two arms: how often equal ones differ, how often the interval holds, how often 5 points show."""
+    print("| n | seeds | scatter | equal arms differ | interval holds | +5 points are found |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    for n in SIZES:
+        for seeds in (2, 3, 5):
+            for scatter in SCATTERS:
+                null, held_0, _ = compare(trials, n, seeds, scatter, points=0.0)
+                power, held_5, _ = compare(trials, n, seeds, scatter, points=5.0)
+                held = min(held_0, held_5)
+                print(f"| {n} | {seeds} | {scatter} | {null:.3f} | {held:.3f} | {power:.2f} |")
+    print()
+
+
+def compare(trials: int, n: int, seeds: int, scatter: float, points: float) -> tuple[float, ...]:
+    """Shares of trials in which p is below 0.05, and in which the interval holds the truth."""
+    rng = np.random.default_rng([n, seeds, scatter, int(points)])
+    u, shift = _seed_effect(scatter), _shift(scatter, points)
+    found, held = [], []
+    chunk = max(1, _CELLS // (2 * seeds * n))
+    for first in range(0, trials, chunk):
+        size = min(chunk, trials - first)
+        shared = rng.standard_normal((size, 1, 1, n), dtype=np.float32) * DIFFICULTY
+        right = _answers(rng, shared, np.array([0.0, shift]), seeds, u)
+        parts = parts_of(added_to(right[:, 1] - right[:, 0]))
+        found.append(two_sided_p(parts, seeds, n + 2) < 0.05)
+        held.append(two_sided_p(parts, seeds, n + 2, true=points / 100) >= 0.05)
+    return float(np.concatenate(found).mean()), float(np.concatenate(held).mean()), u
+
+
+def many_arms(trials: int) -> None:
+    """Seven arms that are equal, against one: how often any is called better or worse."""
+    print("| seven equal arms | seeds | scatter | any by p alone | any by Holm |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    n = 600
+    for seeds in (2, 3, 5):
+        for scatter in SCATTERS:
+            rng = np.random.default_rng([seeds, scatter])
+            u, alone, adjusted = _seed_effect(scatter), 0, 0
+            chunk = max(1, _CELLS // (8 * seeds * n))
+            for first in range(0, trials, chunk):
+                size = min(chunk, trials - first)
+                shared = rng.standard_normal((size, 1, 1, n), dtype=np.float32) * DIFFICULTY
+                right = _answers(rng, shared, np.zeros(8), seeds, u)
+                p = two_sided_p(parts_of(added_to(right[:, 1:] - right[:, :1])), seeds, n + 2)
+                alone += int((p < 0.05).any(axis=1).sum())
+                adjusted += sum(min(holm(list(row))) < 0.05 for row in p)
+            print(
+                f"| n = {n} | {seeds} | {scatter} | {alone / trials:.3f} | "
+                f"{adjusted / trials:.3f} |"
+            )
+    print()
+
+
+def few_examples(trials: int) -> None:
+    """One model's own number on few examples: how often the interval holds the true mean."""
+    shapes = {
+        "verdicts, sure (Beta 0.1, 0.15)": (0.1, 0.15, True),
+        "verdicts, sure, rarely won (Beta 0.05, 0.5)": (0.05, 0.5, True),
+        "verdicts, unsure (Beta 2, 3)": (2.0, 3.0, True),
+        "ROUGE-like (Beta 2, 8)": (2.0, 8.0, False),
+        "ROUGE-like, skew (Beta 1, 6)": (1.0, 6.0, False),
     }
-    file = given.runs / f"protocol-{name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(asked, sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "pipeline", "run", str(file), "--runs", str(given.runs)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
-    plan = make_plan(load_recipe(str(file)))
-    return list(results_of(plan, given.runs, "model", "gsm8k").values())
+    sizes = (5, 10, 20, 50, 100)
+    print(f"| scores | {' | '.join(f'n = {n}' for n in sizes)} |")
+    print(f"| --- | {' | '.join('---:' for _ in sizes)} |")
+    for name, (a, b, verdicts) in shapes.items():
+        held = []
+        for n in sizes:
+            rng = np.random.default_rng(n)
+            drawn = rng.beta(a, b, size=(trials, n))
+            ends = [mean_over_seeds([row], verdicts=verdicts)[1:3] for row in drawn]
+            held.append(np.mean([low <= a / (a + b) <= high for low, high in ends]))
+        print(f"| {name} | {' | '.join(f'{share:.3f}' for share in held)} |")
+    print()
 
 
-def degrade(model: str, folder: Path, noise: float) -> None:
-    """Write the model with Gaussian noise on every matrix: `noise` of its standard deviation."""
-    import torch
-
-    from pipeline.models.load import load_model, load_tokenizer
-
-    if folder.exists():
-        return
-    loaded = load_model(model, dtype="float32")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in loaded.parameters():
-            if weight.dim() > 1:
-                drawn = torch.randn(weight.shape, generator=generator)
-                weight += noise * weight.std() * drawn
-    with artifact.whole_folder(folder) as place:
-        loaded.save_pretrained(place)
-        load_tokenizer(model).save_pretrained(place)
+def _answers(
+    rng: np.random.Generator, shared: np.ndarray, shifts: np.ndarray, seeds: int, u: float
+) -> np.ndarray:
+    """Right (1) or wrong (0): float32 [trials, arms, seeds, examples]."""
+    size, n, arms = len(shared), shared.shape[-1], len(shifts)
+    logits = shared + TASTE * rng.standard_normal((size, arms, 1, n), dtype=np.float32)
+    logits = logits + np.float32(u) * rng.standard_normal((size, arms, seeds, 1), dtype=np.float32)
+    logits += shifts.astype(np.float32)[:, None, None]
+    return (rng.random(logits.shape, dtype=np.float32) * (1 + np.exp(-logits)) < 1).astype("f4")
 
 
-def row_of(name: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], seeds: int) -> str:
-    """What the report says of the other model, over all resamplings."""
-    found = [
-        difference_of(*dealt(ours, theirs, seeds, seed), "strict") for seed in range(RESAMPLINGS)
-    ]
-    words = Counter(one.words for one in found if one is not None)
-    mean = sum(one.value for one in found if one is not None) / len(found)
-    right = 100 * float(np.mean([result["measures"]["strict"]["scores"] for result in theirs]))
-    counts = " | ".join(str(words[word]) for word in ("noise", "worse", "better"))
-    return f"| {name} | {right:.1f} % | {mean:+.1f} | {counts} |"
+def _accuracy(mean: float, spread: float) -> float:
+    return float(_WEIGHTS @ (1 / (1 + np.exp(-(mean + spread * _NODES)))))
 
 
-def dealt(
-    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], seeds: int, seed: int
-) -> tuple[dict[int, Any], dict[int, Any]]:
-    """Results of two arms, the other model's first: each row's answers dealt out at random."""
-    rng = np.random.default_rng(seed)
-    arms = []
-    first = _order(rng, ours)
-    second = first if theirs is ours else _order(rng, theirs)
-    for results, order in ((theirs, second[seeds:]), (ours, first[:seeds])):
-        scores_KN = np.array([one["measures"]["strict"]["scores"] for one in results])
-        columns = np.take_along_axis(scores_KN, order, axis=0)
-        arms.append({i: _with_scores(results[i], list(column)) for i, column in enumerate(columns)})
-    return arms[0], arms[1]
+def _seed_effect(scatter: float) -> float:
+    """Logits that move the accuracy by `scatter` points, at an accuracy of one half."""
+    spread, step = float(np.hypot(DIFFICULTY, TASTE)), 1e-4
+    slope = (_accuracy(step, spread) - _accuracy(-step, spread)) / (2 * step)
+    return scatter / 100 / slope
 
 
-def _order(rng: np.random.Generator, results: list[dict[str, Any]]) -> np.ndarray:
-    """For each row its own order of the answers: int [K, N]."""
-    shape = (len(results), len(results[0]["ids"]))
-    return rng.permuted(np.broadcast_to(np.arange(shape[0])[:, None], shape), axis=0)
-
-
-def _with_scores(result: dict[str, Any], scores: list[Any]) -> dict[str, Any]:
-    primary = {**result["measures"]["strict"], "scores": [float(score) for score in scores]}
-    return {**result, "measures": {"strict": primary}}
+def _shift(scatter: float, points: float) -> float:
+    """Logits that make an arm right on `points` more of 100 examples."""
+    spread = float(np.sqrt(DIFFICULTY**2 + TASTE**2 + _seed_effect(scatter) ** 2))
+    low, high = 0.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        is_less = _accuracy(middle, spread) - 0.5 < points / 100
+        low, high = (middle, high) if is_less else (low, middle)
+    return low
 
 
 if __name__ == "__main__":
