@@ -8,11 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.report.samples import SampleView, StageAnswer
+from eval.report.text import tone_of
 
-TONES = {
-    "better": "good", "correct": "good", "win": "good",
-    "worse": "bad", "wrong": "bad", "loss": "bad",
-}  # fmt: skip
 _ROLES = {"user": "Prompt", "system": "System message", "assistant": "Earlier answer"}
 # A longer text gets a box of its own that scrolls.
 _LONG_LINES, _LONG_CHARACTERS = 16, 600
@@ -71,7 +68,7 @@ def _tally(answers: Mapping[str, StageAnswer]) -> str:
     counts = Counter(_outcome(answer.verdict) for answer in answers.values())
     if len(counts) > 3:
         return ""
-    good_first = sorted(counts, key=lambda outcome: TONES.get(outcome) != "good")
+    good_first = sorted(counts, key=lambda outcome: tone_of(outcome) != "good")
     return ", ".join(f"{counts[outcome]} {outcome}" for outcome in good_first)
 
 
@@ -82,7 +79,7 @@ def _outcome(verdict: str) -> str:
 
 def _answer(stage: str, answer: StageAnswer) -> Text:
     cut = ", cut off at the token limit" if answer.cut_off else ""
-    tone = TONES.get(_outcome(answer.verdict), "")
+    tone = tone_of(_outcome(answer.verdict))
     return _text(stage, answer.answer, verdict=answer.verdict + cut, tone=tone)
 
 

@@ -57,7 +57,7 @@ def _headlines(report: Report) -> list[str]:
     """A list of sentences a benchmark, where a stage is compared with another."""
     lines = []
     for benchmark in report.benchmarks:
-        if found := [one for one in headlines(report, benchmark) if one.words]:
+        if found := [one for one in headlines(report, benchmark) if one.verdict]:
             lines += [f"**{_in_a_line(headline_title(report, benchmark))}**", ""]
             lines += [f"- **{one.stage}** {one.sentence}: {one.verdict}" for one in found]
             lines.append("")

@@ -28,12 +28,19 @@ from eval.report.cost_summary import (
     has_costs,
     own_table,
 )
-from eval.report.examples import TONES, Example, example_of, shared_system
+from eval.report.examples import Example, example_of, shared_system
 from eval.report.headlines import Headline, headline_note, headline_title, headlines
 from eval.report.lines import ChartView, view_of
 from eval.report.plots import Plot, plots_of
 from eval.report.samples import SampleView
-from eval.report.text import benchmark_notes, benchmark_table, format_figure, interval_note, versus
+from eval.report.text import (
+    benchmark_notes,
+    benchmark_table,
+    format_figure,
+    interval_note,
+    tone_of,
+    versus,
+)
 from eval.report.types import Chart, Report, Row
 from pipeline.errors import visible
 
@@ -101,7 +108,6 @@ def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> st
     return _environment().get_template("page.html.jinja").render(
         report=report,
         facts=_facts(report),
-        tones=TONES,
         sections=sections,
         headline_note=headline_note(report),
         interval_note=interval_note(report) if report.rows else "",
@@ -193,7 +199,7 @@ def _benchmark_table(report: Report, benchmark: str, rows: Sequence[Row]) -> Tab
     for row, line in zip(rows, lines, strict=True):
         styles = {"outcomes": "outcomes"}
         for name, found in row.differences.items():
-            styles[versus(report, name, row.own)] = TONES.get(found.words, "")
+            styles[versus(report, name, row.own)] = tone_of(found.verdict)
         words = {column: line.get(column, "") for column in head}
         words |= {column: _wrapping(words[column]) for column in head if column != "outcomes"}
         body.append([TableCell(words[column], styles.get(column, "")) for column in head])

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.report.text import describe_missing, format_cell, format_difference
+from eval.report.text import describe_missing, format_cell, format_difference, tone_of
 from eval.report.types import Row
 
 # Heights in a plot, in em: before the first stage, of a stage, and of the axis below the last.
@@ -60,7 +60,7 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
     if measured is None:
         return []
     name, unit = measured.own, measured.measures[measured.own].unit
-    less = " (less is better)" if measured.measures[name].better == "lower" else ""
+    less = " (lower is better)" if measured.measures[name].better == "lower" else ""
     lines = [
         (row.stage, format_cell(cell, row.n, row.seeds) or describe_missing(row), "",
          cell and (cell.low, cell.value, cell.high))
@@ -78,13 +78,14 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
         )
     ]
     compared = [
-        (row.stage, format_difference(one), one.words, (one.low, one.value, one.high))
+        (row.stage, format_difference(one), tone_of(one.verdict) or "open",
+         (one.low, one.value, one.high))
         for row in rows if (one := row.difference)
     ]  # fmt: skip
     if compared:
         note = (
             "On the same examples. Better or worse (filled dot): the 95 % interval excludes 0, and "
-            "p is below 0.05. Noise (open dot): else."
+            "p is below 0.05. Not significant (open dot): else."
         )
         title = f"{name}, {'points' if unit == '%' else unit} over {baseline}{less}"
         plots.append(
@@ -103,7 +104,7 @@ def _plot(
     note: str,
     signed: bool = False,
 ) -> Plot:
-    """Lay out a plot; a line of it is (stage, words, tone's word, (low, value, high))."""
+    """Lay out a plot; a line of it is (stage, words, tone, (low, value, high))."""
     numbers = [number for *_, three in lines if three is not None for number in three]
     numbers += [] if line is None else [line[0]]
     ticks = nice_ticks(min(numbers), max(numbers))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from eval.report.types import Cell, Difference, Report, Row
+from eval.report.types import NOT_SIGNIFICANT, Cell, Difference, Report, Row
 
 # Decimals by unit; of any other unit one.
 _DECIMALS = {"nats": 3}
+_TONES = {
+    "better": "good", "correct": "good", "win": "good",
+    "worse": "bad", "wrong": "bad", "loss": "bad",
+}  # fmt: skip
 # What each measure is, said below the tables it stands in.
 _MEANINGS = {
     "strict": "the number after the last ####",
@@ -119,7 +123,7 @@ def interval_note(report: Report) -> str:
         f"{note} vs {report.baseline}: points, or the number's own unit where that is not %, on "
         f"the same examples, paired bootstrap (10,000 resamples, 1,000 of LC win rates); better or "
         f"worse = the interval excludes 0 and p is below 0.05 ({test}; p in JSON and CSV); else "
-        "noise."
+        f"{NOT_SIGNIFICANT}."
     )
 
 
@@ -146,7 +150,7 @@ def format_number(value: float, unit: str, *, signed: bool = False) -> str:
 def format_difference(difference: Difference | None, seeds: int = 1) -> str:
     """Such as '+11.0 [+4.0, +18.0] better'.
 
-    With fewer than all seeds it says how many, and where p alone makes it noise, p.
+    With fewer than all seeds it says how many, and where p alone decides, p.
     """
     if difference is None:
         return ""
@@ -156,7 +160,12 @@ def format_difference(difference: Difference | None, seeds: int = 1) -> str:
     )
     some = f" ({difference.seeds} of {seeds} seeds)" if difference.seeds < seeds else ""
     why = f" (p {difference.p_value:.2f})" if difference.overruled_by_p else ""
-    return f"{value} [{low}, {high}] {difference.words}{why}{some}"
+    return f"{value} [{low}, {high}] {difference.verdict}{why}{some}"
+
+
+def tone_of(verdict: str) -> str:
+    """The colour of a verdict on a difference or an answer: 'good', 'bad', or '' for neither."""
+    return _TONES.get(verdict, "")
 
 
 def format_outcomes(row: Row) -> str:

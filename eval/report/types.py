@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+NOT_SIGNIFICANT = "not significant"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -49,20 +51,19 @@ class Difference:
     better: str = "higher"
 
     @property
-    def overruled_by_p(self) -> bool:
-        """Whether the interval alone would have made a finding of it."""
-        return self.words == "noise" and not self.low <= 0 <= self.high
-
-    @property
-    def words(self) -> str:
+    def verdict(self) -> str:
         """'better' or 'worse' where the interval excludes 0 and p is below 0.05.
 
-        Of few examples that all differ alike, and of few seeds, the bootstrap knows too little
-        spread; p does.
+        A bootstrap of few seeds, or of few examples that all differ alike, is too narrow; p is not.
         """
         if self.low <= 0 <= self.high or (self.p_value or 0.0) >= 0.05:
-            return "noise"
+            return NOT_SIGNIFICANT
         return "better" if (self.value > 0) == (self.better == "higher") else "worse"
+
+    @property
+    def overruled_by_p(self) -> bool:
+        """Whether the interval excludes 0 and p alone makes it not significant."""
+        return self.verdict == NOT_SIGNIFICANT and not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)

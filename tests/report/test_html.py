@@ -235,7 +235,7 @@ def test_the_same_results_give_the_same_page(usual):
     assert page_of(usual) == page_of(usual)
 
 
-def test_what_is_better_and_what_is_noise_stands_in_words(usual):
+def test_verdicts_stand_in_words_and_not_only_in_colour(usual):
     text = Page(page_of(usual)).text
     assert re.search(
         r"bash \+75\.0 points over sft, 95 % interval 37\.5 to \d+\.0, paired, n = 8, 1 seed: better",
