@@ -20,7 +20,7 @@ from eval.report.curves import gap_charts
 from eval.report.precisions import describe_precisions, precision_warnings
 from eval.report.provenance import provenance_of
 from eval.report.sweeps import sweep_charts
-from eval.report.types import Difference, Report, Round, Row
+from eval.report.types import Report, Round, Row
 from pipeline.recipe.schema import Source
 from pipeline.steps import artifact
 
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from pipeline.recipe.schema import Recipe
     from pipeline.steps.spec import StepSpec
 
-# Measures that are compared beside the benchmark's own.
-_COMPARED = ("slope, fixed contexts",)
+_COMPARED = "slope, fixed contexts"  # a measure that is compared beside the benchmark's own
 _READ = (artifact.RESULT, artifact.SAMPLES, GRADES)  # what reports are made of
 
 
@@ -171,18 +170,31 @@ def _rows(plan: Plan, benchmark: str, found: ByStage, baseline: str | None) -> I
     own = _own_measure([result for seeds in found.values() for result in seeds.values()])
     for label, stage in plan.stages.items():
         published = plan.recipe.published.get(stage.name, {}).get(benchmark)
-        row = Row(
+        is_baseline = stage.name == baseline
+        # Where the baseline is swept, a stage is compared with what it is at its own points.
+        beside = stage.siblings.get(baseline or "")
+        theirs = {} if is_baseline or beside is None else found[beside]
+        results = list(found[label].values())
+        counts: Counter[str] = Counter()
+        for result in results:
+            counts.update(result["counts"])
+        names = dict.fromkeys(name for result in results for name in result["measures"])
+        names = sorted(names, key=lambda name: name != own)
+        cells = {name: cell_of(results, name) for name in names}
+        differences = {name: difference_of(found[label], theirs, name) for name in (own, _COMPARED)}
+        yield Row(
             stage=label,
             method=stage.options.method,
             benchmark=benchmark,
+            n=results[0]["n"] if results else None,
+            seeds=len(results),
+            measures={name: cell for name, cell in cells.items() if cell is not None},
+            differences={name: one for name, one in differences.items() if one is not None},
+            counts=dict(counts),
             published="" if published is None else str(published),
             own=own,
-            is_baseline=stage.name == baseline,
+            is_baseline=is_baseline,
         )
-        # Where the baseline is swept, a stage is compared with what it is at its own points.
-        beside = stage.siblings.get(baseline or "")
-        theirs = {} if row.is_baseline or beside is None else found[beside]
-        yield _with_results(row, found[label], theirs) if found[label] else row
 
 
 def _own_measure(results: list[Result]) -> str:
@@ -190,30 +202,6 @@ def _own_measure(results: list[Result]) -> str:
     later = {name for result in results for name in list(result["measures"])[1:]}
     primaries = list(dict.fromkeys(result["primary"] for result in results))
     return next((name for name in primaries if name not in later), "")
-
-
-def _with_results(row: Row, ours: dict[int, Result], theirs: dict[int, Result]) -> Row:
-    results = list(ours.values())
-    counts: Counter[str] = Counter()
-    for result in results:
-        counts.update(result["counts"])
-    names = dict.fromkeys(name for result in results for name in result["measures"])
-    names = sorted(names, key=lambda name: name != row.own)
-    return replace(
-        row,
-        n=results[0]["n"],
-        seeds=len(results),
-        measures={name: cell for name in names if (cell := cell_of(results, name)) is not None},
-        differences=_differences(ours, theirs, row.own),
-        counts=dict(counts),
-    )
-
-
-def _differences(
-    ours: dict[int, Result], theirs: dict[int, Result], own: str
-) -> dict[str, Difference]:
-    names = (own, *_COMPARED)
-    return {name: one for name in names if (one := difference_of(ours, theirs, name)) is not None}
 
 
 def _overlaps(plan: Plan, runs: Path) -> dict[str, dict[str, int]]:

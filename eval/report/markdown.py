@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 from eval.report.charts import chart_table
-from eval.report.cost_summary import (
-    COST_NOTE,
-    bill_note,
-    chain_note,
-    chain_table,
-    has_costs,
-    own_table,
-)
+from eval.report.cost_summary import chain_table, cost_notes, has_costs, own_table
 from eval.report.headlines import headline_note, headline_title, headlines
 from eval.report.text import benchmark_notes, benchmark_table, format_figure, interval_note
 from eval.report.types import Chart, Provenance, Report
@@ -81,8 +74,7 @@ def _chart(chart: Chart) -> list[str]:
 
 def _costs(report: Report) -> list[str]:
     lines = ["## Cost", "", *_table(*own_table(report)), ""]
-    lines += [*_table(*chain_table(report)), "", COST_NOTE, chain_note(report)]
-    return [*lines, *([bill_note(report.bill)] if report.bill else []), ""]
+    return [*lines, *_table(*chain_table(report)), "", *cost_notes(report), ""]
 
 
 def _figures(report: Report, kind: str) -> list[str]:

@@ -20,14 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.report.charts import chart_table
-from eval.report.cost_summary import (
-    COST_NOTE,
-    bill_note,
-    chain_note,
-    chain_table,
-    has_costs,
-    own_table,
-)
+from eval.report.cost_summary import chain_table, cost_notes, has_costs, own_table
 from eval.report.examples import Example, example_of, shared_system
 from eval.report.headlines import Headline, headline_note, headline_title, headlines
 from eval.report.lines import ChartView, view_of
@@ -105,20 +98,22 @@ def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> st
     sections = [_section(report, name, samples.get(name, ())) for name in report.benchmarks]
     kinds = dict.fromkeys(one.kind for one in report.rounds)
     others = [chart for chart in report.charts if chart.benchmark not in report.benchmarks]
-    return _environment().get_template("page.html.jinja").render(
-        report=report,
-        facts=_facts(report),
-        sections=sections,
-        headline_note=headline_note(report),
-        interval_note=interval_note(report) if report.rows else "",
-        charts=_charts(others, report.baseline),
-        costs=_cost_tables(report) if has_costs(report) else [],
-        cost_notes=[
-            COST_NOTE, chain_note(report), *([bill_note(report.bill)] if report.bill else []),
-        ],
-        rounds=[_rounds_table(report, kind) for kind in kinds],
-        steps=_steps_table(report),
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            report=report,
+            facts=_facts(report),
+            sections=sections,
+            headline_note=headline_note(report),
+            interval_note=interval_note(report) if report.rows else "",
+            charts=_charts(others, report.baseline),
+            costs=_cost_tables(report) if has_costs(report) else [],
+            cost_notes=cost_notes(report),
+            rounds=[_rounds_table(report, kind) for kind in kinds],
+            steps=_steps_table(report),
+        )
+    )
 
 
 def style_hash(style: str) -> str:

@@ -118,6 +118,11 @@ class Spent:
     tokens_trained: int
     tokens_generated: int
 
+    @property
+    def device_hours(self) -> float:
+        """`device_seconds` in hours."""
+        return self.device_seconds / 3600
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -156,6 +161,15 @@ class CostSummary:
     device: str
     price_per_hour: float | None = None
     currency: str = ""
+
+    @property
+    def shows_hours(self) -> bool:
+        """Whether hours of devices say more than the wall time."""
+        return self.device != "machine" or self.price_per_hour is not None
+
+    def price(self, spent: Spent) -> float | None:
+        """What some time costs; None without a price."""
+        return None if self.price_per_hour is None else spent.device_hours * self.price_per_hour
 
 
 @dataclass(frozen=True)
