@@ -1,4 +1,4 @@
-"""What came out: for each stage a sentence on its difference from the baseline."""
+"""Headlines: for each stage a sentence on its difference from the baseline."""
 
 from __future__ import annotations
 

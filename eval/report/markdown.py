@@ -96,7 +96,7 @@ def _made(made: Provenance) -> list[str]:
     lines = [f"- {code(command)}" for command in made.commands]
     if made.commits:
         lines.append(f"- bashrac at commit {', '.join(map(code, made.commits))}")
-    return ["## To make it again", "", *lines, ""] if lines else []
+    return ["## To reproduce", "", *lines, ""] if lines else []
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:

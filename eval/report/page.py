@@ -103,12 +103,17 @@ def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> st
         .get_template("page.html.jinja")
         .render(
             report=report,
-            facts=_facts(report),
+            methods={row.stage: row.method for row in report.rows},
             sections=sections,
             headline_note=headline_note(report),
             interval_note=interval_note(report) if report.rows else "",
             charts=_charts(others, report.baseline),
-            costs=_cost_tables(report) if has_costs(report) else [],
+            costs=[
+                _words_table("What each stage took itself", *own_table(report)),
+                _words_table("With the stages it starts from", *chain_table(report)),
+            ]
+            if has_costs(report)
+            else [],
             cost_notes=cost_notes(report),
             rounds=[_rounds_table(report, kind) for kind in kinds],
             steps=_steps_table(report),
@@ -138,23 +143,6 @@ def _environment() -> Environment:
 def _finalize(value: Any) -> Any:
     """Called by jinja2 on every value it is about to escape; markup is the template's own."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _facts(report: Report) -> list[tuple[str, str]]:
-    """What the report is of."""
-    methods = {row.stage: row.method for row in report.rows}
-    stages = [
-        cost.stage + (f" ({methods[cost.stage]})" if cost.stage in methods else "")
-        for cost in report.costs
-    ]
-    facts = [
-        ("Model", report.model),
-        ("Task", report.task),
-        ("Stages", ", ".join(stages)),
-        ("Seeds", ", ".join(map(str, report.seeds))),
-    ]
-    facts += [("Judge", report.judge)] if report.judge else []
-    return [*facts, ("Fingerprint", report.made.fingerprint[:16])] if report.made else facts
 
 
 def _section(report: Report, benchmark: str, samples: Sequence[SampleView]) -> Section:
@@ -215,13 +203,6 @@ def _words_table(caption: str, head: list[str], body: list[list[str]]) -> Table:
         for line in body
     ]
     return Table(caption, head, lines, is_numeric=True)
-
-
-def _cost_tables(report: Report) -> list[Table]:
-    return [
-        _words_table("What each stage took itself", *own_table(report)),
-        _words_table("With the stages it starts from", *chain_table(report)),
-    ]
 
 
 def _steps_table(report: Report) -> Table:

@@ -80,7 +80,7 @@ def benchmark_notes(report: Report, benchmark: str) -> list[str]:
     rows = [row for row in report.rows if row.benchmark == benchmark]
     names = dict.fromkeys(name for row in rows for name in row.measures)
     meanings = [f"{name}: {_MEANINGS[name]}" for name in names if name in _MEANINGS]
-    lines = [f"Asked: {report.asked[benchmark]}."]
+    lines = [f"Evaluated on {report.asked[benchmark]}."]
     if meanings:
         lines.append("; ".join(meanings) + "; outcomes: by the first number, over all seeds.")
     if report.judge is not None and any("win" in row.counts for row in rows):

@@ -1,4 +1,4 @@
-"""What a report holds: numbers with intervals, rows of tables, charts. Plain data, no reading."""
+"""What a report holds: numbers with intervals, rows of tables, charts; report.json has them all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Cell:
     Attributes:
         n: examples it is a mean over, in each seed.
         spread: standard deviation over seeds, None for one seed.
-        better: which numbers are, 'higher' or 'lower'.
+        better: 'higher' or 'lower'.
         seeds: how many it is a mean over.
     """
 
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much over the stage it is compared with, on the same examples and seeds.
+    """A stage's number minus that of the baseline, on the same examples and seeds.
 
     Attributes:
         n: examples that both have a score for, in each seed.
@@ -38,7 +38,7 @@ class Difference:
             and examples (`eval.stats.seeds.p_over_seeds`).
         seeds: how many seeds both have finished.
         unit: of the number; '%' stands for points.
-        better: which numbers are, 'higher' or 'lower'.
+        better: 'higher' or 'lower'.
     """
 
     value: float
@@ -73,11 +73,11 @@ class Row:
     Attributes:
         n: examples in each seed.
         seeds: how many seeds are finished.
-        measures: by name, the benchmark's own number first.
-        differences: those of the own number, and of what else is compared, by name.
+        measures: by name, the benchmark's primary measure first.
+        differences: by name, of the measures that are compared.
         counts: outcome -> examples, over all seeds.
-        published: the number to compare with, as the recipe gives it.
-        own: name of the benchmark's own number, which a stage may lack where others have it.
+        published: the published number, as the recipe gives it.
+        own: name of the benchmark's primary measure; this stage may lack it.
         is_baseline: whether others are compared with it (in a sweep: at its own point).
     """
 
@@ -95,18 +95,18 @@ class Row:
 
     @property
     def primary(self) -> Cell | None:
-        """The benchmark's own number, None until a seed has it."""
+        """The primary measure, None until a seed has it."""
         return self.measures.get(self.own)
 
     @property
     def difference(self) -> Difference | None:
-        """That of the benchmark's own number, None where nothing is compared."""
+        """The difference in the primary measure, None where nothing is compared."""
         return self.differences.get(self.own)
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What steps took.
+    """Time and tokens of some steps.
 
     Attributes:
         seconds: wall time.
@@ -148,12 +148,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class CostSummary:
-    """What all finished steps took, each once, and what an hour costs.
+    """Time and tokens of all finished steps, each counted once, and the price of an hour.
 
     Attributes:
         training: training and row-writing of all stages and seeds.
         evaluation: writing and grading answers to test rows.
-        device: what hours are counted of: 'GPU', 'machine', or 'device' where both took part.
+        device: whose hours are counted: 'GPU', 'machine', or 'device' where both took part.
     """
 
     training: Spent
@@ -174,7 +174,7 @@ class CostSummary:
 
 @dataclass(frozen=True)
 class ProvenanceStep:
-    """A step of the plan: its name for people, its folder below runs/steps, its wall time."""
+    """A step of the plan: its readable name, its folder below runs/steps, its wall time."""
 
     name: str
     folder: str
@@ -183,14 +183,14 @@ class ProvenanceStep:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What makes a report again.
+    """How to reproduce a report.
 
     Attributes:
         fingerprint: one digest over those of all result steps
             (`pipeline.plan.plan.Plan.fingerprint`).
         recipe: as it was run, in YAML.
-        commands: that make the results and print them.
-        commits: of bashrac's checkout, that steps ran from.
+        commands: those that make the results.
+        commits: of the checkouts of bashrac that steps ran from.
     """
 
     fingerprint: str
@@ -202,10 +202,10 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Round:
-    """What one row-writing step of a stage made.
+    """Figures on the rows that one step wrote.
 
     Attributes:
-        stage: the first of the report's stages that need the step.
+        stage: the first of the report's stages that needs the step.
         kind: contexts, corrections, pairs or gap-contexts.
         figures: counts (whole numbers), shares (between 0 and 1) and losses (named so), by name.
     """
@@ -219,12 +219,12 @@ class Round:
 
 @dataclass(frozen=True)
 class Point:
-    """One place of a curve.
+    """One point of a curve.
 
     Attributes:
-        x: where it stands: a number, or words where what varies is no number.
+        x: a number, or words where what varies is not a number.
         cell: what was measured there, with its interval.
-        label: words beside it, such as a stage's name.
+        label: such as a stage's name.
     """
 
     x: float | str
@@ -234,7 +234,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Numbers that belong together: one stage, or one method at several settings."""
+    """The points of one stage, or of one method at several settings."""
 
     name: str
     points: list[Point]
@@ -242,17 +242,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A number against another, for several stages, as a table and as a plot.
+    """One quantity against another, for several stages; shown as a table and as a plot.
 
     Attributes:
         name: unique in a report; letters, digits and '-'.
-        benchmark: whose numbers these are.
+        benchmark: that it belongs to, '' for none.
         x_title: what varies, with its unit.
         y_title: what is measured, with its unit.
         note: how to read it, in a sentence or two.
         is_joined: whether the points of a curve are joined by lines.
-        is_log: whether x is shown on a logarithmic scale.
-        intervals: what the low and high of its numbers are.
+        is_log: whether x has a logarithmic scale.
+        intervals: what `low` and `high` of its numbers are.
     """
 
     name: str
@@ -269,19 +269,18 @@ class Chart:
 
 @dataclass(frozen=True)
 class Report:
-    """The table, and what it was made with.
+    """Everything that a recipe's finished steps say.
 
     Attributes:
         baseline: the stage that others are compared with.
-        judge: who compared answers, in words.
-        asked: benchmark -> which rows it asked and how answers were written, in words.
+        judge: a description of the judge.
+        asked: benchmark -> a description of its test rows and of how they were answered.
         overlaps: benchmark -> what its test rows share with the training rows.
-        rounds: what row-writing steps made.
-        charts: curves over rates, swept keys and costs.
-        bill: what everything took; None where nothing is finished.
-        made: what makes it again.
-        warnings: sentence -> stages whose steps said it.
-        precision: what steps computed in, in words; '' where none is known.
+        charts: over rates, swept keys and costs.
+        warnings: sentence -> stages whose steps warned so.
+        precision: a description of what steps computed in; '' where none is known.
+        bill: the cost of everything; None where nothing is finished.
+        made: how to reproduce it; None for a report made by hand.
     """
 
     recipe: str

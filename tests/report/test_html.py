@@ -273,7 +273,7 @@ def test_a_recipe_with_nothing_finished_has_a_page_that_says_so(finished):
 def test_a_recipe_without_benchmarks_has_a_table_of_costs_and_no_answers(finished):
     page = Page(page_of(finished({}, evaluate=[])))
     assert page.text.count("tokens trained") == 1 and page.tags.count("table") == 3
-    assert "Answers to read" not in page.text and "#answers" not in page.values("href")
+    assert "Sample answers" not in page.text and "#answers" not in page.values("href")
 
 
 def test_several_seeds_are_averaged_and_the_first_ones_answers_shown(finished):

@@ -168,7 +168,7 @@ def test_a_difference_over_fewer_seeds_says_so(finished):
 def test_the_report_says_what_was_asked(finished):
     plan, runs = finished({"sft": {0: [1, 0]}})
     text = markdown(collect(plan, runs))
-    assert "Asked: rows of builtin:maths, the first 4; greedy, at most 8 tokens." in text
+    assert "Evaluated on rows of builtin:maths, the first 4; greedy, at most 8 tokens." in text
 
 
 def test_every_example_has_one_outcome_and_all_are_shown(finished):
