@@ -1,4 +1,4 @@
-"""What stages cost, in words: tables for the Markdown report and the page."""
+"""Tables and notes on what stages cost, for Markdown, the page and model cards."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def has_costs(report: Report) -> bool:
 
 
 def format_own(cost: Cost, longest: float | None = None) -> list[str]:
-    """What the stage itself took, as in OWN_HEAD after its name.
+    """What the stage itself took: the cells below OWN_HEAD, without its name.
 
     Args:
         cost: of the stage.
-        longest: seconds that decide the unit of time, to have one in a table; by default its own.
+        longest: seconds that decide the unit of time, the same in a whole table.
     """
     if cost.seconds is None:
         return ["not finished", *[""] * (len(OWN_HEAD) - 2)]
@@ -92,7 +92,7 @@ def bill_note(bill: CostSummary) -> str:
 
 
 def format_time(seconds: float, longest: float) -> str:
-    """A time in seconds, minutes or hours, whichever suits the longest it stands beside."""
+    """A time in seconds, minutes or hours, whichever suits the longest of its table."""
     if longest < 1200:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if longest < 4 * 3600 else f"{seconds / 3600:.2f} h"

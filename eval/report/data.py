@@ -1,4 +1,4 @@
-"""The report for programs: CSV and JSON, all figures, no rounding."""
+"""The report for programs: CSV and JSON, every number, unrounded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _measures(report: Report) -> Iterator[Line]:
 
 
 def _points(report: Report) -> Iterator[Line]:
-    """A curve's name, or where its points have words of their own these, stands as the stage."""
+    """The stage is the curve's name; of points that are not joined, the point's label."""
     for chart in report.charts:
         for curve in chart.curves:
             for point in curve.points:

@@ -25,7 +25,7 @@ class Headline:
 
 
 def headline_title(report: Report, benchmark: str) -> str:
-    """The benchmark, its own number, and what the baseline has: what the sentences speak of."""
+    """The benchmark, its primary measure, and the baseline's number."""
     rows = {row.stage: row for row in report.rows if row.benchmark == benchmark}
     name = next((row.own for row in rows.values() if row.own), "")
     title = f"{benchmark}, {name}" if name else benchmark
@@ -80,7 +80,7 @@ def _alone(row: Row, baseline: str | None) -> str:
 
 
 def headline_note(report: Report) -> str:
-    """How many comparisons the sentences make; '' where they make none."""
+    """How many comparisons there are; '' for fewer than two."""
     count = sum(len(row.differences) for row in report.rows)
     if count < 2:
         return ""

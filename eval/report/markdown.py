@@ -1,4 +1,4 @@
-"""The report as Markdown, to be read as it is or rendered."""
+"""The report as Markdown that also reads well unrendered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.markdown import code
 
 
 def markdown(report: Report) -> str:
-    """The report: what came out, tables with notes on what each number is, what makes it again."""
+    """Return the report: headlines, tables with notes on each number, and how to reproduce it."""
     lines = [f"# {report.recipe}", "", *_notes(report), "", *_headlines(report)]
     for benchmark in report.benchmarks:
         lines += _benchmark(report, benchmark)
@@ -22,7 +22,7 @@ def markdown(report: Report) -> str:
     if has_costs(report):
         lines += _costs(report)
     for kind in dict.fromkeys(one.kind for one in report.rounds):
-        lines += _figures(report, kind)
+        lines += _rounds(report, kind)
     if report.made is not None:
         lines += _made(report.made)
     if report.warnings:
@@ -47,7 +47,7 @@ def _notes(report: Report) -> list[str]:
 
 
 def _headlines(report: Report) -> list[str]:
-    """A list of sentences a benchmark, where a stage is compared with another."""
+    """For each benchmark a list of its comparisons."""
     lines = []
     for benchmark in report.benchmarks:
         if found := [one for one in headlines(report, benchmark) if one.verdict]:
@@ -77,7 +77,7 @@ def _costs(report: Report) -> list[str]:
     return [*lines, *_table(*chain_table(report)), "", *cost_notes(report), ""]
 
 
-def _figures(report: Report, kind: str) -> list[str]:
+def _rounds(report: Report, kind: str) -> list[str]:
     """A table of what the steps of one kind made, one row a step."""
     rounds = [one for one in report.rounds if one.kind == kind]
     names = list(dict.fromkeys(name for one in rounds for name in one.figures))

@@ -109,8 +109,8 @@ def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> st
             interval_note=interval_note(report) if report.rows else "",
             charts=_charts(others, report.baseline),
             costs=[
-                _words_table("What each stage took itself", *own_table(report)),
-                _words_table("With the stages it starts from", *chain_table(report)),
+                _cost_table("What each stage took itself", *own_table(report)),
+                _cost_table("With the stages it starts from", *chain_table(report)),
             ]
             if has_costs(report)
             else [],
@@ -171,7 +171,7 @@ def _charts(charts: Sequence[Chart], baseline: str | None) -> list[tuple[ChartVi
             head, body = chart_table(chart)
             body = [list(map(_wrapping, line)) for line in body]
             caption = f"{chart.title}: {chart.y_title}, by {chart.x_title}"
-            table = _words_table(caption, head, body)
+            table = _cost_table(caption, head, body)
             found.append((view, replace(table, wraps=True)))
     return sorted(found, key=lambda pair: bool(pair[0].panels))
 
@@ -194,8 +194,8 @@ def _wrapping(words: str) -> str:
     return _INSIDE_A_NUMBER.sub("\u00a0", words)
 
 
-def _words_table(caption: str, head: list[str], body: list[list[str]]) -> Table:
-    """A table of words, with one cell for all of a stage that has no numbers."""
+def _cost_table(caption: str, head: list[str], body: list[list[str]]) -> Table:
+    """A table of numbers as text, with one cell for all of a stage that has none."""
     lines = [
         [TableCell(line[0]), TableCell(line[1], columns=len(head) - 1)]
         if line[1] == "not finished"

@@ -1,7 +1,6 @@
-"""The plots of the report page, laid out: every stage's number, and its difference from SFT.
+"""Layout of the dot plots: every stage's number, and its difference from the baseline.
 
-Horizontal places are shares of the width and heights are in em, so that text keeps its size on any
-screen.
+x is in percent of the width and y in em, so that text keeps its size on any screen.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from eval.report.types import Row
 # Heights in a plot, in em: before the first stage, of a stage, and of the axis below the last.
 _TOP, _LINE, _AXIS = 2.0, 3.5, 2.4
 _TEXT = 1.25  # from one line of text to the next
-# What is left at either side of a plot for half a tick's label, in percent of the width.
+# Margin for half a tick label at either side of a plot, in percent of the width.
 _SIDE = 6.0
-# About as much fits on a line of a plot at 360 px, in em of its text.
+# The width of a plot at 360 px, of a character of a name and of a number, in em.
 _PLOT_WIDTH, _NAME_CHARACTER, _NUMBER_CHARACTER = 24.0, 0.66, 0.6
 
 
@@ -42,7 +41,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Plot:
-    """Dots with 95 % intervals, a stage a line, and a dashed line to compare them with."""
+    """A dot with its 95 % interval for each stage, and a dashed line to compare them with."""
 
     id: str
     title: str
@@ -156,10 +155,7 @@ def _fits(stage: str, words: str) -> bool:
 
 
 def _wrapped(stage: str) -> list[str]:
-    """A long name in two lines, the first of which ends at a comma where there is one.
-
-    So names of a sweep stay apart, such as 'bash@beta=0.1,sft.learning_rate=0.0001'.
-    """
+    """A long name in two lines, broken at a comma as between the settings of a sweep."""
     room = int(_PLOT_WIDTH / _NAME_CHARACTER)
     if len(stage) <= room:
         return [stage]

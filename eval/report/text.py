@@ -1,4 +1,4 @@
-"""The words of a report: numbers, tables and notes that its Markdown and its page share."""
+"""Numbers, tables and notes as text, for Markdown, the page and model cards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TONES = {
     "better": "good", "correct": "good", "win": "good",
     "worse": "bad", "wrong": "bad", "loss": "bad",
 }  # fmt: skip
-# What each measure is, said below the tables it stands in.
+# Explained below the tables that have these columns.
 _MEANINGS = {
     "strict": "the number after the last ####",
     "flexible": "the last number of the answer",
@@ -33,7 +33,7 @@ _MEANINGS = {
 
 
 def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns of a benchmark's table, and a row's words by column."""
+    """Return the columns of a benchmark's table, and each row's cells by column."""
     rows = [row for row in report.rows if row.benchmark == benchmark]
     own = next((row.own for row in rows if row.own), "result")
     names = list(dict.fromkeys([own, *(name for row in rows for name in row.measures)]))
@@ -57,26 +57,26 @@ def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dic
                 for name, one in row.differences.items()
             }
             line["outcomes"] = format_outcomes(row)
-            line["n"] = describe_example(row, len(report.seeds))
+            line["n"] = format_n(row, len(report.seeds))
         lines.append(line)
     finished = ["n", "outcomes"] if any(row.measures for row in rows) else []
     return ["stage", *columns, *finished, *published], lines
 
 
 def versus(report: Report, measure: str, own: str) -> str:
-    """The column of differences of a measure; of the benchmark's own it need not say which."""
+    """The heading of a measure's differences; the primary measure need not be named."""
     return f"{'' if measure == own else f'{measure} '}vs {report.baseline}"
 
 
 def describe_missing(row: Row) -> str:
-    """Why a stage has no number of the benchmark's own."""
+    """Why a stage lacks the primary measure."""
     if row.n is None:
         return "not finished"
     return f"no {row.own}" if row.measures else "no example scored in all seeds"
 
 
 def benchmark_notes(report: Report, benchmark: str) -> list[str]:
-    """What the numbers of one benchmark are, and what they were judged and checked with."""
+    """What a benchmark's numbers mean, its judge, and its overlap with training rows."""
     rows = [row for row in report.rows if row.benchmark == benchmark]
     names = dict.fromkeys(name for row in rows for name in row.measures)
     meanings = [f"{name}: {_MEANINGS[name]}" for name in names if name in _MEANINGS]
@@ -103,10 +103,7 @@ def _describe_overlap(overlap: dict[str, int]) -> str:
 
 
 def interval_note(report: Report) -> str:
-    """How intervals and differences were computed, and what the words beside them mean.
-
-    Where several seeds are planned and one is finished, it is that one's.
-    """
+    """How intervals and differences were computed, for as many seeds as are finished."""
     if max((row.seeds for row in report.rows), default=0) <= 1:
         how = "Wilson for shares of right and wrong, else a bootstrap over examples"
         test = "McNemar's exact test for right and wrong, else a t test over examples"
@@ -130,7 +127,7 @@ def interval_note(report: Report) -> str:
 def format_cell(cell: Cell | None, n: int | None, seeds: int = 1) -> str:
     """Such as '22.0 % [15.0, 31.1]'; with several seeds '22.0 ± 1.2 % [15.0, 31.1]'.
 
-    Where it is a mean over other than n examples, or over fewer seeds, that stands there too.
+    If it is a mean over other than n examples, or over fewer seeds, it says so.
     """
     if cell is None:
         return ""
@@ -150,7 +147,7 @@ def format_number(value: float, unit: str, *, signed: bool = False) -> str:
 def format_difference(difference: Difference | None, seeds: int = 1) -> str:
     """Such as '+11.0 [+4.0, +18.0] better'.
 
-    With fewer than all seeds it says how many, and where p alone decides, p.
+    With fewer than all seeds it says how many, and p if p alone decides.
     """
     if difference is None:
         return ""
@@ -174,17 +171,17 @@ def format_outcomes(row: Row) -> str:
 
 
 def format_figure(name: str, value: float | None) -> str:
-    """A share in percent, a count, or a loss (by its name), of what a self-generating step made."""
+    """A figure of a row-writing step: a share in percent, a count, or a loss (by its name)."""
     if name.startswith("loss") and value is not None:
         return f"{value:.3f}"
     return f"{100 * value:.1f} %" if isinstance(value, float) else count(value)
 
 
-def describe_example(row: Row, seeds: int) -> str:
-    """The number of examples, and of seeds where some are still to come."""
+def format_n(row: Row, seeds: int) -> str:
+    """The number of examples, and of seeds if some are not finished."""
     return count(row.n) + (f" ({row.seeds} of {seeds} seeds)" if row.seeds < seeds else "")
 
 
 def count(value: int | None) -> str:
-    """A whole number for people."""
+    """Such as '1,234'; '' for None."""
     return "" if value is None else f"{value:,}"
