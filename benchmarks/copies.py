@@ -1,4 +1,4 @@
-"""Whether the harness calls noise noise: copies of one model, and that model degraded on purpose.
+"""Does the harness report false differences? Copies of one model, and that model degraded.
 
     bashrac merge study-maths:sft OUT
     python benchmarks/copies.py OUT --recipe study-maths
@@ -6,7 +6,7 @@
 The recipe's test rows are answered several times by the model, at temperature 1, and as often by
 the model with noise added to its weights, all through `bashrac run`. A resampling deals the answers
 to each row out anew, without replacement, to two arms of as many seeds as the recipe has, and
-compares these as a report does. Between two arms of one model every difference is noise.
+compares these as a report does. Between two arms of one model no difference should be significant.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from eval.report.cells import difference_of, results_of  # noqa: E402 - from this checkout
+from eval.report.types import NOT_SIGNIFICANT  # noqa: E402
 from pipeline.plan.load import load_recipe  # noqa: E402
 from pipeline.plan.plan import make_plan  # noqa: E402
 from pipeline.steps import artifact  # noqa: E402
 from pipeline.steps.identity import local_digest  # noqa: E402
 
 RESAMPLINGS = 100
+_VERDICTS = (NOT_SIGNIFICANT, "worse", "better")
 # What of the recipe decides how its test rows are asked, beside their source.
 _KEPT = ("task", "system", "chat_template", "max_prompt_length", "generation", "launch")
 
@@ -47,7 +49,7 @@ def main() -> None:
     given = parser.parse_args()
     seeds = len(load_recipe(given.recipe).seeds)
     healthy = answers_of(given, given.model, "copies", seeds)
-    print("| compared with the model | right | mean difference | noise | worse | better |")
+    print(f"| compared with the model | right | mean difference | {' | '.join(_VERDICTS)} |")
     print("| --- | --- | --- | --- | --- | --- |")
     for noise in [0.0, *given.noise]:
         other, name = healthy, "itself"
@@ -110,10 +112,10 @@ def row_of(name: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], 
     found = [
         difference_of(*dealt(ours, theirs, seeds, seed), "strict") for seed in range(RESAMPLINGS)
     ]
-    words = Counter(one.words for one in found if one is not None)
+    verdicts = Counter(one.verdict for one in found if one is not None)
     mean = sum(one.value for one in found if one is not None) / len(found)
     right = 100 * float(np.mean([result["measures"]["strict"]["scores"] for result in theirs]))
-    counts = " | ".join(str(words[word]) for word in ("noise", "worse", "better"))
+    counts = " | ".join(str(verdicts[one]) for one in _VERDICTS)
     return f"| {name} | {right:.1f} % | {mean:+.1f} | {counts} |"
 
 

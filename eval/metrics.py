@@ -20,11 +20,12 @@ from typing import Any
 import datasets
 import evaluate
 
+from eval.graders import length_control
 from eval.graders.alpaca import score
 from eval.graders.gsm8k import REFERENCE_MARKER, grade
 from eval.graders.rouge import MEASURES, rouge
 from eval.stats.intervals import mean_over_seeds, wilson_interval
-from eval.stats.types import Interval, Tally
+from eval.stats.types import Tally
 
 __all__ = ["GSM8KAccuracy", "LengthControlledWinRate", "Rouge", "WinRate"]
 
@@ -149,13 +150,7 @@ class WinRate(_InMemory):
         self, *, predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         rows = _annotations(predictions, references)
-        result = score(rows, None)
-        return {
-            "n": result.n,
-            "win_rate": result.win_rate,
-            "standard_error": result.standard_error,
-            **asdict(_win_interval(rows)),
-        }
+        return _raw_win_rate(rows, score(rows, None))
 
 
 class LengthControlledWinRate(_InMemory):
@@ -192,10 +187,7 @@ class LengthControlledWinRate(_InMemory):
         rows = _annotations(predictions, references)
         result = score(rows, difficulties, gamed, resamples=resamples)
         return {
-            "n": result.n,
-            "win_rate": result.win_rate,
-            "standard_error": result.standard_error,
-            **asdict(_win_interval(rows)),
+            **_raw_win_rate(rows, result),
             "lc_win_rate": result.lc_win_rate,
             "lc_low": None if result.lc_interval is None else result.lc_interval.low,
             "lc_high": None if result.lc_interval is None else result.lc_interval.high,
@@ -278,8 +270,15 @@ def _annotations(
     ]
 
 
-def _win_interval(rows: Sequence[Mapping[str, Any]]) -> Interval:
-    """Return the bootstrap interval of the raw win rate over judged rows, in percent."""
+def _raw_win_rate(
+    rows: Sequence[Mapping[str, Any]], result: length_control.WinRate
+) -> dict[str, Any]:
+    """Return the raw win rate of judged rows with its bootstrap interval, in percent."""
     judged = [row["preference"] for row in rows if row["preference"] is not None]
-    points = [100 * (p - 1) for p in judged if not math.isnan(p)]
-    return mean_over_seeds([points]).interval
+    points = [100 * (preference - 1) for preference in judged if not math.isnan(preference)]
+    return {
+        "n": result.n,
+        "win_rate": result.win_rate,
+        "standard_error": result.standard_error,
+        **asdict(mean_over_seeds([points]).interval),
+    }

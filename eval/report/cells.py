@@ -1,4 +1,4 @@
-"""Numbers of a report: stored scores to means and differences, over seeds and examples."""
+"""From stored scores to means and differences, over seeds and examples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def results_of(plan: Plan, runs: Path, stage: str, benchmark: str) -> dict[int, 
 
 
 def cell_of(results: list[Result], name: str) -> Cell | None:
-    """One measure over the seeds that have it; None where they share no scored example."""
+    """The mean of a measure over the seeds that have it; None if they share no scored example."""
     having = [result for result in results if name in result["measures"]]
     measures = [result["measures"][name] for result in having]
     first = measures[0]
@@ -49,7 +49,7 @@ def cell_of(results: list[Result], name: str) -> Cell | None:
     summary = mean_over_seeds(columns)
     interval = summary.interval
     if summary.mean in (0.0, 1.0) and first["unit"] == "%":
-        # All alike: the bootstrap knows no spread. The seeds share their examples, so n is theirs.
+        # No spread for a bootstrap to find. The seeds share their examples, so n is not multiplied.
         interval = wilson_interval(round(summary.mean * summary.n_examples), summary.n_examples)
     scale = scale_of(first["unit"])
     value, low, high = (scale * one for one in (summary.mean, interval.low, interval.high))
@@ -60,7 +60,7 @@ def cell_of(results: list[Result], name: str) -> Cell | None:
 def difference_of(
     ours: dict[int, Result], baseline: dict[int, Result], name: str
 ) -> Difference | None:
-    """Compare a measure of two stages on the seeds and examples that both have it for, if any."""
+    """The difference in a measure on the seeds and examples that both stages have; None if none."""
     pairs = [
         (ours[seed], baseline[seed])
         for seed in ours
@@ -104,7 +104,7 @@ def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> 
     from eval.stats.seeds import p_of_replicates
 
     if any(ours["ids"] != baseline["ids"] for ours, baseline in pairs):
-        return None  # resamples of other examples are not paired
+        return None  # resamples of different examples are not paired
     measures = [(ours["measures"][name], theirs["measures"][name]) for ours, theirs in pairs]
     values = [ours["value"] - theirs["value"] for ours, theirs in measures]
     differences = [
@@ -120,7 +120,7 @@ def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> 
 
 
 def _scores(result: Result, name: str) -> dict[Any, float]:
-    """Example id -> score, of the examples that have one."""
+    """Example id -> score, without the examples that have none."""
     scores = zip(result["ids"], result["measures"][name]["scores"], strict=True)
     return {example: float(score) for example, score in scores if score is not None}
 

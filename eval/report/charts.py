@@ -1,4 +1,4 @@
-"""Charts as tables of words: a row a curve and a column an x, or a row a point."""
+"""The tables of numbers behind charts."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def places_of(chart: Chart) -> list[float | str]:
 
 
 def format_x(x: float | str) -> str:
-    """A place on the x axis: three significant digits of what is no large number."""
+    """A value on the x axis, to three significant digits, or without decimals from 1000."""
     return x if isinstance(x, str) else f"{x:.3g}" if abs(x) < 1000 else f"{x:,.0f}"
 
 
 def three_digits(largest: float) -> int:
-    """Decimals that show three digits of a number, at most four."""
+    """How many decimals show three digits of a number, at most four."""
     return min(4, max(0, 2 - math.floor(math.log10(largest)))) if largest else 1
 
 
 def _cell(cell: Cell) -> str:
-    """Such as '2.130 [2.010, 2.250]'; the unit stands elsewhere."""
+    """Such as '2.130 [2.010, 2.250]'; the heading has the unit."""
     value, low, high = (format_number(one, cell.unit) for one in (cell.value, cell.low, cell.high))
     return f"{value} [{low}, {high}]"

@@ -1,7 +1,7 @@
-"""What a recipe's table is made of: every finished result, with intervals and differences.
+"""Collects a report: every finished result of a plan, with intervals and differences.
 
-Only finished steps of this very plan are read, so a report never mixes fingerprints. How it looks
-is the matter of `eval.report.text` and `eval.report.page`.
+Only finished steps of this plan are read, so a report never mixes fingerprints. The other modules
+of this folder format what is collected here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from eval.report.curves import gap_charts
 from eval.report.precisions import describe_precisions, precision_warnings
 from eval.report.provenance import provenance_of
 from eval.report.sweeps import sweep_charts
-from eval.report.types import Difference, Report, Round, Row
+from eval.report.types import Report, Round, Row
 from pipeline.recipe.schema import Source
 from pipeline.steps import artifact
 
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from pipeline.recipe.schema import Recipe
     from pipeline.steps.spec import StepSpec
 
-# Measures that are compared beside the benchmark's own.
-_COMPARED = ("slope, fixed contexts",)
-_READ = (artifact.RESULT, artifact.SAMPLES, GRADES)  # what reports are made of
+_COMPARED = "slope, fixed contexts"  # a measure that is compared beside the benchmark's own
+_READ = (artifact.RESULT, artifact.SAMPLES, GRADES)  # the files that a report is made of
 
 
 def baseline_of(recipe: Recipe) -> str | None:
@@ -55,11 +54,11 @@ def part_of(plan: Plan, names: Sequence[str], baseline: str | None = None) -> Pl
     baseline = baseline or baseline_of(plan.recipe)
     chosen = set(plan.labels(*names))
     chosen |= {plan.stages[label].siblings.get(baseline or "") for label in chosen} - {None}
-    for label in reversed(plan.stages):  # each stands after the one it starts from
+    for label in reversed(plan.stages):  # a stage comes after the one it starts from
         if label in chosen:
             chosen |= {plan.stages[label].start} - {None}
     kept = {label: stage for label, stage in plan.stages.items() if label in chosen}
-    # Steps that are of no stage stand with the first.
+    # Steps that belong to no stage are kept with the first.
     first = (next(iter(kept)), plan.recipe.seeds[0])
     overlaps = [step for steps in plan.overlaps.values() for step in steps]
     all_steps = {**plan.all_steps, first: [*overlaps, *plan.all_steps[first]]}
@@ -82,12 +81,12 @@ def collect(
         plan: of a recipe, or a part of one (`part_of`).
         runs: the folder of all results.
         baseline: the stage to compare the others with; by default `baseline_of` the recipe.
-        command: the one that makes the results, to be shown.
+        command: makes the results; the report names it.
         price_per_hour: of a GPU, or of a machine without one.
         currency: of that price.
 
     Raises:
-        InputError: when a record, a result or an answer is not as it was written.
+        InputError: if a record, a result or an answer has changed since it was written.
     """
     recipe = plan.recipe
     baseline = baseline or baseline_of(recipe)
@@ -99,7 +98,7 @@ def collect(
         artifact.verify_files(step.directory(runs), read)
     results = {name: _results(plan, runs, name, baseline) for name in recipe.evaluate}
     rows = [row for name in results for row in _rows(plan, name, results[name], baseline)]
-    rounds, figures, warnings = _said(plan, finished, records)
+    rounds, figures, warnings = _figures_and_warnings(plan, finished, records)
     if alone := _without_baseline(plan, baseline):
         once = [name for name in recipe.stages if not _without_baseline(plan, name)]
         way_out = f"; --baseline {' or '.join(once)} compares all" if once else ""
@@ -124,7 +123,7 @@ def collect(
         ],
         warnings=warnings | precision_warnings(plan, records),
         precision=describe_precisions(plan, records),
-        versions=_union([record["versions"] for record in records.values()]),
+        versions=_merge_versions([record["versions"] for record in records.values()]),
         machines=sorted(
             {f"{record['device']}, host {record['host']}" for record in records.values()}
         ),
@@ -133,10 +132,10 @@ def collect(
     )
 
 
-def _said(
+def _figures_and_warnings(
     plan: Plan, finished: Sequence[StepSpec], records: dict[str, dict[str, Any]]
 ) -> tuple[list[Round], dict[str, dict[str, float]], dict[str, list[str]]]:
-    """Figures of each round, the same by fingerprint, and warnings with the stages they are of."""
+    """Rounds with their figures, figures by fingerprint, and warnings with the stages concerned."""
     rounds: list[Round] = []
     figures: dict[str, dict[str, float]] = {}
     warnings: dict[str, list[str]] = {}
@@ -154,14 +153,14 @@ def _said(
 
 
 def _without_baseline(plan: Plan, baseline: str | None) -> list[str]:
-    """Stages beside which a swept baseline has several points, so that none is theirs."""
+    """Stages that belong to no single point of a swept baseline."""
     if baseline is None:
         return []
     return [label for label, stage in plan.stages.items() if baseline not in stage.siblings]
 
 
 def _results(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> ByStage:
-    """Those of every stage, and of what stages are compared with where it is not shown."""
+    """Results of every stage, and of the stages they are compared with, shown or not."""
     beside = (stage.siblings.get(baseline or "") for stage in plan.stages.values())
     wanted = dict.fromkeys([*plan.stages, *filter(None, beside)])
     return {label: results_of(plan, runs, label, benchmark) for label in wanted}
@@ -171,53 +170,42 @@ def _rows(plan: Plan, benchmark: str, found: ByStage, baseline: str | None) -> I
     own = _own_measure([result for seeds in found.values() for result in seeds.values()])
     for label, stage in plan.stages.items():
         published = plan.recipe.published.get(stage.name, {}).get(benchmark)
-        row = Row(
+        is_baseline = stage.name == baseline
+        # Where the baseline is swept, a stage is compared with what it is at its own points.
+        beside = stage.siblings.get(baseline or "")
+        theirs = {} if is_baseline or beside is None else found[beside]
+        results = list(found[label].values())
+        counts: Counter[str] = Counter()
+        for result in results:
+            counts.update(result["counts"])
+        names = dict.fromkeys(name for result in results for name in result["measures"])
+        names = sorted(names, key=lambda name: name != own)
+        cells = {name: cell_of(results, name) for name in names}
+        differences = {name: difference_of(found[label], theirs, name) for name in (own, _COMPARED)}
+        yield Row(
             stage=label,
             method=stage.options.method,
             benchmark=benchmark,
+            n=results[0]["n"] if results else None,
+            seeds=len(results),
+            measures={name: cell for name, cell in cells.items() if cell is not None},
+            differences={name: one for name, one in differences.items() if one is not None},
+            counts=dict(counts),
             published="" if published is None else str(published),
             own=own,
-            is_baseline=stage.name == baseline,
+            is_baseline=is_baseline,
         )
-        # Where the baseline is swept, a stage is compared with what it is at its own points.
-        beside = stage.siblings.get(baseline or "")
-        theirs = {} if row.is_baseline or beside is None else found[beside]
-        yield _with_results(row, found[label], theirs) if found[label] else row
 
 
 def _own_measure(results: list[Result]) -> str:
-    """The number that a benchmark is known by; not what stands in for it where it is missing."""
+    """The primary measure of a benchmark; not what takes its place in a result that lacks it."""
     later = {name for result in results for name in list(result["measures"])[1:]}
     primaries = list(dict.fromkeys(result["primary"] for result in results))
     return next((name for name in primaries if name not in later), "")
 
 
-def _with_results(row: Row, ours: dict[int, Result], theirs: dict[int, Result]) -> Row:
-    results = list(ours.values())
-    counts: Counter[str] = Counter()
-    for result in results:
-        counts.update(result["counts"])
-    names = dict.fromkeys(name for result in results for name in result["measures"])
-    names = sorted(names, key=lambda name: name != row.own)
-    return replace(
-        row,
-        n=results[0]["n"],
-        seeds=len(results),
-        measures={name: cell for name in names if (cell := cell_of(results, name)) is not None},
-        differences=_differences(ours, theirs, row.own),
-        counts=dict(counts),
-    )
-
-
-def _differences(
-    ours: dict[int, Result], theirs: dict[int, Result], own: str
-) -> dict[str, Difference]:
-    names = (own, *_COMPARED)
-    return {name: one for name in names if (one := difference_of(ours, theirs, name)) is not None}
-
-
 def _overlaps(plan: Plan, runs: Path) -> dict[str, dict[str, int]]:
-    """What test rows share with training rows; of a sweep over data, where it is most."""
+    """What test rows share with training rows; in a sweep over data, the largest overlap."""
     found = {}
     for benchmark, steps in plan.overlaps.items():
         finished = [step.directory(runs) / artifact.RESULT for step in steps]
@@ -239,12 +227,12 @@ def _judges(plan: Plan) -> Iterator[str]:
 
 
 def _joined(words: Iterable[str]) -> str:
-    """What stages have in common once; of a sweep, what each has."""
+    """Each different text once: one where all stages agree, several in a sweep."""
     return " or ".join(dict.fromkeys(words))
 
 
 def _asked(plan: Plan, benchmark: str) -> str:
-    """Which rows a benchmark asked and how, from the steps that did; as a rule all the same."""
+    """A benchmark's test rows and decoding, from the options of its steps."""
     return _joined(
         _asked_by(plan.stages[label].recipe, step, benchmark)
         for (label, name, _), step in plan.results.items()
@@ -274,8 +262,8 @@ def _asked_by(recipe: Recipe, step: StepSpec, benchmark: str) -> str:
     return "; ".join(words)
 
 
-def _union(versions: list[dict[str, str]]) -> dict[str, str]:
-    """Every version that took part, such as {"trl": "1.16.0 and 1.17.0"}."""
+def _merge_versions(versions: list[dict[str, str]]) -> dict[str, str]:
+    """Every version that was used, such as {"trl": "1.16.0 and 1.17.0"}."""
     names = dict.fromkeys(name for one in versions for name in one)
     return {
         name: " and ".join(sorted({one[name] for one in versions if name in one})) for name in names

@@ -1,4 +1,4 @@
-"""What stages cost, in words: tables for the Markdown report and the page."""
+"""Tables and notes on what stages cost, for Markdown, the page and model cards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from eval.report.text import count
 from eval.report.types import Cost, CostSummary, Report
 
 OWN_HEAD = ["stage", "time", "tokens trained", "padding", "tokens written", "peak memory"]
-COST_NOTE = (
+_COST_NOTE = (
     "Training and row-writing, without evaluation, mean over finished seeds. Padding: its share of "
     "all positions that training read. Tokens written: of answers, and of contexts whole, the "
     "reference's tokens in them too. Peak memory: of a step's main process."
@@ -19,11 +19,11 @@ def has_costs(report: Report) -> bool:
 
 
 def format_own(cost: Cost, longest: float | None = None) -> list[str]:
-    """What the stage itself took, as in OWN_HEAD after its name.
+    """What the stage itself took: the cells below OWN_HEAD, without its name.
 
     Args:
         cost: of the stage.
-        longest: seconds that decide the unit of time, to have one in a table; by default its own.
+        longest: seconds that decide the unit of time, the same in a whole table.
     """
     if cost.seconds is None:
         return ["not finished", *[""] * (len(OWN_HEAD) - 2)]
@@ -43,12 +43,10 @@ def chain_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Head and body of what each stage took with those it starts from."""
     bill = report.bill
     has_times = any(cost.times for cost in report.costs)
-    has_hours = bill is not None and (bill.device != "machine" or bill.price_per_hour is not None)
-    has_price = bill is not None and bill.price_per_hour is not None
     head = ["stage", "time in all", *([f"times {report.baseline}"] if has_times else [])]
     head += ["trained in all", "written in all"]
-    head += [f"{bill.device}-hours"] if bill and has_hours else []
-    head += [bill.currency or "price"] if bill and has_price else []
+    head += [f"{bill.device}-hours"] if bill and bill.shows_hours else []
+    head += [bill.currency or "price"] if bill and bill.price_per_hour is not None else []
     longest = max((cost.chain.seconds for cost in report.costs if cost.chain), default=0)
     body = []
     for cost in report.costs:
@@ -58,21 +56,21 @@ def chain_table(report: Report) -> tuple[list[str], list[list[str]]]:
         line = [cost.stage, format_time(chain.seconds, longest)]
         line += [f"{cost.times:.2f}" if cost.times is not None else ""] if has_times else []
         line += [count(chain.tokens_trained), count(chain.tokens_generated)]
-        line += [f"{chain.device_seconds / 3600:.2f}"] if has_hours else []
-        line += [f"{price(bill, chain.device_seconds):,.2f}"] if bill and has_price else []
+        line += [f"{chain.device_hours:.2f}"] if bill and bill.shows_hours else []
+        price = bill and bill.price(chain)
+        line += [] if price is None else [f"{price:,.2f}"]
         body.append(line)
     return head, body
 
 
-def chain_note(report: Report) -> str:
-    """What "in all" means, and how far times can be compared."""
+def cost_notes(report: Report) -> list[str]:
+    """What the tables count, how far times can be compared, and what everything took."""
     note = "In all: with the stages it starts from; a step that stages share counts in each."
-    bill = report.bill
-    if bill is not None and bill.device == "device":
+    if report.bill is not None and report.bill.device == "device":
         note += " A device is a GPU, or the machine of a step that ran without."
     if len(report.machines) > 1:
         note += " Steps ran on different machines, so compare tokens rather than times."
-    return note
+    return [_COST_NOTE, note, *([bill_note(report.bill)] if report.bill else [])]
 
 
 def bill_note(bill: CostSummary) -> str:
@@ -81,13 +79,11 @@ def bill_note(bill: CostSummary) -> str:
     longest = max(spent.seconds for spent in parts.values())
     words = []
     for name, spent in parts.items():
-        word = f"{name} {format_time(spent.seconds, longest)}"
-        more = []
-        if bill.device != "machine" or bill.price_per_hour is not None:
-            more.append(f"{spent.device_seconds / 3600:.2f} {bill.device}-hours")
-        if bill.price_per_hour is not None:
-            more.append(f"{price(bill, spent.device_seconds):,.2f} {bill.currency}".rstrip())
-        words.append(word + (f" ({', '.join(more)})" if more else ""))
+        more = [f"{spent.device_hours:.2f} {bill.device}-hours"] if bill.shows_hours else []
+        if (price := bill.price(spent)) is not None:
+            more.append(f"{price:,.2f} {bill.currency}".rstrip())
+        in_brackets = f" ({', '.join(more)})" if more else ""
+        words.append(f"{name} {format_time(spent.seconds, longest)}{in_brackets}")
     rate = ""
     if bill.price_per_hour is not None:
         money = f"{bill.price_per_hour:g} {bill.currency}".rstrip()
@@ -95,13 +91,8 @@ def bill_note(bill: CostSummary) -> str:
     return f"All finished steps of these stages, in all seeds, each once: {', '.join(words)}.{rate}"
 
 
-def price(bill: CostSummary, device_seconds: float) -> float:
-    """What some time costs."""
-    return device_seconds / 3600 * (bill.price_per_hour or 0.0)
-
-
 def format_time(seconds: float, longest: float) -> str:
-    """A time in seconds, minutes or hours, whichever suits the longest it stands beside."""
+    """A time in seconds, minutes or hours, whichever suits the longest of its table."""
     if longest < 1200:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if longest < 4 * 3600 else f"{seconds / 3600:.2f} h"

@@ -1,6 +1,6 @@
-"""What stages took: their own steps, and all steps that their weights came from.
+"""Time and tokens of stages: of their own steps, and of all steps that their weights came from.
 
-Only what steps have recorded is counted, and each step once in a sum; a step that several stages
+Only what finished steps recorded is counted, each step once in a sum; a step that several stages
 share counts in the chain of each.
 """
 
@@ -66,7 +66,7 @@ def _chains(plan: Plan, records: Records, stage: str) -> dict[int, list[dict[str
 
 
 def _with_inputs(steps: Iterable[StepSpec]) -> list[StepSpec]:
-    """Steps and all that they read, and that these read, each once."""
+    """The steps and, recursively, their inputs, each once."""
     seen: dict[str, StepSpec] = {}
 
     def visit(step: StepSpec) -> None:
@@ -89,7 +89,7 @@ def _finished(steps: Iterable[StepSpec], records: Records) -> list[dict[str, Any
 
 
 def _mean(seeds: Iterable[list[dict[str, Any]] | None]) -> Spent | None:
-    """What one seed took, in the mean over those finished."""
+    """The mean over finished seeds."""
     finished = [records for records in seeds if records is not None]
     if not finished:
         return None
@@ -120,7 +120,7 @@ def _on_gpu(record: dict[str, Any]) -> bool:
 
 
 def _padding(records: list[dict[str, Any]]) -> float | None:
-    """The share of padding in what all training steps read."""
+    """The share of padding in all positions that training steps read."""
     found = [record["metrics"] for record in records if "padding_share" in record["metrics"]]
     tokens = sum(one["tokens_trained"] for one in found)
     read = sum(one["tokens_trained"] / (1 - one["padding_share"]) for one in found)
@@ -130,7 +130,7 @@ def _padding(records: list[dict[str, Any]]) -> float | None:
 def cost_summary_of(
     plan: Plan, records: Records, price_per_hour: float | None, currency: str
 ) -> CostSummary | None:
-    """What all finished steps took, each once; None where there is none."""
+    """Time and tokens of all finished steps, each once; None if none is finished."""
     if not records:
         return None
     trains = {step.fingerprint for steps in plan.stage_steps.values() for step in steps}
@@ -142,7 +142,7 @@ def cost_summary_of(
 
 
 def cost_charts(rows: list[Row], costs: list[Cost], baseline: str | None) -> Iterator[Chart]:
-    """Every benchmark's own number against what the stage took, with the stages it starts from."""
+    """Every benchmark's primary measure against the cost of a stage and those it starts from."""
     places = {cost.stage: cost.times for cost in costs}
     title, note = f"wall time, times {baseline}", f" One time {baseline} is the cost of {baseline}."
     if not any(places.values()):

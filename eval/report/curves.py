@@ -17,7 +17,7 @@ _LOSS = "loss of a reference token, nats (lower is better)"
 
 
 def gap_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
-    """The charts of finished results, by benchmark; none where `gap` is not among them."""
+    """The charts of finished results; none if the recipe does not evaluate `gap`."""
     if NAME not in found:
         return []
     results = {stage: found[NAME][stage] for stage in plan.stages}
@@ -78,7 +78,7 @@ def _by_length(results: Mapping[str, Mapping[int, Result]]) -> Chart:
 def _curves(
     results: Mapping[str, Mapping[int, Result]], name: str, *, is_rate: bool
 ) -> list[Curve]:
-    """One curve a stage that has one, over its finished seeds."""
+    """A curve for each stage that has it, over its finished seeds."""
     curves = []
     for stage, seeds in results.items():
         having = [result["curves"][name] for result in seeds.values() if name in result["curves"]]

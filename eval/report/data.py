@@ -1,4 +1,4 @@
-"""The report for programs: CSV and JSON, all figures, no rounding."""
+"""The report for programs: CSV and JSON, every number, unrounded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from eval.report.cost_summary import price
 from eval.report.text import format_outcomes
 from eval.report.types import Report
 
@@ -47,7 +46,7 @@ def _measures(report: Report) -> Iterator[Line]:
 
 
 def _points(report: Report) -> Iterator[Line]:
-    """A curve's name, or where its points have words of their own these, stands as the stage."""
+    """The stage is the curve's name; of points that are not joined, the point's label."""
     for chart in report.charts:
         for curve in chart.curves:
             for point in curve.points:
@@ -72,10 +71,10 @@ def _costs(report: Report) -> Iterator[Line]:
                 f"times {report.baseline}": (cost.times, "times"),
                 "trained in all": (chain.tokens_trained, "tokens"),
                 "written in all": (chain.tokens_generated, "tokens"),
-                f"{bill.device}-hours": (chain.device_seconds / 3600, "hours"),
+                f"{bill.device}-hours": (chain.device_hours, "hours"),
             }
-            if bill.price_per_hour is not None:
-                figures["price"] = (price(bill, chain.device_seconds), bill.currency)
+            if (price := bill.price(chain)) is not None:
+                figures["price"] = (price, bill.currency)
         for name, (value, unit) in figures.items():
             yield {"stage": cost.stage, "measure": name, "unit": unit, "value": value}
 

@@ -1,4 +1,4 @@
-"""The sample browser of the report page: test examples and what every stage answered, laid out."""
+"""Layout of the sample answers on the report page."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.report.samples import SampleView, StageAnswer
+from eval.report.text import tone_of
 
-TONES = {
-    "better": "good", "correct": "good", "win": "good",
-    "worse": "bad", "wrong": "bad", "loss": "bad",
-}  # fmt: skip
 _ROLES = {"user": "Prompt", "system": "System message", "assistant": "Earlier answer"}
-# A longer text gets a box of its own that scrolls.
+# A longer text gets a box that scrolls.
 _LONG_LINES, _LONG_CHARACTERS = 16, 600
 _TITLE_CHARACTERS = 100
 
@@ -41,7 +38,7 @@ class Example:
 
 
 def shared_system(samples: Sequence[SampleView]) -> str:
-    """The system message all examples begin with, so that it need not stand in each."""
+    """The system message that all examples begin with, to be shown once."""
     found = {
         first["content"] if (first := sample.messages[0])["role"] == "system" else ""
         for sample in samples
@@ -50,7 +47,7 @@ def shared_system(samples: Sequence[SampleView]) -> str:
 
 
 def example_of(sample: SampleView, *, leave_out: bool) -> Example:
-    """Lay out an example, without its first message where that is said elsewhere."""
+    """Lay out an example, without its first message if that is shown elsewhere."""
     asked = " ".join(sample.messages[-1]["content"].split())
     is_whole = len(asked) <= _TITLE_CHARACTERS
     prompt = [
@@ -67,11 +64,11 @@ def example_of(sample: SampleView, *, leave_out: bool) -> Example:
 
 
 def _tally(answers: Mapping[str, StageAnswer]) -> str:
-    """Such as '2 correct, 6 wrong'; nothing where verdicts are numbers, hardly two alike."""
+    """Such as '2 correct, 6 wrong'; '' for more than three outcomes, such as numbers."""
     counts = Counter(_outcome(answer.verdict) for answer in answers.values())
     if len(counts) > 3:
         return ""
-    good_first = sorted(counts, key=lambda outcome: TONES.get(outcome) != "good")
+    good_first = sorted(counts, key=lambda outcome: tone_of(outcome) != "good")
     return ", ".join(f"{counts[outcome]} {outcome}" for outcome in good_first)
 
 
@@ -82,7 +79,7 @@ def _outcome(verdict: str) -> str:
 
 def _answer(stage: str, answer: StageAnswer) -> Text:
     cut = ", cut off at the token limit" if answer.cut_off else ""
-    tone = TONES.get(_outcome(answer.verdict), "")
+    tone = tone_of(_outcome(answer.verdict))
     return _text(stage, answer.answer, verdict=answer.verdict + cut, tone=tone)
 
 

@@ -1,12 +1,12 @@
-"""What came out, a sentence a stage: its difference from the baseline, and whether it is noise."""
+"""Headlines: for each stage a sentence on its difference from the baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from eval.report.text import describe_missing, format_cell, format_number
-from eval.report.types import Difference, Report, Row
+from eval.report.text import describe_missing, format_cell, format_number, tone_of
+from eval.report.types import NOT_SIGNIFICANT, Difference, Report, Row
 
 
 @dataclass(frozen=True)
@@ -14,18 +14,18 @@ class Headline:
     """A sentence on a stage.
 
     Attributes:
-        words: better, worse or noise; '' where nothing is compared.
-        verdict: the same with a reason where it needs one.
+        verdict: of the difference, with a reason where it needs one; '' where nothing is compared.
+        tone: 'good', 'bad' or '', as `tone_of` the verdict.
     """
 
     stage: str
     sentence: str
-    words: str = ""
     verdict: str = ""
+    tone: str = ""
 
 
 def headline_title(report: Report, benchmark: str) -> str:
-    """The benchmark, its own number, and what the baseline has: what the sentences speak of."""
+    """The benchmark, its primary measure, and the baseline's number."""
     rows = {row.stage: row for row in report.rows if row.benchmark == benchmark}
     name = next((row.own for row in rows.values() if row.own), "")
     title = f"{benchmark}, {name}" if name else benchmark
@@ -45,7 +45,8 @@ def headlines(report: Report, benchmark: str) -> Iterator[Headline]:
             continue
         if row.difference is not None and report.baseline is not None:
             sentence = _compared(row.difference, report.baseline)
-            yield Headline(row.stage, sentence, row.difference.words, _verdict(row.difference))
+            tone = tone_of(row.difference.verdict)
+            yield Headline(row.stage, sentence, _verdict(row.difference), tone)
         else:
             yield Headline(row.stage, _alone(row, report.baseline))
 
@@ -64,9 +65,9 @@ def _compared(found: Difference, baseline: str) -> str:
 
 
 def _verdict(found: Difference) -> str:
-    if found.words == "noise":
-        return f"noise, for p is {found.p_value:.3f}" if found.overruled_by_p else "noise"
-    return found.words + (" (less is better)" if found.better == "lower" else "")
+    if found.verdict == NOT_SIGNIFICANT:
+        return found.verdict + (f", p = {found.p_value:.3f}" if found.overruled_by_p else "")
+    return found.verdict + (" (lower is better)" if found.better == "lower" else "")
 
 
 def _alone(row: Row, baseline: str | None) -> str:
@@ -79,7 +80,7 @@ def _alone(row: Row, baseline: str | None) -> str:
 
 
 def headline_note(report: Report) -> str:
-    """How many comparisons the sentences make; '' where they make none."""
+    """How many comparisons there are; '' for fewer than two."""
     count = sum(len(row.differences) for row in report.rows)
     if count < 2:
         return ""

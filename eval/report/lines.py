@@ -1,25 +1,24 @@
-"""Charts laid out as plots: lines with bands, or labelled points, as SVG places.
+"""Layout of charts: lines with bands, or points with bars, as SVG coordinates.
 
-As in `eval.report.plots`, horizontal places are shares of the width and heights are in em, so that
-text keeps its size on any screen. What has no such units (lines, bands) is drawn in a nested
-picture of 100 by the height, stretched over the whole.
+As in `eval.report.plots`, x is in percent of the width and y in em, so that text keeps its size on
+any screen. SVG has no such units for lines and bands: they are drawn in a nested picture of 100 by
+the height, stretched over the whole.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from eval.report.charts import format_x, places_of, three_digits
-from eval.report.labels import Label, PointAt, place_labels
 from eval.report.plots import format_ticks, nice_ticks, shortened
 from eval.report.text import format_number
 from eval.report.types import Chart, Curve
 
-# So many curves keep their intervals in one plot; with more each gets a small one beside it.
+# With more curves than this, bands would cover each other: each curve gets a small plot of its own.
 MOST_BANDS = 4
-# Marks, in pixels around a point: filled, then open.
+# Marks, in pixels around a point. With colours and filled or open marks, 24 curves look different.
 _SHAPES = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
     "M-3.6 -3.6h7.2v7.2h-7.2z",
@@ -33,14 +32,14 @@ COLOURS, DASHES = 8, 4
 
 @dataclass(frozen=True)
 class Frame:
-    """The room of a plot.
+    """The axes of a plot.
 
     Attributes:
-        left, right: where the axis begins and ends, in percent of the width.
-        inset: room at its left end before the first point, in percent.
-        top, bottom: where it does, in em.
-        height: of all, in em.
-        narrow: width on the narrowest screen, in em.
+        left, right: ends of the x axis, in percent of the width.
+        inset: room left of the first point, in percent.
+        top, bottom: ends of the y axis, in em.
+        height: of the whole plot, in em.
+        narrow: the width on the narrowest screen, in em.
     """
 
     left: float
@@ -58,11 +57,13 @@ SMALL = Frame(left=21, right=93, inset=5, top=0.7, bottom=6.7, height=8.7, narro
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: places are (percent, em); an interval is (percent, em of its low, em of its high).
+    """A curve, in (percent, em).
 
     Attributes:
-        style: classes of the page's style, which tell colour and dashes.
+        style: CSS classes that choose colour and dashes.
         shape: of its marks, an SVG path in pixels.
+        marks: its points.
+        bars: their intervals, as (x, y of the low end, y of the high end).
         line, band: points of an SVG polyline and polygon, '' for none.
     """
 
@@ -70,9 +71,9 @@ class Series:
     style: str
     shape: str
     marks: list[tuple[float, float]]
-    bars: list[tuple[float, float, float]] = field(default_factory=list)
-    line: str = ""
-    band: str = ""
+    bars: list[tuple[float, float, float]]
+    line: str
+    band: str
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,16 @@ class LinePlot:
     series: list[Series]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
-    labels: list[Label] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ChartView:
-    """A chart: all curves in one plot, and where these are many, each in a small one of its own.
+    """A chart laid out.
 
     Attributes:
-        legend: the curves in the chart's order; the plot draws the baseline's last.
+        plot: all curves, the baseline's drawn last.
+        panels: a small plot for each curve, where there are many.
+        legend: the curves in the chart's order; of points that are not joined, each point.
         note: how to read it.
     """
 
@@ -107,29 +109,30 @@ class ChartView:
 
 def view_of(chart: Chart, baseline: str | None) -> ChartView | None:
     """Lay a chart out; None where it has no points."""
-    points = [point for curve in chart.curves for point in curve.points]
-    if not points:
+    curves = [curve for curve in chart.curves if curve.points]
+    if not curves:
         return None
-    many = len(chart.curves) > MOST_BANDS and chart.is_joined
+    if not chart.is_joined:  # each point has a mark and a line of the legend of its own
+        curves = [
+            Curve(point.label or curve.name, [point]) for curve in curves for point in curve.points
+        ]
+    chart = replace(chart, curves=curves)
+    many = len(curves) > MOST_BANDS and chart.is_joined
     whole, small = _Layout(chart, WHOLE, baseline), _Layout(chart, SMALL, baseline)
-    base = [curve for curve in chart.curves if curve.name == baseline and chart.is_joined]
-    plot = whole.plot("", chart.title, chart.curves, with_bands=not many)
+    base = [curve for curve in curves if curve.name == baseline and chart.is_joined]
+    plot = whole.plot("", chart.title, curves, with_bands=not many)
     panels = [
         small.plot(f"-{i}", curve.name, [*(b for b in base if b is not curve), curve])
-        for i, curve in enumerate(chart.curves)
+        for i, curve in enumerate(curves)
         if many
     ]
-    names = [curve.name for curve in chart.curves]
+    names = [curve.name for curve in curves]
     legend = sorted(plot.series, key=lambda one: names.index(one.name))
-    missing = 0 if chart.is_joined else len(points) - len(plot.labels)
     has_bands = any(series.band for one in [plot, *panels] for series in one.series)
     notes = [f"{'Bands' if has_bands else 'Bars'}: {chart.intervals}."]
     if panels:
         beside = f", beside that of {baseline} (thick)" if base else ""
         notes.append(f"The small plots show each curve by itself{beside}, on the same axes.")
-    if missing:
-        points = "1 point has" if missing == 1 else f"{missing} points have"
-        notes.append(f"{points} no name for lack of room: see the numbers.")
     notes += ["The horizontal axis is logarithmic."] if chart.is_log else []
     return ChartView(chart, plot, panels, legend, " ".join([*notes, chart.note]).rstrip())
 
@@ -168,7 +171,6 @@ class _Layout:
             series=[self._series(curve, with_bands) for curve in ordered],
             x_ticks=self._x_ticks(),
             y_ticks=self._y_ticks(),
-            labels=[] if chart.is_joined else self._labels(curves),
         )
 
     def _series(self, curve: Curve, with_bands: bool) -> Series:
@@ -224,15 +226,6 @@ class _Layout:
         ticks = list(zip(map(self.y, values), format_ticks(values), strict=True))
         return ticks if self.frame is WHOLE else [ticks[0], ticks[-1]]
 
-    def _labels(self, curves: Sequence[Curve]) -> list[Label]:
-        points = [
-            PointAt(point.label or curve.name, self.x(point.x), self.y(point.cell.value))
-            for curve in curves
-            for point in curve.points
-        ]
-        frame = self.frame
-        return place_labels(points, top=frame.top, bottom=frame.bottom, narrow=frame.narrow)
-
 
 def _x_scale(chart: Chart, places: Sequence[float | str]) -> Callable[[float | str], float]:
     """A place on the x axis -> its share of the way, 0 to 1."""
@@ -242,7 +235,7 @@ def _x_scale(chart: Chart, places: Sequence[float | str]) -> Callable[[float | s
     is_log = chart.is_log and min(numbers) > 0
     known = {place: math.log10(place) if is_log else place for place in numbers}
     low, high = min(known.values()), max(known.values())
-    if not chart.is_joined:  # points with labels leave room at either side
+    if not chart.is_joined:  # points keep off the y axis
         margin = 0.06 * (high - low)
         low, high = low - margin, high + margin
 
@@ -278,11 +271,10 @@ def _points(places: Sequence[tuple[float, float]]) -> str:
 
 
 def _description(chart: Chart, curves: Sequence[Curve]) -> str:
-    """The numbers in words, for who cannot see the plot; intervals stand in the table."""
+    """The numbers in words, for screen readers; the table has their intervals."""
     lines = []
     for curve in curves:
         points = [
-            f"{point.label + ' ' if point.label and not chart.is_joined else ''}"
             f"{format_number(point.cell.value, point.cell.unit)} at {format_x(point.x)}"
             for point in curve.points
         ]

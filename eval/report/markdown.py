@@ -1,16 +1,9 @@
-"""The report as Markdown, to be read as it is or rendered."""
+"""The report as Markdown that also reads well unrendered."""
 
 from __future__ import annotations
 
 from eval.report.charts import chart_table
-from eval.report.cost_summary import (
-    COST_NOTE,
-    bill_note,
-    chain_note,
-    chain_table,
-    has_costs,
-    own_table,
-)
+from eval.report.cost_summary import chain_table, cost_notes, has_costs, own_table
 from eval.report.headlines import headline_note, headline_title, headlines
 from eval.report.text import benchmark_notes, benchmark_table, format_figure, interval_note
 from eval.report.types import Chart, Provenance, Report
@@ -19,7 +12,7 @@ from pipeline.markdown import code
 
 
 def markdown(report: Report) -> str:
-    """The report: what came out, tables with notes on what each number is, what makes it again."""
+    """Return the report: headlines, tables with notes on each number, and how to reproduce it."""
     lines = [f"# {report.recipe}", "", *_notes(report), "", *_headlines(report)]
     for benchmark in report.benchmarks:
         lines += _benchmark(report, benchmark)
@@ -29,7 +22,7 @@ def markdown(report: Report) -> str:
     if has_costs(report):
         lines += _costs(report)
     for kind in dict.fromkeys(one.kind for one in report.rounds):
-        lines += _figures(report, kind)
+        lines += _rounds(report, kind)
     if report.made is not None:
         lines += _made(report.made)
     if report.warnings:
@@ -54,10 +47,10 @@ def _notes(report: Report) -> list[str]:
 
 
 def _headlines(report: Report) -> list[str]:
-    """A list of sentences a benchmark, where a stage is compared with another."""
+    """For each benchmark a list of its comparisons."""
     lines = []
     for benchmark in report.benchmarks:
-        if found := [one for one in headlines(report, benchmark) if one.words]:
+        if found := [one for one in headlines(report, benchmark) if one.verdict]:
             lines += [f"**{_in_a_line(headline_title(report, benchmark))}**", ""]
             lines += [f"- **{one.stage}** {one.sentence}: {one.verdict}" for one in found]
             lines.append("")
@@ -81,11 +74,10 @@ def _chart(chart: Chart) -> list[str]:
 
 def _costs(report: Report) -> list[str]:
     lines = ["## Cost", "", *_table(*own_table(report)), ""]
-    lines += [*_table(*chain_table(report)), "", COST_NOTE, chain_note(report)]
-    return [*lines, *([bill_note(report.bill)] if report.bill else []), ""]
+    return [*lines, *_table(*chain_table(report)), "", *cost_notes(report), ""]
 
 
-def _figures(report: Report, kind: str) -> list[str]:
+def _rounds(report: Report, kind: str) -> list[str]:
     """A table of what the steps of one kind made, one row a step."""
     rounds = [one for one in report.rounds if one.kind == kind]
     names = list(dict.fromkeys(name for one in rounds for name in one.figures))
@@ -104,7 +96,7 @@ def _made(made: Provenance) -> list[str]:
     lines = [f"- {code(command)}" for command in made.commands]
     if made.commits:
         lines.append(f"- bashrac at commit {', '.join(map(code, made.commits))}")
-    return ["## To make it again", "", *lines, ""] if lines else []
+    return ["## To reproduce", "", *lines, ""] if lines else []
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:

@@ -20,20 +20,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.report.charts import chart_table
-from eval.report.cost_summary import (
-    COST_NOTE,
-    bill_note,
-    chain_note,
-    chain_table,
-    has_costs,
-    own_table,
-)
-from eval.report.examples import TONES, Example, example_of, shared_system
+from eval.report.cost_summary import chain_table, cost_notes, has_costs, own_table
+from eval.report.examples import Example, example_of, shared_system
 from eval.report.headlines import Headline, headline_note, headline_title, headlines
 from eval.report.lines import ChartView, view_of
 from eval.report.plots import Plot, plots_of
 from eval.report.samples import SampleView
-from eval.report.text import benchmark_notes, benchmark_table, format_figure, interval_note, versus
+from eval.report.text import (
+    benchmark_notes,
+    benchmark_table,
+    format_figure,
+    interval_note,
+    tone_of,
+    versus,
+)
 from eval.report.types import Chart, Report, Row
 from pipeline.errors import visible
 
@@ -98,21 +98,27 @@ def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> st
     sections = [_section(report, name, samples.get(name, ())) for name in report.benchmarks]
     kinds = dict.fromkeys(one.kind for one in report.rounds)
     others = [chart for chart in report.charts if chart.benchmark not in report.benchmarks]
-    return _environment().get_template("page.html.jinja").render(
-        report=report,
-        facts=_facts(report),
-        tones=TONES,
-        sections=sections,
-        headline_note=headline_note(report),
-        interval_note=interval_note(report) if report.rows else "",
-        charts=_charts(others, report.baseline),
-        costs=_cost_tables(report) if has_costs(report) else [],
-        cost_notes=[
-            COST_NOTE, chain_note(report), *([bill_note(report.bill)] if report.bill else []),
-        ],
-        rounds=[_rounds_table(report, kind) for kind in kinds],
-        steps=_steps_table(report),
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            report=report,
+            methods={row.stage: row.method for row in report.rows},
+            sections=sections,
+            headline_note=headline_note(report),
+            interval_note=interval_note(report) if report.rows else "",
+            charts=_charts(others, report.baseline),
+            costs=[
+                _cost_table("What each stage took itself", *own_table(report)),
+                _cost_table("With the stages it starts from", *chain_table(report)),
+            ]
+            if has_costs(report)
+            else [],
+            cost_notes=cost_notes(report),
+            rounds=[_rounds_table(report, kind) for kind in kinds],
+            steps=_steps_table(report),
+        )
+    )
 
 
 def style_hash(style: str) -> str:
@@ -137,23 +143,6 @@ def _environment() -> Environment:
 def _finalize(value: Any) -> Any:
     """Called by jinja2 on every value it is about to escape; markup is the template's own."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _facts(report: Report) -> list[tuple[str, str]]:
-    """What the report is of."""
-    methods = {row.stage: row.method for row in report.rows}
-    stages = [
-        cost.stage + (f" ({methods[cost.stage]})" if cost.stage in methods else "")
-        for cost in report.costs
-    ]
-    facts = [
-        ("Model", report.model),
-        ("Task", report.task),
-        ("Stages", ", ".join(stages)),
-        ("Seeds", ", ".join(map(str, report.seeds))),
-    ]
-    facts += [("Judge", report.judge)] if report.judge else []
-    return [*facts, ("Fingerprint", report.made.fingerprint[:16])] if report.made else facts
 
 
 def _section(report: Report, benchmark: str, samples: Sequence[SampleView]) -> Section:
@@ -182,7 +171,7 @@ def _charts(charts: Sequence[Chart], baseline: str | None) -> list[tuple[ChartVi
             head, body = chart_table(chart)
             body = [list(map(_wrapping, line)) for line in body]
             caption = f"{chart.title}: {chart.y_title}, by {chart.x_title}"
-            table = _words_table(caption, head, body)
+            table = _cost_table(caption, head, body)
             found.append((view, replace(table, wraps=True)))
     return sorted(found, key=lambda pair: bool(pair[0].panels))
 
@@ -193,7 +182,7 @@ def _benchmark_table(report: Report, benchmark: str, rows: Sequence[Row]) -> Tab
     for row, line in zip(rows, lines, strict=True):
         styles = {"outcomes": "outcomes"}
         for name, found in row.differences.items():
-            styles[versus(report, name, row.own)] = TONES.get(found.words, "")
+            styles[versus(report, name, row.own)] = tone_of(found.verdict)
         words = {column: line.get(column, "") for column in head}
         words |= {column: _wrapping(words[column]) for column in head if column != "outcomes"}
         body.append([TableCell(words[column], styles.get(column, "")) for column in head])
@@ -205,8 +194,8 @@ def _wrapping(words: str) -> str:
     return _INSIDE_A_NUMBER.sub("\u00a0", words)
 
 
-def _words_table(caption: str, head: list[str], body: list[list[str]]) -> Table:
-    """A table of words, with one cell for all of a stage that has no numbers."""
+def _cost_table(caption: str, head: list[str], body: list[list[str]]) -> Table:
+    """A table of numbers as text, with one cell for all of a stage that has none."""
     lines = [
         [TableCell(line[0]), TableCell(line[1], columns=len(head) - 1)]
         if line[1] == "not finished"
@@ -214,13 +203,6 @@ def _words_table(caption: str, head: list[str], body: list[list[str]]) -> Table:
         for line in body
     ]
     return Table(caption, head, lines, is_numeric=True)
-
-
-def _cost_tables(report: Report) -> list[Table]:
-    return [
-        _words_table("What each stage took itself", *own_table(report)),
-        _words_table("With the stages it starts from", *chain_table(report)),
-    ]
 
 
 def _steps_table(report: Report) -> Table:

@@ -1,7 +1,6 @@
-"""The plots of the report page, laid out: every stage's number, and its difference from SFT.
+"""Layout of the dot plots: every stage's number, and its difference from the baseline.
 
-Horizontal places are shares of the width and heights are in em, so that text keeps its size on any
-screen.
+x is in percent of the width and y in em, so that text keeps its size on any screen.
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.report.text import describe_missing, format_cell, format_difference
+from eval.report.text import describe_missing, format_cell, format_difference, tone_of
 from eval.report.types import Row
 
 # Heights in a plot, in em: before the first stage, of a stage, and of the axis below the last.
 _TOP, _LINE, _AXIS = 2.0, 3.5, 2.4
 _TEXT = 1.25  # from one line of text to the next
-# What is left at either side of a plot for half a tick's label, in percent of the width.
+# Margin for half a tick label at either side of a plot, in percent of the width.
 _SIDE = 6.0
-# About as much fits on a line of a plot at 360 px, in em of its text.
+# The width of a plot at 360 px, of a character of a name and of a number, in em.
 _PLOT_WIDTH, _NAME_CHARACTER, _NUMBER_CHARACTER = 24.0, 0.66, 0.6
 
 
@@ -42,7 +41,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Plot:
-    """Dots with 95 % intervals, a stage a line, and a dashed line to compare them with."""
+    """A dot with its 95 % interval for each stage, and a dashed line to compare them with."""
 
     id: str
     title: str
@@ -60,7 +59,7 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
     if measured is None:
         return []
     name, unit = measured.own, measured.measures[measured.own].unit
-    less = " (less is better)" if measured.measures[name].better == "lower" else ""
+    less = " (lower is better)" if measured.measures[name].better == "lower" else ""
     lines = [
         (row.stage, format_cell(cell, row.n, row.seeds) or describe_missing(row), "",
          cell and (cell.low, cell.value, cell.high))
@@ -78,13 +77,14 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
         )
     ]
     compared = [
-        (row.stage, format_difference(one), one.words, (one.low, one.value, one.high))
+        (row.stage, format_difference(one), tone_of(one.verdict) or "open",
+         (one.low, one.value, one.high))
         for row in rows if (one := row.difference)
     ]  # fmt: skip
     if compared:
         note = (
             "On the same examples. Better or worse (filled dot): the 95 % interval excludes 0, and "
-            "p is below 0.05. Noise (open dot): else."
+            "p is below 0.05. Not significant (open dot): else."
         )
         title = f"{name}, {'points' if unit == '%' else unit} over {baseline}{less}"
         plots.append(
@@ -103,7 +103,7 @@ def _plot(
     note: str,
     signed: bool = False,
 ) -> Plot:
-    """Lay out a plot; a line of it is (stage, words, tone's word, (low, value, high))."""
+    """Lay out a plot; a line of it is (stage, words, tone, (low, value, high))."""
     numbers = [number for *_, three in lines if three is not None for number in three]
     numbers += [] if line is None else [line[0]]
     ticks = nice_ticks(min(numbers), max(numbers))
@@ -155,10 +155,7 @@ def _fits(stage: str, words: str) -> bool:
 
 
 def _wrapped(stage: str) -> list[str]:
-    """A long name in two lines, the first of which ends at a comma where there is one.
-
-    So names of a sweep stay apart, such as 'bash@beta=0.1,sft.learning_rate=0.0001'.
-    """
+    """A long name in two lines, broken at a comma as between the settings of a sweep."""
     room = int(_PLOT_WIDTH / _NAME_CHARACTER)
     if len(stage) <= room:
         return [stage]

@@ -1,4 +1,4 @@
-"""What the steps of a report computed in, and whether stages that it compares differ in it."""
+"""The precision of a report's steps, and a warning if stages that are compared differ in it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def describe_precisions(plan: Plan, records: Records) -> str:
 
 
 def precision_warnings(plan: Plan, records: Records) -> dict[str, list[str]]:
-    """Sentence -> stages, for steps whose recipes ask for the same and that were made otherwise."""
+    """Warning -> stages, for steps with the same options that ran in different precisions."""
     asked: dict[tuple[str, ...], dict[str, list[str]]] = {}
     needed_by = plan.needed_by()
     for step, precision in _computed(plan, records):
@@ -39,8 +39,8 @@ def precision_warnings(plan: Plan, records: Records) -> dict[str, list[str]]:
             listed = "; ".join(f"{name}: {', '.join(by_precision[name])}" for name in by_precision)
             sentence = (
                 f"{what} was done in different precisions ({listed}), so differences between "
-                "stages may be of rounding: run all on one kind of hardware, or name a precision "
-                "in the recipe, and they are made anew"
+                "stages may come from rounding: run all on one kind of hardware, or name a "
+                "precision in the recipe, and they run again"
             )
             warnings[sentence] = list(dict.fromkeys(chain(*by_precision.values())))
     return warnings

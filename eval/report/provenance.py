@@ -1,4 +1,4 @@
-"""What makes a report's numbers again: the recipe, commands, commits, and every step."""
+"""How to reproduce a report: the recipe, commands, commits, and every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test examples with every stage's answer, drawn so that nobody can have picked them."""
+"""Test examples with every stage's answer, drawn at random so that they are not hand-picked."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class SampleView:
     Attributes:
         id: its position among the test rows, from 0.
         seed: the training seed whose answers these are.
-        messages: the prompt as the model was asked it: the system message and solved examples, if
-            all stages had the same, stand first.
+        messages: the prompt, beginning with the system message and solved examples if all stages
+            had the same.
         answers: by stage, in the recipe's order.
     """
 
@@ -57,8 +57,7 @@ def collect_samples(
     """Draw test examples at random from those that every finished stage was asked and answered.
 
     Args:
-        plan: the plan whose steps are read; of several training seeds the first that any stage has
-            finished.
+        plan: of a recipe; the answers are those of the first seed that any stage has finished.
         runs: the runs folder.
         count: most examples a benchmark; all where there are fewer.
         seed: seed of the draw. The same plan and seed give the same examples.
@@ -68,7 +67,6 @@ def collect_samples(
     """
     drawn = {}
     for benchmark in plan.recipe.evaluate:
-        # Of several training seeds the first that any stage has finished.
         finished = ((one, _finished(plan, runs, benchmark, one)) for one in plan.recipe.seeds)
         trained, steps = next(((one, steps) for one, steps in finished if steps), (0, {}))
         if steps:
@@ -97,7 +95,7 @@ def _draw(
         grades[stage] = _by_id(artifact.read_rows(step.directory(runs) / GRADES))
     tables: list[Rows] = [*samples.values(), *grades.values()]
     shared = sorted(set.intersection(*(set(table) for table in tables)))
-    # In a sweep over data, or what is asked, stages have other rows under the same number.
+    # In a sweep over data or prompts, rows of the same number may differ.
     asked = {row: [samples[stage][row] for stage in steps] for row in shared}
     common = [
         row for row in shared if _same(asked[row], "messages") and _same(asked[row], "reference")
@@ -126,7 +124,7 @@ def _draw(
 
 
 def _by_id(rows: list[dict[str, Any]]) -> Rows:
-    """Rows by example, of several samples of one example the first."""
+    """Rows by example id; the first of several samples of an example."""
     return {row["id"]: row for row in reversed(rows)}
 
 
@@ -135,7 +133,7 @@ def _same(samples: list[dict[str, Any]], key: str) -> bool:
 
 
 def _asked(samples: list[dict[str, Any]], system: str | None) -> list[dict[str, str]]:
-    """The messages as the model sees them (`pipeline.data.render`), as far as stages share them."""
+    """The messages as the model gets them (`pipeline.data.render`), as far as stages share them."""
     messages = samples[0]["messages"]
     if not _same(samples, "few_shot"):
         return messages

@@ -1,12 +1,13 @@
-"""Charts of a sweep: a benchmark's number, and how much a stage changed, against a swept key."""
+"""Charts of a sweep: primary measures and the share of changed tokens, against a swept key."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.report.text import format_cell
 from eval.report.types import Cell, Chart, Curve, Point, Row
@@ -22,7 +23,7 @@ _SHARES = {
     "contexts": ("differ from the reference", "answer tokens"),
     "corrections": ("label differs from own token", "labels"),
 }
-_LOG_FROM = 8  # numbers that span so many times stand on a logarithmic scale
+_LOG_FROM = 8  # a larger ratio of the largest to the smallest value gets a logarithmic scale
 _CHANGED = (
     "Context tokens other than the reference's (bash), labels other than the own token (rac); all "
     "are counted."
@@ -32,7 +33,7 @@ _CHANGED = (
 def sweep_charts(plan: Plan, rows: list[Row], figures: Figures) -> list[Chart]:
     """Return the charts of every swept key; a curve is a stage at all of the key's values.
 
-    Where other swept keys matter for the stage, it is a curve for each combination of theirs.
+    A stage that depends on other swept keys too has a curve for each combination of theirs.
 
     Args:
         plan: of a recipe.
@@ -73,7 +74,7 @@ def _chart(
         name = label_of(plan.recipe, planned.name, others)
         curves.setdefault(name, []).append(Point(x, cells[label], words))
     if are_numbers:
-        curves = {name: sorted(points, key=_place) for name, points in curves.items()}
+        curves = {name: sorted(points, key=attrgetter("x")) for name, points in curves.items()}
     unit = next((cell.unit for cell in cells.values()), "")
     slug = re.sub(r"[^A-Za-z0-9]+", "-", f"sweep-{key}-{benchmark or 'changed'}")
     return Chart(
@@ -88,12 +89,8 @@ def _chart(
     )
 
 
-def _place(point: Point) -> Any:
-    return point.x
-
-
 def _format_others(plan: Plan, cells: Cells) -> str:
-    """What the stages that no swept key matters for come to, to compare with."""
+    """The numbers of stages that depend on no swept key, to compare with."""
     words = [
         f"{label} {format_cell(cell, cell.n)}"
         for label, cell in cells.items()
@@ -103,7 +100,7 @@ def _format_others(plan: Plan, cells: Cells) -> str:
 
 
 def _share(plan: Plan, label: str, figures: Figures) -> Cell | None:
-    """How much a stage's row-writing steps changed, mean over seeds; None where none says."""
+    """The share of tokens that a stage's row-writing steps changed, mean over seeds, if known."""
     shares, counts = [], []
     for seed in plan.recipe.seeds:
         changed = total = 0.0

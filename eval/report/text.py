@@ -1,12 +1,16 @@
-"""The words of a report: numbers, tables and notes that its Markdown and its page share."""
+"""Numbers, tables and notes as text, for Markdown, the page and model cards."""
 
 from __future__ import annotations
 
-from eval.report.types import Cell, Difference, Report, Row
+from eval.report.types import NOT_SIGNIFICANT, Cell, Difference, Report, Row
 
 # Decimals by unit; of any other unit one.
 _DECIMALS = {"nats": 3}
-# What each measure is, said below the tables it stands in.
+_TONES = {
+    "better": "good", "correct": "good", "win": "good",
+    "worse": "bad", "wrong": "bad", "loss": "bad",
+}  # fmt: skip
+# Explained below the tables that have these columns.
 _MEANINGS = {
     "strict": "the number after the last ####",
     "flexible": "the last number of the answer",
@@ -29,7 +33,7 @@ _MEANINGS = {
 
 
 def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns of a benchmark's table, and a row's words by column."""
+    """Return the columns of a benchmark's table, and each row's cells by column."""
     rows = [row for row in report.rows if row.benchmark == benchmark]
     own = next((row.own for row in rows if row.own), "result")
     names = list(dict.fromkeys([own, *(name for row in rows for name in row.measures)]))
@@ -53,30 +57,30 @@ def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dic
                 for name, one in row.differences.items()
             }
             line["outcomes"] = format_outcomes(row)
-            line["n"] = describe_example(row, len(report.seeds))
+            line["n"] = format_n(row, len(report.seeds))
         lines.append(line)
     finished = ["n", "outcomes"] if any(row.measures for row in rows) else []
     return ["stage", *columns, *finished, *published], lines
 
 
 def versus(report: Report, measure: str, own: str) -> str:
-    """The column of differences of a measure; of the benchmark's own it need not say which."""
+    """The heading of a measure's differences; the primary measure need not be named."""
     return f"{'' if measure == own else f'{measure} '}vs {report.baseline}"
 
 
 def describe_missing(row: Row) -> str:
-    """Why a stage has no number of the benchmark's own."""
+    """Why a stage lacks the primary measure."""
     if row.n is None:
         return "not finished"
     return f"no {row.own}" if row.measures else "no example scored in all seeds"
 
 
 def benchmark_notes(report: Report, benchmark: str) -> list[str]:
-    """What the numbers of one benchmark are, and what they were judged and checked with."""
+    """What a benchmark's numbers mean, its judge, and its overlap with training rows."""
     rows = [row for row in report.rows if row.benchmark == benchmark]
     names = dict.fromkeys(name for row in rows for name in row.measures)
     meanings = [f"{name}: {_MEANINGS[name]}" for name in names if name in _MEANINGS]
-    lines = [f"Asked: {report.asked[benchmark]}."]
+    lines = [f"Evaluated on {report.asked[benchmark]}."]
     if meanings:
         lines.append("; ".join(meanings) + "; outcomes: by the first number, over all seeds.")
     if report.judge is not None and any("win" in row.counts for row in rows):
@@ -99,10 +103,7 @@ def _describe_overlap(overlap: dict[str, int]) -> str:
 
 
 def interval_note(report: Report) -> str:
-    """How intervals and differences were computed, and what the words beside them mean.
-
-    Where several seeds are planned and one is finished, it is that one's.
-    """
+    """How intervals and differences were computed, for as many seeds as are finished."""
     if max((row.seeds for row in report.rows), default=0) <= 1:
         how = "Wilson for shares of right and wrong, else a bootstrap over examples"
         test = "McNemar's exact test for right and wrong, else a t test over examples"
@@ -119,14 +120,14 @@ def interval_note(report: Report) -> str:
         f"{note} vs {report.baseline}: points, or the number's own unit where that is not %, on "
         f"the same examples, paired bootstrap (10,000 resamples, 1,000 of LC win rates); better or "
         f"worse = the interval excludes 0 and p is below 0.05 ({test}; p in JSON and CSV); else "
-        "noise."
+        f"{NOT_SIGNIFICANT}."
     )
 
 
 def format_cell(cell: Cell | None, n: int | None, seeds: int = 1) -> str:
     """Such as '22.0 % [15.0, 31.1]'; with several seeds '22.0 ± 1.2 % [15.0, 31.1]'.
 
-    Where it is a mean over other than n examples, or over fewer seeds, that stands there too.
+    If it is a mean over other than n examples, or over fewer seeds, it says so.
     """
     if cell is None:
         return ""
@@ -146,7 +147,7 @@ def format_number(value: float, unit: str, *, signed: bool = False) -> str:
 def format_difference(difference: Difference | None, seeds: int = 1) -> str:
     """Such as '+11.0 [+4.0, +18.0] better'.
 
-    With fewer than all seeds it says how many, and where p alone makes it noise, p.
+    With fewer than all seeds it says how many, and p if p alone decides.
     """
     if difference is None:
         return ""
@@ -156,7 +157,12 @@ def format_difference(difference: Difference | None, seeds: int = 1) -> str:
     )
     some = f" ({difference.seeds} of {seeds} seeds)" if difference.seeds < seeds else ""
     why = f" (p {difference.p_value:.2f})" if difference.overruled_by_p else ""
-    return f"{value} [{low}, {high}] {difference.words}{why}{some}"
+    return f"{value} [{low}, {high}] {difference.verdict}{why}{some}"
+
+
+def tone_of(verdict: str) -> str:
+    """The colour of a verdict on a difference or an answer: 'good', 'bad', or '' for neither."""
+    return _TONES.get(verdict, "")
 
 
 def format_outcomes(row: Row) -> str:
@@ -165,17 +171,17 @@ def format_outcomes(row: Row) -> str:
 
 
 def format_figure(name: str, value: float | None) -> str:
-    """A share in percent, a count, or a loss (by its name), of what a self-generating step made."""
+    """A figure of a row-writing step: a share in percent, a count, or a loss (by its name)."""
     if name.startswith("loss") and value is not None:
         return f"{value:.3f}"
     return f"{100 * value:.1f} %" if isinstance(value, float) else count(value)
 
 
-def describe_example(row: Row, seeds: int) -> str:
-    """The number of examples, and of seeds where some are still to come."""
+def format_n(row: Row, seeds: int) -> str:
+    """The number of examples, and of seeds if some are not finished."""
     return count(row.n) + (f" ({row.seeds} of {seeds} seeds)" if row.seeds < seeds else "")
 
 
 def count(value: int | None) -> str:
-    """A whole number for people."""
+    """Such as '1,234'; '' for None."""
     return "" if value is None else f"{value:,}"

@@ -1,8 +1,10 @@
-"""What a report holds: numbers with intervals, rows of tables, charts. Plain data, no reading."""
+"""What a report holds: numbers with intervals, rows of tables, charts; report.json has them all."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+NOT_SIGNIFICANT = "not significant"
 
 
 @dataclass(frozen=True)
@@ -12,7 +14,7 @@ class Cell:
     Attributes:
         n: examples it is a mean over, in each seed.
         spread: standard deviation over seeds, None for one seed.
-        better: which numbers are, 'higher' or 'lower'.
+        better: 'higher' or 'lower'.
         seeds: how many it is a mean over.
     """
 
@@ -28,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much over the stage it is compared with, on the same examples and seeds.
+    """A stage's number minus that of the baseline, on the same examples and seeds.
 
     Attributes:
         n: examples that both have a score for, in each seed.
@@ -36,7 +38,7 @@ class Difference:
             and examples (`eval.stats.seeds.p_over_seeds`).
         seeds: how many seeds both have finished.
         unit: of the number; '%' stands for points.
-        better: which numbers are, 'higher' or 'lower'.
+        better: 'higher' or 'lower'.
     """
 
     value: float
@@ -49,20 +51,19 @@ class Difference:
     better: str = "higher"
 
     @property
-    def overruled_by_p(self) -> bool:
-        """Whether the interval alone would have made a finding of it."""
-        return self.words == "noise" and not self.low <= 0 <= self.high
-
-    @property
-    def words(self) -> str:
+    def verdict(self) -> str:
         """'better' or 'worse' where the interval excludes 0 and p is below 0.05.
 
-        Of few examples that all differ alike, and of few seeds, the bootstrap knows too little
-        spread; p does.
+        A bootstrap of few seeds, or of few examples that all differ alike, is too narrow; p is not.
         """
         if self.low <= 0 <= self.high or (self.p_value or 0.0) >= 0.05:
-            return "noise"
+            return NOT_SIGNIFICANT
         return "better" if (self.value > 0) == (self.better == "higher") else "worse"
+
+    @property
+    def overruled_by_p(self) -> bool:
+        """Whether the interval excludes 0 and p alone makes it not significant."""
+        return self.verdict == NOT_SIGNIFICANT and not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ class Row:
     Attributes:
         n: examples in each seed.
         seeds: how many seeds are finished.
-        measures: by name, the benchmark's own number first.
-        differences: those of the own number, and of what else is compared, by name.
+        measures: by name, the benchmark's primary measure first.
+        differences: by name, of the measures that are compared.
         counts: outcome -> examples, over all seeds.
-        published: the number to compare with, as the recipe gives it.
-        own: name of the benchmark's own number, which a stage may lack where others have it.
+        published: the published number, as the recipe gives it.
+        own: name of the benchmark's primary measure; this stage may lack it.
         is_baseline: whether others are compared with it (in a sweep: at its own point).
     """
 
@@ -94,18 +95,18 @@ class Row:
 
     @property
     def primary(self) -> Cell | None:
-        """The benchmark's own number, None until a seed has it."""
+        """The primary measure, None until a seed has it."""
         return self.measures.get(self.own)
 
     @property
     def difference(self) -> Difference | None:
-        """That of the benchmark's own number, None where nothing is compared."""
+        """The difference in the primary measure, None where nothing is compared."""
         return self.differences.get(self.own)
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What steps took.
+    """Time and tokens of some steps.
 
     Attributes:
         seconds: wall time.
@@ -116,6 +117,11 @@ class Spent:
     device_seconds: float
     tokens_trained: int
     tokens_generated: int
+
+    @property
+    def device_hours(self) -> float:
+        """`device_seconds` in hours."""
+        return self.device_seconds / 3600
 
 
 @dataclass(frozen=True)
@@ -142,12 +148,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class CostSummary:
-    """What all finished steps took, each once, and what an hour costs.
+    """Time and tokens of all finished steps, each counted once, and the price of an hour.
 
     Attributes:
         training: training and row-writing of all stages and seeds.
         evaluation: writing and grading answers to test rows.
-        device: what hours are counted of: 'GPU', 'machine', or 'device' where both took part.
+        device: whose hours are counted: 'GPU', 'machine', or 'device' where both took part.
     """
 
     training: Spent
@@ -156,10 +162,19 @@ class CostSummary:
     price_per_hour: float | None = None
     currency: str = ""
 
+    @property
+    def shows_hours(self) -> bool:
+        """Whether hours of devices say more than the wall time."""
+        return self.device != "machine" or self.price_per_hour is not None
+
+    def price(self, spent: Spent) -> float | None:
+        """What some time costs; None without a price."""
+        return None if self.price_per_hour is None else spent.device_hours * self.price_per_hour
+
 
 @dataclass(frozen=True)
 class ProvenanceStep:
-    """A step of the plan: its name for people, its folder below runs/steps, its wall time."""
+    """A step of the plan: its readable name, its folder below runs/steps, its wall time."""
 
     name: str
     folder: str
@@ -168,14 +183,14 @@ class ProvenanceStep:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What makes a report again.
+    """How to reproduce a report.
 
     Attributes:
         fingerprint: one digest over those of all result steps
             (`pipeline.plan.plan.Plan.fingerprint`).
         recipe: as it was run, in YAML.
-        commands: that make the results and print them.
-        commits: of bashrac's checkout, that steps ran from.
+        commands: those that make the results.
+        commits: of the checkouts of bashrac that steps ran from.
     """
 
     fingerprint: str
@@ -187,10 +202,10 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Round:
-    """What one row-writing step of a stage made.
+    """Figures on the rows that one step wrote.
 
     Attributes:
-        stage: the first of the report's stages that need the step.
+        stage: the first of the report's stages that needs the step.
         kind: contexts, corrections, pairs or gap-contexts.
         figures: counts (whole numbers), shares (between 0 and 1) and losses (named so), by name.
     """
@@ -204,12 +219,12 @@ class Round:
 
 @dataclass(frozen=True)
 class Point:
-    """One place of a curve.
+    """One point of a curve.
 
     Attributes:
-        x: where it stands: a number, or words where what varies is no number.
+        x: a number, or words where what varies is not a number.
         cell: what was measured there, with its interval.
-        label: words beside it, such as a stage's name.
+        label: such as a stage's name.
     """
 
     x: float | str
@@ -219,7 +234,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Numbers that belong together: one stage, or one method at several settings."""
+    """The points of one stage, or of one method at several settings."""
 
     name: str
     points: list[Point]
@@ -227,17 +242,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A number against another, for several stages, as a table and as a plot.
+    """One quantity against another, for several stages; shown as a table and as a plot.
 
     Attributes:
         name: unique in a report; letters, digits and '-'.
-        benchmark: whose numbers these are.
+        benchmark: that it belongs to, '' for none.
         x_title: what varies, with its unit.
         y_title: what is measured, with its unit.
         note: how to read it, in a sentence or two.
         is_joined: whether the points of a curve are joined by lines.
-        is_log: whether x is shown on a logarithmic scale.
-        intervals: what the low and high of its numbers are.
+        is_log: whether x has a logarithmic scale.
+        intervals: what `low` and `high` of its numbers are.
     """
 
     name: str
@@ -254,19 +269,18 @@ class Chart:
 
 @dataclass(frozen=True)
 class Report:
-    """The table, and what it was made with.
+    """Everything that a recipe's finished steps say.
 
     Attributes:
         baseline: the stage that others are compared with.
-        judge: who compared answers, in words.
-        asked: benchmark -> which rows it asked and how answers were written, in words.
+        judge: a description of the judge.
+        asked: benchmark -> a description of its test rows and of how they were answered.
         overlaps: benchmark -> what its test rows share with the training rows.
-        rounds: what row-writing steps made.
-        charts: curves over rates, swept keys and costs.
-        bill: what everything took; None where nothing is finished.
-        made: what makes it again.
-        warnings: sentence -> stages whose steps said it.
-        precision: what steps computed in, in words; '' where none is known.
+        charts: over rates, swept keys and costs.
+        warnings: sentence -> stages whose steps warned so.
+        precision: a description of what steps computed in; '' where none is known.
+        bill: the cost of everything; None where nothing is finished.
+        made: how to reproduce it; None for a report made by hand.
     """
 
     recipe: str

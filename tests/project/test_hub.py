@@ -100,7 +100,7 @@ def test_when_a_data_set_moves_its_steps_run_again_and_no_others(hub, ask, injec
     ]
     pinned = ["--set", f"data.train.revision={first}"]
     assert states(ask("plan", "--commands", *pinned)) == DONE, "the earlier results are still there"
-    again, how = "## To make it again", "--set data.train.revision="
+    again, how = "## To reproduce", "--set data.train.revision="
     now = ask("report", *pinned)
     assert now.partition(again)[0] == old.partition(again)[0] and how in now.partition(again)[2]
 

@@ -157,7 +157,7 @@ def test_a_card_holds_numbers_with_n_and_interval_and_no_text_breaks_it(handed):
     (line,) = re.findall(r"^\| gsm8k \| strict \| (.*) \|$", card.text, re.M)
     value, versus, n, outcomes = line.split(" | ")
     assert re.fullmatch(r"[\d.]+ % \[[\d.]+, [\d.]+\]", value) and n == "4"
-    assert re.match(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] noise", versus), versus
+    assert re.match(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] not significant", versus), versus
     assert sum(map(int, re.findall(r"\d+", outcomes))) == 4
     commit = handed.hub.refs["datasets", "me/rows"]["main"]
     assert f"commit `{commit}` | 6 |" in card.text
@@ -203,7 +203,7 @@ def test_the_card_of_a_stage_that_nothing_comes_before_compares_it_with_nothing(
     plan, runs = run_steps_here(path)
     assert collect(plan, runs).rows[1].difference is not None
     text = str(make_card(find_stage(f"{path}:other", runs), "me/x"))
-    assert "| gsm8k | strict |" in text and "vs `" not in text and "noise" not in text
+    assert "| gsm8k | strict |" in text and "vs `" not in text and "not significant" not in text
 
 
 def test_an_adapter_on_a_folder_of_this_machine_is_refused_with_a_way_out(

@@ -1,4 +1,4 @@
-"""Headline sentences: what came out, and noise called noise."""
+"""Headline sentences: what came out, and which differences are significant."""
 
 import pytest
 from report_by_hand import report_of
@@ -19,22 +19,22 @@ from eval.report.types import Difference
         (
             Difference(-0.5, -2.9, 1.8, 1319, None, 1),
             "-0.5 points against sft, 95 % interval -2.9 to 1.8, paired, n = 1,319, 1 seed",
-            "noise",
+            "not significant",
         ),
         (
             Difference(50.0, 10.0, 90.0, 8, 0.125, 1),
             "+50.0 points over sft, 95 % interval 10.0 to 90.0, paired, n = 8, 1 seed",
-            "noise, for p is 0.125",
+            "not significant, p = 0.125",
         ),
         (
             Difference(-0.25, -0.4, -0.1, 64, None, 3, unit="nats", better="lower"),
             "-0.250 nats against sft, 95 % interval -0.400 to -0.100, paired, n = 64, 3 seeds",
-            "better (less is better)",
+            "better (lower is better)",
         ),
         (
             Difference(0.25, -0.1, 0.6, 64, 0.2, 3, unit="nats", better="lower"),
             "+0.250 nats over sft, 95 % interval -0.100 to 0.600, paired, n = 64, 3 seeds",
-            "noise",
+            "not significant",
         ),
     ],
 )
@@ -52,4 +52,4 @@ def test_the_title_says_what_is_compared_and_the_note_how_often():
     assert headline_note(report).startswith("2 comparisons in sentences and tables, each at 95 %")
     assert headline_note(report_of(better)) == ""
     *_, alone = headlines(report, "gsm8k")
-    assert alone.sentence == "51.0 % [46.1, 55.9], not compared with sft" and not alone.words
+    assert alone.sentence == "51.0 % [46.1, 55.9], not compared with sft" and not alone.verdict

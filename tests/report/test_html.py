@@ -235,7 +235,7 @@ def test_the_same_results_give_the_same_page(usual):
     assert page_of(usual) == page_of(usual)
 
 
-def test_what_is_better_and_what_is_noise_stands_in_words(usual):
+def test_verdicts_stand_in_words_and_not_only_in_colour(usual):
     text = Page(page_of(usual)).text
     assert re.search(
         r"bash \+75\.0 points over sft, 95 % interval 37\.5 to \d+\.0, paired, n = 8, 1 seed: better",
@@ -273,7 +273,7 @@ def test_a_recipe_with_nothing_finished_has_a_page_that_says_so(finished):
 def test_a_recipe_without_benchmarks_has_a_table_of_costs_and_no_answers(finished):
     page = Page(page_of(finished({}, evaluate=[])))
     assert page.text.count("tokens trained") == 1 and page.tags.count("table") == 3
-    assert "Answers to read" not in page.text and "#answers" not in page.values("href")
+    assert "Sample answers" not in page.text and "#answers" not in page.values("href")
 
 
 def test_several_seeds_are_averaged_and_the_first_ones_answers_shown(finished):

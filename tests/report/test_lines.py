@@ -5,13 +5,10 @@ import io
 import itertools
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from report_by_hand import report_of
 
 from eval.report.charts import chart_table
 from eval.report.data import csv_text
-from eval.report.labels import PointAt, place_labels
 from eval.report.lines import SMALL, WHOLE, view_of
 from eval.report.markdown import markdown
 from eval.report.types import Cell, Chart, Curve, Point
@@ -134,33 +131,12 @@ def test_ticks_of_seven_rates_stand_side_by_side_on_a_telephone():
     assert view.panels[0].frame is SMALL
 
 
-def boxes_at(labels, width):
-    """Where texts stand, in em: (left, right, top, bottom)."""
-    for one in labels:
-        wide = 0.58 * len(one.text)
-        left = one.x / 100 * width + one.dx
-        left -= {"start": 0, "middle": wide / 2, "end": wide}[one.anchor]
-        yield left, left + wide, one.y + one.dy - 0.9, one.y + one.dy + 0.25
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.floats(15, 95), st.floats(1, 15)), min_size=1, max_size=14))
-def test_names_of_points_never_cover_each_other_on_any_screen(places):
-    points = [PointAt(f"stage-{i}", x, y) for i, (x, y) in enumerate(places)]
-    labels = place_labels(points, top=WHOLE.top, bottom=WHOLE.bottom, narrow=24)
-    assert len(labels) >= 1
-    for width in (24, 28, 36, 44, 48):
-        boxes = list(boxes_at(labels, width))
-        for i, (left, right, top, bottom) in enumerate(boxes):
-            assert left >= 0 and right <= width
-            assert not any(
-                left < other[1] and other[0] < right and top < other[3] and other[2] < bottom
-                for other in boxes[i + 1 :]
-            )
-
-
-def test_points_without_room_for_their_names_are_said_to_be_in_the_table():
-    points = [Point(1.0, Cell(50, 45, 55, 400), f"a-stage-of-a-sweep-{i}") for i in range(30)]
-    view = view_of(chart(Curve("bash", points), is_joined=False), None)
-    assert 0 < len(view.plot.labels) < 30
-    assert f"{30 - len(view.plot.labels)} points have no name" in view.note
+def test_the_legend_names_every_point_that_is_not_joined_and_their_marks_differ():
+    points = [Point(1 + i / 50, Cell(50, 45, 55, 400), f"stage-{i}") for i in range(24)]
+    view = view_of(
+        chart(Curve("bash", points[:9]), Curve("rac", points[9:]), is_joined=False), None
+    )
+    assert [one.name for one in view.legend] == [f"stage-{i}" for i in range(24)]
+    looks = {(one.style.split()[0], "open" in one.style, one.shape) for one in view.legend}
+    assert len(looks) == 24 and not any(one.line or one.band for one in view.legend)
+    assert "stage-23: 50.0 at 1.46" in view.plot.description

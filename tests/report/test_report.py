@@ -130,7 +130,9 @@ def test_a_stage_is_compared_with_sft_on_the_same_examples(finished):
     found = bash.difference
     assert (found.value, found.n, found.p_value) == (50.0, 8, pytest.approx(0.125))
     assert 0 < found.low < 50 < found.high
-    assert found.words == "noise", "8 rows: the bootstrap excludes 0, the exact test does not"
+    assert found.verdict == "not significant", (
+        "8 rows: the bootstrap excludes 0, the exact test does not"
+    )
     assert sft.measures["cut off"].value == 0 and bash.n == 8
     # bash has two steps of its own, contexts and train, of 10 s each
     costs = [(cost.seconds, cost.tokens_trained) for cost in report.costs]
@@ -138,12 +140,12 @@ def test_a_stage_is_compared_with_sft_on_the_same_examples(finished):
 
 
 @pytest.mark.parametrize(
-    ("p_value", "words"), [(None, "better"), (0.04, "better"), (0.05, "noise")]
+    ("p_value", "verdict"), [(None, "better"), (0.04, "better"), (0.05, "not significant")]
 )
-def test_an_exact_test_that_disagrees_makes_it_noise(p_value, words):
+def test_an_exact_test_that_disagrees_makes_it_not_significant(p_value, verdict):
     found = Difference(50.0, 10.0, 90.0, n=8, p_value=p_value)
-    assert found.words == words and found.overruled_by_p == (words == "noise")
-    shown = {"noise": "noise (p 0.05)"}.get(words, words)
+    assert found.verdict == verdict and found.overruled_by_p == (verdict == "not significant")
+    shown = {"not significant": "not significant (p 0.05)"}.get(verdict, verdict)
     assert format_difference(found) == f"+50.0 [+10.0, +90.0] {shown}"
 
 
@@ -160,13 +162,13 @@ def test_a_difference_over_fewer_seeds_says_so(finished):
     )
     report = collect(plan, runs)
     assert report.rows[1].difference.seeds == 1
-    assert "noise (1 of 2 seeds)" in markdown(report)
+    assert "not significant (1 of 2 seeds)" in markdown(report)
 
 
 def test_the_report_says_what_was_asked(finished):
     plan, runs = finished({"sft": {0: [1, 0]}})
     text = markdown(collect(plan, runs))
-    assert "Asked: rows of builtin:maths, the first 4; greedy, at most 8 tokens." in text
+    assert "Evaluated on rows of builtin:maths, the first 4; greedy, at most 8 tokens." in text
 
 
 def test_every_example_has_one_outcome_and_all_are_shown(finished):
@@ -178,11 +180,17 @@ def test_every_example_has_one_outcome_and_all_are_shown(finished):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [(0.1, 2, "better"), (-2, -0.1, "worse"), (0, 2, "noise"), (-2, 0, "noise"), (-1, 1, "noise")],
+    ("low", "high", "verdict"),
+    [
+        (0.1, 2, "better"),
+        (-2, -0.1, "worse"),
+        (0, 2, "not significant"),
+        (-2, 0, "not significant"),
+        (-1, 1, "not significant"),
+    ],
 )
-def test_a_difference_is_marked_only_where_its_interval_excludes_0(low, high, words):
-    assert Difference((low + high) / 2, low, high, n=9).words == words
+def test_a_difference_is_marked_only_where_its_interval_excludes_0(low, high, verdict):
+    assert Difference((low + high) / 2, low, high, n=9).verdict == verdict
 
 
 def test_where_lower_is_better_a_fall_is_better_and_no_loss_is_a_percentage(finished):
@@ -200,22 +208,22 @@ def test_where_lower_is_better_a_fall_is_better_and_no_loss_is_a_percentage(fini
     assert (bash.primary.value, bash.primary.unit, bash.primary.better) == (2.0, "nats", "lower")
     difference = bash.difference
     assert (difference.value, difference.low, difference.high) == (-1.5, -1.5, -1.5)
-    assert (difference.words, difference.unit, difference.better) == ("better", "nats", "lower")
+    assert (difference.verdict, difference.unit, difference.better) == ("better", "nats", "lower")
     worse = collect(plan, runs, baseline="bash").rows[0].difference
-    assert (worse.value, worse.words) == (1.5, "worse")
+    assert (worse.value, worse.verdict) == (1.5, "worse")
     text = markdown(report)
     assert "2.000 nats [" in text and "-1.500 [-1.500, -1.500] better" in text
     assert {row["better"] for row in csv.DictReader(io.StringIO(csv_text(report)))} >= {"lower"}
     (headline,) = headlines(report, "gsm8k")
     assert headline.sentence.startswith("-1.500 nats against sft, 95 % interval -1.500 to -1.500")
-    assert headline.verdict == "better (less is better)"
+    assert headline.verdict == "better (lower is better)"
 
 
-def test_a_difference_whose_interval_holds_0_is_called_noise(finished):
+def test_a_difference_whose_interval_holds_0_is_called_not_significant(finished):
     plan, runs = finished({"sft": {0: [1, 0, 1, 0]}, "bash": {0: [0, 1, 1, 0]}})
     text = markdown(collect(plan, runs))
     line = next(line for line in text.splitlines() if line.startswith("| bash"))
-    assert "+0.0 [" in line and "noise" in line
+    assert "+0.0 [" in line and "not significant" in line
 
 
 def test_seeds_are_averaged_and_paired_seed_by_seed(finished):
@@ -446,7 +454,7 @@ def test_length_controlled_rates_of_several_seeds_are_averaged(judged):
     assert (bash.difference.value, bash.difference.low, bash.difference.high) == (12, 10, 14)
 
     assert bash.difference.p_value == pytest.approx(2 * t_distribution.sf(12 / 2, 1))
-    assert bash.difference.words == "noise", "two seeds that differ by 4 say little"
+    assert bash.difference.verdict == "not significant", "two seeds that differ by 4 say little"
 
 
 @pytest.mark.parametrize("lacking", ["sft", "bash"])
