@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import datasets
@@ -24,7 +23,8 @@ from eval.graders import length_control
 from eval.graders.alpaca import score
 from eval.graders.gsm8k import REFERENCE_MARKER, grade
 from eval.graders.rouge import MEASURES, rouge
-from eval.stats.intervals import mean_over_seeds, wilson_interval
+from eval.stats.intervals import wilson_interval
+from eval.stats.seeds import mean_over_seeds
 from eval.stats.types import Tally
 
 __all__ = ["GSM8KAccuracy", "LengthControlledWinRate", "Rouge", "WinRate"]
@@ -229,11 +229,11 @@ class Rouge(_InMemory):
             )
         values: dict[str, float] = {"n": len(scored), "left_out": len(pairs) - len(scored)}
         for measure in MEASURES:
-            summary = mean_over_seeds([[pair[measure] for pair in scored]])
-            values[measure] = summary.mean
-            values[f"{measure}_low"] = summary.interval.low
-            values[f"{measure}_high"] = summary.interval.high
-            values["level"] = summary.interval.level
+            summary = mean_over_seeds([[pair[measure] / 100 for pair in scored]], shares=True)
+            values[measure] = 100 * summary.value
+            values[f"{measure}_low"] = 100 * summary.low
+            values[f"{measure}_high"] = 100 * summary.high
+            values["level"] = 0.95
         return values
 
 
@@ -275,10 +275,13 @@ def _raw_win_rate(
 ) -> dict[str, Any]:
     """Return the raw win rate of judged rows with its bootstrap interval, in percent."""
     judged = [row["preference"] for row in rows if row["preference"] is not None]
-    points = [100 * (preference - 1) for preference in judged if not math.isnan(preference)]
+    shares = [preference - 1 for preference in judged if not math.isnan(preference)]
+    found = mean_over_seeds([shares], verdicts=True)
     return {
         "n": result.n,
         "win_rate": result.win_rate,
         "standard_error": result.standard_error,
-        **asdict(mean_over_seeds([points]).interval),
+        "low": 100 * found.low,
+        "high": 100 * found.high,
+        "level": 0.95,
     }

@@ -142,7 +142,7 @@ def judged_measures(judgement: Judgement) -> dict[str, Measure]:
     assert judgement.win_rate is not None and interval is not None  # see _check_failures
     preferences = [verdict.preference for verdict in judgement.verdicts]
     exact = {"value": judgement.win_rate, "low": interval.low, "high": interval.high}
-    measures = {"win rate": {**measure(preferences), **exact}}
+    measures = {"win rate": {**measure(preferences, verdicts=True), **exact}}
     if judgement.judged_both_ways:
         measures["order decides"] = measure([verdict.flips for verdict in judgement.verdicts])
     return measures

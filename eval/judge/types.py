@@ -209,24 +209,21 @@ class Judgement:
 
     @property
     def interval(self) -> Interval | None:
-        """95 % interval of the win rate: Wilson where all are won or lost, else a paired bootstrap.
-
-        The bootstrap is over comparisons, and seeded.
-        """
+        """95 % interval of the win rate: Wilson where all are won or lost, else a t test."""
         if not self.n:
             return None
-        from eval.stats.intervals import paired_difference, wilson_interval
+        from eval.stats.intervals import wilson_interval
+        from eval.stats.seeds import mean_over_seeds
 
         ours = self.preferences
         if all(preference in (0.0, 1.0) for preference in ours):
             wilson = wilson_interval(int(sum(ours)), len(ours))
-            low, high = (
-                50.0 + on_grid(100 * end - 50, bits=40) for end in (wilson.low, wilson.high)
-            )
-            return Interval(low, high, wilson.level)
-        found = paired_difference(ours, [1.0 - p for p in ours]).interval
-        low, high = (50.0 + on_grid(50.0 * end, bits=40) for end in (found.low, found.high))
-        return Interval(low, high, found.level)
+            ends = (wilson.low, wilson.high)
+        else:
+            found = mean_over_seeds([ours], verdicts=True)
+            ends = (found.low, found.high)
+        low, high = (50.0 + on_grid(100 * (end - 0.5), bits=40) for end in ends)
+        return Interval(low, high)
 
     @property
     def judged_both_ways(self) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from eval.report.types import Cell, Difference
-from eval.stats.measures import scale_of
+from eval.stats.holm import holm
+from eval.stats.measures import is_right_or_wrong, scale_of
 from pipeline.steps import artifact
 
 if TYPE_CHECKING:
+    from eval.stats.seeds import Estimate
     from pipeline.plan.plan import Plan
 
 Result = dict[str, Any]
@@ -33,32 +35,41 @@ def cell_of(results: list[Result], name: str) -> Cell | None:
     measures = [result["measures"][name] for result in having]
     first = measures[0]
     better = first.get("better", "higher")
-    if len(measures) == 1:
-        numbers = (first["value"], first["low"], first["high"])
-        return Cell(*numbers, first["n"], first["unit"], better=better)
-    from eval.stats.intervals import interval_of_replicates, mean_over_seeds, wilson_interval
-
     if "replicates" in first:
-        values = [measure["value"] for measure in measures]
-        interval = interval_of_replicates([measure["replicates"] for measure in measures])
-        numbers = (mean(values), interval.low, interval.high)
-        return Cell(*numbers, first["n"], "%", stdev(values), seeds=len(values))
+        return _cell_of_replicates(measures)
     columns = _on_common_ids([_scores(result, name) for result in having])
     if not columns[0]:
         return None
-    summary = mean_over_seeds(columns)
-    interval = summary.interval
-    if summary.mean in (0.0, 1.0) and first["unit"] == "%":
-        # No spread for a bootstrap to find. The seeds share their examples, so n is not multiplied.
-        interval = wilson_interval(round(summary.mean * summary.n_examples), summary.n_examples)
+    from eval.stats.intervals import wilson_interval
+    from eval.stats.seeds import mean_over_seeds
+
+    are_binary = _are_binary(columns, first["unit"])
+    verdicts = are_binary or first.get("verdicts", False)
+    found = mean_over_seeds(columns, verdicts=verdicts, shares=first["unit"] == "%")
+    low, high = found.low, found.high
+    if are_binary and all(column == columns[0] for column in columns):  # one table, once or often
+        wilson = wilson_interval(int(sum(columns[0])), len(columns[0]))
+        low, high = wilson.low, wilson.high
     scale = scale_of(first["unit"])
-    value, low, high = (scale * one for one in (summary.mean, interval.low, interval.high))
-    spread, n = scale * (summary.standard_deviation or 0.0), summary.n_examples
-    return Cell(value, low, high, n, first["unit"], spread, better, summary.n_seeds)
+    numbers = (scale * found.value, scale * low, scale * high)
+    spread = None if found.spread is None else scale * found.spread
+    n, seeds = found.n_examples, found.n_seeds
+    return Cell(*numbers, n, first["unit"], spread, better, seeds)
+
+
+def _cell_of_replicates(measures: list[dict[str, Any]]) -> Cell:
+    from eval.stats.seeds import estimate_of_replicates
+
+    first, n = measures[0], min(measure["n"] for measure in measures)
+    if len(measures) == 1:
+        return Cell(first["value"], first["low"], first["high"], n)
+    values = [measure["value"] for measure in measures]
+    found = estimate_of_replicates(values, [measure["replicates"] for measure in measures], n)
+    return Cell(*found[:3], n, spread=found.spread, seeds=found.n_seeds)
 
 
 def difference_of(
-    ours: dict[int, Result], baseline: dict[int, Result], name: str
+    ours: dict[int, Result], baseline: dict[int, Result], name: str, *, level: float = 0.95
 ) -> Difference | None:
     """The difference in a measure on the seeds and examples that both stages have; None if none."""
     pairs = [
@@ -70,38 +81,71 @@ def difference_of(
     ]
     if not pairs:
         return None
-    is_mean = "scores" in pairs[0][0]["measures"][name]
-    return (_difference_of_means if is_mean else _difference_of_replicates)(pairs, name)
-
-
-def _difference_of_means(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
-    from eval.stats.intervals import mean_over_seeds, paired_difference
-    from eval.stats.seeds import p_over_seeds
-
-    scores = [(_scores(ours, name), _scores(baseline, name)) for ours, baseline in pairs]
-    common = set.intersection(*(set(one) for pair in scores for one in pair))
-    ids = [example for example in scores[0][0] if example in common]
-    if not ids:
-        return None
-    differences = [[ours[i] - theirs[i] for i in ids] for ours, theirs in scores]
-    p_value = None
-    if len(scores) == 1:
-        found = paired_difference(*([one[example] for example in ids] for one in scores[0]))
-        value, interval, p_value = found.difference, found.interval, found.p_value
-    else:
-        summary = mean_over_seeds(differences)
-        value, interval = summary.mean, summary.interval
-    p_value = p_over_seeds(differences) if p_value is None else p_value
     first = pairs[0][0]["measures"][name]
-    scale = scale_of(first["unit"])
-    numbers = (scale * value, scale * interval.low, scale * interval.high)
-    better = first.get("better", "higher")
-    return Difference(*numbers, len(ids), p_value, len(pairs), first["unit"], better)
+    estimate = _estimate_of_means if "scores" in first else _estimate_of_replicates
+    found = estimate(pairs, name, level)
+    if found is None:
+        return None
+    scale = scale_of(first["unit"]) if "scores" in first else 1
+    return Difference(
+        value=scale * found.value,
+        low=scale * found.low,
+        high=scale * found.high,
+        n=found.n_examples,
+        p_value=found.p_value,
+        seeds=found.n_seeds,
+        unit=first["unit"],
+        better=first.get("better", "higher"),
+        detectable=scale * found.detectable,
+        mcnemar=_mcnemar(*pairs[0], name) if len(pairs) == 1 and "scores" in first else None,
+    )
 
 
-def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> Difference | None:
-    from eval.stats.intervals import interval_of_replicates
-    from eval.stats.seeds import p_of_replicates
+def differences_at_once(
+    pairs: dict[str, tuple[dict[int, Result], dict[int, Result]]], name: str
+) -> dict[str, Difference]:
+    """The differences of several stages in one measure, which are judged together.
+
+    p is adjusted for their number (Holm). Each interval is at the level that makes all of them hold
+    at once in 95 % (Bonferroni); where Holm's second and later steps see what this misses, the
+    interval ends at 0.
+    """
+    alone = {label: difference_of(*pair, name) for label, pair in pairs.items()}
+    found = {label: one for label, one in alone.items() if one is not None}
+    if len(found) < 2:
+        return found
+    adjusted = holm([one.p_value for one in found.values()])
+    for label, p_adjusted in zip(list(found), adjusted, strict=True):
+        wide = difference_of(*pairs[label], name, level=1 - 0.05 / len(found))
+        assert wide is not None
+        low, high = wide.low, wide.high
+        if p_adjusted < 0.05:
+            low, high = (max(low, 0.0), high) if wide.value > 0 else (low, min(high, 0.0))
+        found[label] = replace(wide, low=low, high=high, compared=len(found), p_adjusted=p_adjusted)
+    return found
+
+
+def _estimate_of_means(
+    pairs: list[tuple[Result, Result]], name: str, level: float
+) -> Estimate | None:
+    from eval.stats.seeds import difference_over_seeds
+
+    columns = _on_common_ids([_scores(result, name) for pair in pairs for result in pair])
+    if not columns[0]:
+        return None
+    first = pairs[0][0]["measures"][name]
+    verdicts = first.get("verdicts", False) or _are_binary(columns, first["unit"])
+    differences = [
+        [x - y for x, y in zip(ours, theirs, strict=True)]
+        for ours, theirs in zip(columns[::2], columns[1::2], strict=True)
+    ]
+    return difference_over_seeds(differences, verdicts=verdicts, level=level)
+
+
+def _estimate_of_replicates(
+    pairs: list[tuple[Result, Result]], name: str, level: float
+) -> Estimate | None:
+    from eval.stats.seeds import estimate_of_replicates
 
     if any(ours["ids"] != baseline["ids"] for ours, baseline in pairs):
         return None  # resamples of different examples are not paired
@@ -111,12 +155,23 @@ def _difference_of_replicates(pairs: list[tuple[Result, Result]], name: str) -> 
         [x - y for x, y in zip(ours["replicates"], theirs["replicates"], strict=True)]
         for ours, theirs in measures
     ]
-    interval = interval_of_replicates(differences)
     n = min(measure["n"] for pair in measures for measure in pair)
-    p_value = p_of_replicates(values, differences, n)
-    return Difference(
-        sum(values) / len(values), interval.low, interval.high, n, p_value, len(pairs)
-    )
+    return estimate_of_replicates(values, differences, n, level=level)
+
+
+def _mcnemar(ours: Result, baseline: Result, name: str) -> float | None:
+    from eval.stats.intervals import mcnemar_exact
+
+    columns = _on_common_ids([_scores(ours, name), _scores(baseline, name)])
+    if not _are_binary(columns, ours["measures"][name]["unit"]):
+        return None
+    won = [x > y for x, y in zip(*columns, strict=True)]
+    lost = [x < y for x, y in zip(*columns, strict=True)]
+    return mcnemar_exact(sum(won), sum(lost))
+
+
+def _are_binary(columns: list[list[float]], unit: str) -> bool:
+    return all(is_right_or_wrong(column, unit) for column in columns)
 
 
 def _scores(result: Result, name: str) -> dict[Any, float]:

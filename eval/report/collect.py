@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks.registry import asked, judged_options_of
 from eval.benchmarks.results import GRADES
-from eval.report.cells import ByStage, Result, cell_of, difference_of, results_of
+from eval.report.cells import (
+    ByStage,
+    Result,
+    cell_of,
+    difference_of,
+    differences_at_once,
+    results_of,
+)
 from eval.report.costs import cost_charts, cost_summary_of, costs_of
 from eval.report.curves import gap_charts
 from eval.report.precisions import describe_precisions, precision_warnings
@@ -168,12 +175,15 @@ def _results(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> By
 
 def _rows(plan: Plan, benchmark: str, found: ByStage, baseline: str | None) -> Iterator[Row]:
     own = _own_measure([result for seeds in found.values() for result in seeds.values()])
+    pairs = {
+        # Where the baseline is swept, a stage is compared with what it is at its own points.
+        label: (found[label], found[sibling])
+        for label, stage in plan.stages.items()
+        if stage.name != baseline and (sibling := stage.siblings.get(baseline or ""))
+    }
+    primary = differences_at_once(pairs, own)
     for label, stage in plan.stages.items():
         published = plan.recipe.published.get(stage.name, {}).get(benchmark)
-        is_baseline = stage.name == baseline
-        # Where the baseline is swept, a stage is compared with what it is at its own points.
-        beside = stage.siblings.get(baseline or "")
-        theirs = {} if is_baseline or beside is None else found[beside]
         results = list(found[label].values())
         counts: Counter[str] = Counter()
         for result in results:
@@ -181,7 +191,9 @@ def _rows(plan: Plan, benchmark: str, found: ByStage, baseline: str | None) -> I
         names = dict.fromkeys(name for result in results for name in result["measures"])
         names = sorted(names, key=lambda name: name != own)
         cells = {name: cell_of(results, name) for name in names}
-        differences = {name: difference_of(found[label], theirs, name) for name in (own, _COMPARED)}
+        differences = {own: primary.get(label)}
+        if label in pairs:
+            differences[_COMPARED] = difference_of(*pairs[label], _COMPARED)
         yield Row(
             stage=label,
             method=stage.options.method,
@@ -193,7 +205,7 @@ def _rows(plan: Plan, benchmark: str, found: ByStage, baseline: str | None) -> I
             counts=dict(counts),
             published="" if published is None else str(published),
             own=own,
-            is_baseline=is_baseline,
+            is_baseline=stage.name == baseline,
         )
 
 

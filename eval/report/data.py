@@ -15,7 +15,8 @@ from eval.report.types import Report
 _COLUMNS: tuple[str, ...] = (
     "benchmark", "stage", "method", "measure", "unit", "better", "value", "low", "high", "spread",
     "n", "seeds", "difference", "difference_low", "difference_high", "difference_n", "p_value",
-    "difference_seeds", "published", "outcomes", "chart", "x", "recipe_fingerprint",
+    "p_adjusted", "compared", "verdict", "detectable", "mcnemar", "difference_seeds", "published",
+    "outcomes", "chart", "x", "recipe_fingerprint",
 )  # fmt: skip
 Line = dict[str, Any]
 
@@ -40,6 +41,9 @@ def _measures(report: Report) -> Iterator[Line]:
                 line |= {"published": row.published, "outcomes": format_outcomes(row)}
             if (found := row.differences.get(name)) is not None:
                 line |= {"difference": found.value, "p_value": found.p_value}
+                line |= {"p_adjusted": found.p, "compared": found.compared}
+                line |= {"verdict": found.verdict, "detectable": found.detectable}
+                line |= {"mcnemar": found.mcnemar}
                 line |= {"difference_low": found.low, "difference_high": found.high}
                 line |= {"difference_n": found.n, "difference_seeds": found.seeds}
             yield line

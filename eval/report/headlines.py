@@ -53,21 +53,27 @@ def headlines(report: Report, benchmark: str) -> Iterator[Headline]:
 
 def _compared(found: Difference, baseline: str) -> str:
     """Such as '+3.1 points over sft, 95 % interval 0.4 to 5.8, paired, n = 400, 3 seeds'."""
-    unit = "points" if found.unit == "%" else found.unit
     value = format_number(found.value, found.unit, signed=True)
     low, high = (format_number(one, found.unit) for one in (found.low, found.high))
     over = "over" if found.value >= 0 else "against"
     seeds = "1 seed" if found.seeds == 1 else f"{found.seeds} seeds"
     return (
-        f"{value} {unit} {over} {baseline}, 95 % interval {low} to {high}, paired, "
+        f"{value} {_unit(found)} {over} {baseline}, 95 % interval {low} to {high}, paired, "
         f"n = {found.n:,}, {seeds}"
     )
 
 
 def _verdict(found: Difference) -> str:
+    p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
     if found.verdict == NOT_SIGNIFICANT:
-        return found.verdict + (f", p = {found.p_value:.3f}" if found.overruled_by_p else "")
-    return found.verdict + (" (lower is better)" if found.better == "lower" else "")
+        least = f"{format_number(found.detectable or 0.0, found.unit)} {_unit(found)}"
+        return f"{found.verdict} ({p}; a true difference of {least} would be found 4 times in 5)"
+    direction = ", lower is better" if found.better == "lower" else ""
+    return f"{found.verdict} ({p}{direction})"
+
+
+def _unit(found: Difference) -> str:
+    return "points" if found.unit == "%" else found.unit
 
 
 def _alone(row: Row, baseline: str | None) -> str:
@@ -80,11 +86,14 @@ def _alone(row: Row, baseline: str | None) -> str:
 
 
 def headline_note(report: Report) -> str:
-    """How many comparisons there are; '' for fewer than two."""
+    """What the verdicts are adjusted for; '' where one stage is compared on one measure."""
     count = sum(len(row.differences) for row in report.rows)
     if count < 2:
         return ""
+    at_once = max(row.difference.compared for row in report.rows if row.difference)
     return (
-        f"{count} comparisons in sentences and tables, each at 95 % and none corrected for their "
-        "number: of 20 that differ in nothing, about one comes out as better or worse."
+        f"{count} comparisons in all. On each benchmark the {at_once} of its primary measure are "
+        "judged together (Holm); other measures, and one benchmark beside another, are not."
+        if at_once > 1
+        else f"{count} comparisons, each judged by itself."
     )

@@ -83,8 +83,8 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
     ]  # fmt: skip
     if compared:
         note = (
-            "On the same examples. Better or worse (filled dot): the 95 % interval excludes 0, and "
-            "p is below 0.05. Not significant (open dot): else."
+            "On the same examples, with intervals that hold for all stages at once. Filled dot: "
+            "the difference is significant. Open dot: it is not."
         )
         title = f"{name}, {'points' if unit == '%' else unit} over {baseline}{less}"
         plots.append(

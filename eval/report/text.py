@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from eval.report.types import NOT_SIGNIFICANT, Cell, Difference, Report, Row
+from eval.report.types import Cell, Difference, Report, Row
 
 # Decimals by unit; of any other unit one.
 _DECIMALS = {"nats": 3}
 _TONES = {
-    "better": "good", "correct": "good", "win": "good",
-    "worse": "bad", "wrong": "bad", "loss": "bad",
+    "better": "good", "ahead": "good", "correct": "good", "win": "good",
+    "worse": "bad", "behind": "bad", "wrong": "bad", "loss": "bad",
 }  # fmt: skip
 # Explained below the tables that have these columns.
 _MEANINGS = {
@@ -104,23 +104,30 @@ def _describe_overlap(overlap: dict[str, int]) -> str:
 
 def interval_note(report: Report) -> str:
     """How intervals and differences were computed, for as many seeds as are finished."""
-    if max((row.seeds for row in report.rows), default=0) <= 1:
-        how = "Wilson for shares of right and wrong, else a bootstrap over examples"
-        test = "McNemar's exact test for right and wrong, else a t test over examples"
-    else:
-        how = (
-            "two-level bootstrap over seeds and examples, too narrow where few seeds differ much; "
-            "after ± the standard deviation of seeds"
-        )
-        test = "a t test over seeds and examples, which few seeds rarely pass where they differ"
-    note = f"In brackets: 95 % intervals ({how})."
+    seeds = max((row.seeds for row in report.rows), default=0)
+    spread = "; after ± the standard deviation of seeds" if seeds > 1 else ""
+    note = f"In brackets: 95 % intervals{spread}."
     if report.baseline is None:
         return note
+    note += (
+        f" vs {report.baseline}: the difference on the same examples, in points or the number's "
+        "own unit."
+    )
+    compared = max((d.compared for row in report.rows for d in row.differences.values()), default=1)
+    if compared > 1:
+        note += (
+            " Primary measures are compared in all stages at once: p is Holm's, and their "
+            "intervals hold together."
+        )
+    if seeds <= 1:
+        return (
+            f"{note} Ahead or behind: p is below 0.05 for these two models on such examples. With "
+            "one seed nothing is known of what another seed would train, so no method is called "
+            "better."
+        )
     return (
-        f"{note} vs {report.baseline}: points, or the number's own unit where that is not %, on "
-        f"the same examples, paired bootstrap (10,000 resamples, 1,000 of LC win rates); better or "
-        f"worse = the interval excludes 0 and p is below 0.05 ({test}; p in JSON and CSV); else "
-        f"{NOT_SIGNIFICANT}."
+        f"{note} Better or worse: p is below 0.05, over seeds and examples; ahead or behind: of "
+        "one seed."
     )
 
 
@@ -147,7 +154,7 @@ def format_number(value: float, unit: str, *, signed: bool = False) -> str:
 def format_difference(difference: Difference | None, seeds: int = 1) -> str:
     """Such as '+11.0 [+4.0, +18.0] better'.
 
-    With fewer than all seeds it says how many, and p if p alone decides.
+    With fewer than all seeds it says how many.
     """
     if difference is None:
         return ""
@@ -156,8 +163,7 @@ def format_difference(difference: Difference | None, seeds: int = 1) -> str:
         for one in (difference.value, difference.low, difference.high)
     )
     some = f" ({difference.seeds} of {seeds} seeds)" if difference.seeds < seeds else ""
-    why = f" (p {difference.p_value:.2f})" if difference.overruled_by_p else ""
-    return f"{value} [{low}, {high}] {difference.verdict}{why}{some}"
+    return f"{value} [{low}, {high}] {difference.verdict}{some}"
 
 
 def tone_of(verdict: str) -> str:

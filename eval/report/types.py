@@ -33,37 +33,48 @@ class Difference:
     """A stage's number minus that of the baseline, on the same examples and seeds.
 
     Attributes:
+        low, high: 95 % interval; of a primary measure, one that holds for all stages at once.
         n: examples that both have a score for, in each seed.
-        p_value: McNemar's exact test for right/wrong scores of one seed, else a t test over seeds
-            and examples (`eval.stats.seeds.p_over_seeds`).
+        p_value: of no difference, by the model of `eval.stats.seeds`.
         seeds: how many seeds both have finished.
         unit: of the number; '%' stands for points.
         better: 'higher' or 'lower'.
+        compared: how many stages are compared at once.
+        p_adjusted: `p_value`, adjusted for all of these (Holm); None where it is the only one.
+        detectable: the smallest true difference that would be found four times in five.
+        mcnemar: McNemar's exact p, of right and wrong answers of one seed; decides nothing.
     """
 
     value: float
     low: float
     high: float
     n: int
-    p_value: float | None = None
+    p_value: float
     seeds: int = 1
     unit: str = "%"
     better: str = "higher"
+    compared: int = 1
+    p_adjusted: float | None = None
+    detectable: float | None = None
+    mcnemar: float | None = None
+
+    @property
+    def p(self) -> float:
+        """What the verdict rests on."""
+        return self.p_value if self.p_adjusted is None else self.p_adjusted
 
     @property
     def verdict(self) -> str:
-        """'better' or 'worse' where the interval excludes 0 and p is below 0.05.
+        """'better' or 'worse' where p is below 0.05; of one seed, 'ahead' or 'behind'.
 
-        A bootstrap of few seeds, or of few examples that all differ alike, is too narrow; p is not.
+        One seed compares two models: another seed of the same stages may come out otherwise.
         """
-        if self.low <= 0 <= self.high or (self.p_value or 0.0) >= 0.05:
+        if self.p >= 0.05:
             return NOT_SIGNIFICANT
-        return "better" if (self.value > 0) == (self.better == "higher") else "worse"
-
-    @property
-    def overruled_by_p(self) -> bool:
-        """Whether the interval excludes 0 and p alone makes it not significant."""
-        return self.verdict == NOT_SIGNIFICANT and not self.low <= 0 <= self.high
+        is_better = (self.value > 0) == (self.better == "higher")
+        if self.seeds == 1:
+            return "ahead" if is_better else "behind"
+        return "better" if is_better else "worse"
 
 
 @dataclass(frozen=True)

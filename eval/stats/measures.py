@@ -19,28 +19,37 @@ def scale_of(unit: str) -> int:
     return 100 if unit == "%" else 1
 
 
-def measure(scores: Sequence[float | None], *, unit: str = "%", better: str = "higher") -> Measure:
+def measure(
+    scores: Sequence[float | None],
+    *,
+    unit: str = "%",
+    better: str = "higher",
+    verdicts: bool = False,
+) -> Measure:
     """Return a measure: the mean score with its 95 % interval, and the scores.
 
-    The interval is Wilson's where every score is 0 or 1, else a bootstrap over examples.
+    The interval is Wilson's where every score is 0 or 1, else that of a t test over examples.
 
     Args:
         scores: One an example, None where it could not be scored; shares where the unit is "%".
         unit: "%" or the unit of the scores.
         better: whether "higher" or "lower" numbers are.
+        verdicts: whether scores are a judge's verdicts (`eval.stats.seeds.mean_over_seeds`).
 
     Raises:
         ValueError: If there is no score at all.
     """
-    from eval.stats.intervals import mean_over_seeds, wilson_interval
+    from eval.stats.intervals import wilson_interval
+    from eval.stats.seeds import mean_over_seeds
 
     known = [float(score) for score in scores if score is not None]
     if not known:
         raise ValueError("no example has a score: an empty evaluation is an error, not 0.0")
-    if unit == "%" and all(score in (0.0, 1.0) for score in known):
+    interval: Any
+    if is_right_or_wrong(known, unit):
         interval = wilson_interval(int(sum(known)), len(known))
     else:
-        interval = mean_over_seeds([known]).interval
+        interval = mean_over_seeds([known], verdicts=verdicts, shares=unit == "%")
     scale = scale_of(unit)
     value = sum(known) / len(known)
     return {
@@ -51,7 +60,13 @@ def measure(scores: Sequence[float | None], *, unit: str = "%", better: str = "h
         "unit": unit,
         "scores": list(scores),
         **({} if better == "higher" else {"better": better}),
+        **({"verdicts": True} if verdicts else {}),
     }
+
+
+def is_right_or_wrong(scores: Sequence[float], unit: str) -> bool:
+    """Whether scores are shares of 0 and 1 only."""
+    return unit == "%" and all(score in (0.0, 1.0) for score in scores)
 
 
 def replicated(value: float, interval: Interval | None, n: int, replicates: list[float]) -> Measure:

@@ -35,9 +35,8 @@ from eval.stats.intervals import as_scores
 # Added to scores between 0 and 1, which may be alike by chance only. To a mean: two failures and
 # two successes (Agresti and Coull 1998, The American Statistician 52, p. 119). To a difference: one
 # example that either side wins (Bonett and Price 2012, J. Educ. Behav. Stat. 37, p. 479).
-_ADDED_TO_MEANS = (0.0, 0.0, 1.0, 1.0)
+_ADDED_TO_MEANS = (-0.5, -0.5, 0.5, 0.5)  # around one half
 _ADDED_TO_DIFFERENCES = (-1.0, 1.0)
-
 
 
 class Estimate(NamedTuple):
@@ -47,6 +46,7 @@ class Estimate(NamedTuple):
         spread: standard deviation of the seeds' means (ddof=1), None for one seed.
         p_value: two-sided, of a true mean of 0; below 1 - level exactly where the interval
             excludes 0.
+        detectable: the true mean that would have had such a p in four of five cases.
     """
 
     value: float
@@ -56,6 +56,7 @@ class Estimate(NamedTuple):
     n_examples: int
     spread: float | None
     p_value: float
+    detectable: float
 
 
 class Parts(NamedTuple):
@@ -68,14 +69,19 @@ class Parts(NamedTuple):
 
 
 def mean_over_seeds(
-    per_seed: Sequence[Sequence[float]], *, verdicts: bool = False, level: float = 0.95
+    per_seed: Sequence[Sequence[float]],
+    *,
+    verdicts: bool = False,
+    shares: bool = False,
+    level: float = 0.95,
 ) -> Estimate:
     """Return the mean score of a stage over its seeds and examples.
 
     Args:
         per_seed: For each seed, one score an example, the examples in the same order.
         verdicts: Whether scores are verdicts between 0 and 1, for which few alike prove little:
-            the interval then counts two failures and two successes more, and stays within 0 and 1.
+            the interval then counts two failures and two successes more.
+        shares: Whether scores are between 0 and 1 at all, as verdicts are: so is the interval.
         level: Confidence level, a fraction strictly between 0 and 1.
 
     Raises:
@@ -84,23 +90,29 @@ def mean_over_seeds(
     """
     table = _table(per_seed)
     if not verdicts:
-        return _estimate(table, table, level)
-    counted = np.hstack([table, np.tile(_ADDED_TO_MEANS, (len(table), 1))])
-    found = _estimate(table, counted, level)
-    return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
+        found = _estimate(table, table, level)
+        if shares:
+            found = found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
+        return found
+    table = table - 0.5  # so that swapping the sides swaps the interval, to the last digit
+    found = _estimate(table, np.hstack([table, np.tile(_ADDED_TO_MEANS, (len(table), 1))]), level)
+    value, low, high = found.value + 0.5, max(-0.5, found.low) + 0.5, min(0.5, found.high) + 0.5
+    return found._replace(value=value, low=low, high=high)
 
 
 def difference_over_seeds(
     per_seed: Sequence[Sequence[float]], *, verdicts: bool = False, level: float = 0.95
 ) -> Estimate:
-    """Return the mean of paired differences; the same, but differences of verdicts reach from -1 to 1.
+    """Return the mean of paired differences, as `mean_over_seeds`.
 
-    Of two models that differ by 1 on every example, none may be left to say so: with `verdicts`
-    one example more is counted for either side.
+    With `verdicts` they reach from -1 to 1, and one example more is counted for either side.
     """
     table = _table(per_seed)
     if not verdicts:
-        return _estimate(table, table, level)
+        found = _estimate(table, table, level)
+        if found.low == found.high and found.p_value >= 1 - level:  # too few signs to exclude 0
+            found = found._replace(low=min(found.value, 0.0), high=max(found.value, 0.0))
+        return found
     found = _estimate(table, added_to(table), level)
     return found._replace(low=max(-1.0, found.low), high=min(1.0, found.high))
 
@@ -148,16 +160,14 @@ def parts_of(scores_SN: np.ndarray) -> Parts:
     )
     # Sums of squares add up: all of them less those of seeds and of examples.
     total = scores_SN.var(axis=(-2, -1)) * n_seeds * n_examples
-    rest = total - n_examples * n_seeds * (
-        (n_seeds - 1) * seeds + (n_examples - 1) * examples
-    )
+    rest = total - n_examples * n_seeds * ((n_seeds - 1) * seeds + (n_examples - 1) * examples)
     df = (n_seeds - 1) * (n_examples - 1)
     residual = np.maximum(rest, 0.0) / (df * n_seeds * n_examples) if df else np.zeros_like(mean)
     return Parts(mean, seeds, examples, residual)
 
 
 def added_to(differences_SN: np.ndarray) -> np.ndarray:
-    """Tables of paired differences of verdicts, [..., seeds, examples], with what is added to them."""
+    """Tables of paired differences of verdicts, [..., seeds, examples], with what is added."""
     added = np.broadcast_to(_ADDED_TO_DIFFERENCES, (*differences_SN.shape[:-1], 2))
     return np.concatenate([differences_SN, added], axis=-1)
 
@@ -237,11 +247,12 @@ def _with_interval(parts: Parts, means_S: np.ndarray, n_examples: int, level: fl
     sources = [(float(v), float(df)) for v, df in _sources(parts, n_seeds, n_examples)]
     if sources[0][0] <= 1e-20 * mean**2:  # all alike: what is left is the sign of each example
         p = 1.0 if mean == 0 else min(1.0, 2.0 ** (1 - n_examples))
-        ends = (mean, mean) if p < 1 - level else (min(mean, 0.0), max(mean, 0.0))
-        return Estimate(mean, *ends, n_seeds, n_examples, spread, p)
+        return Estimate(mean, mean, mean, n_seeds, n_examples, spread, p, 0.0)
     half = max(t_quantile(df, level) * math.sqrt(variance) for variance, df in sources)
+    missed = max(t_quantile(df, 0.6) * math.sqrt(variance) for variance, df in sources)
     p = float(two_sided_p(parts, n_seeds, n_examples))
-    return Estimate(mean, mean - half, mean + half, n_seeds, n_examples, spread, p)
+    ends = (mean - half, mean + half)
+    return Estimate(mean, *ends, n_seeds, n_examples, spread, p, half + missed)
 
 
 def _table(per_seed: Sequence[Sequence[float]]) -> np.ndarray:

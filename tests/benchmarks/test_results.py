@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from eval.benchmarks.results import store
-from eval.stats.intervals import mean_over_seeds, wilson_interval
+from eval.stats.intervals import wilson_interval
 from eval.stats.measures import measure, replicated
+from eval.stats.seeds import mean_over_seeds
 from eval.stats.types import Interval
 from pipeline.steps import artifact
 
@@ -27,11 +28,16 @@ def test_right_and_wrong_have_wilsons_interval_in_percent():
     assert found["scores"] == [True, False, True, True]
 
 
-def test_other_scores_have_a_bootstrap_interval():
+def test_other_scores_have_the_interval_of_a_t_test():
     found = measure([0.25, 0.5, 1.0])
-    interval = mean_over_seeds([[0.25, 0.5, 1.0]]).interval
+    interval = mean_over_seeds([[0.25, 0.5, 1.0]], shares=True)
     assert found["value"] == pytest.approx(175 / 3)
     assert (found["low"], found["high"]) == (100 * interval.low, 100 * interval.high)
+
+
+def test_verdicts_are_kept_as_such_and_stay_within_0_and_100():
+    found = measure([0.001] * 20, verdicts=True)
+    assert found["verdicts"] is True and found["low"] == 0 and 15 < found["high"] < 25
 
 
 def test_an_example_without_a_score_keeps_its_place_and_counts_nowhere():

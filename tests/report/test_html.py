@@ -238,11 +238,12 @@ def test_the_same_results_give_the_same_page(usual):
 def test_verdicts_stand_in_words_and_not_only_in_colour(usual):
     text = Page(page_of(usual)).text
     assert re.search(
-        r"bash \+75\.0 points over sft, 95 % interval 37\.5 to \d+\.0, paired, n = 8, 1 seed: better",
+        r"bash \+75\.0 points over sft, 95 % interval 10\.0 to 100\.0, paired, n = 8, 1 seed: "
+        r"ahead \(p = 0\.024\)",
         text,
     )
     assert "75.0 % [40.9, 92.9]" in text, "Wilson of 6 of 8"
-    assert re.search(r"\+75\.0 \[\+37\.5, \+\d+\.0\] better", text)
+    assert re.search(r"\+75\.0 \[\+10\.0, \+100\.0\] ahead", text)
 
 
 def test_the_page_holds_what_makes_it_again(finished):

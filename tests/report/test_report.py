@@ -116,7 +116,8 @@ def test_a_baseline_shown_beside_an_earlier_stage_brings_what_it_starts_from(fin
 def test_a_stage_is_compared_with_sft_on_the_same_examples(finished):
     """sft right on 2 of 8, bash on 6 of 8, 4 gained and none lost: +50 points.
 
-    McNemar exact, 4 discordant pairs all one way: 2 * (1/2)^4 = 0.125. Wilson 6/8: [40.9, 92.9].
+    Bonett and Price: 5 - 1 of 10, variance (6/10 - 0.16) / 9, t with 9 degrees of freedom. McNemar
+    exact, 4 discordant pairs all one way: 2 * (1/2)^4 = 0.125. Wilson 6/8: [40.9, 92.9].
     """
     plan, runs = finished(
         {"sft": {0: [1, 1, 0, 0, 0, 0, 0, 0]}, "bash": {0: [1, 1, 1, 1, 1, 1, 0, 0]}}
@@ -128,11 +129,12 @@ def test_a_stage_is_compared_with_sft_on_the_same_examples(finished):
     wilson = (pytest.approx(40.93, abs=0.01), pytest.approx(92.85, abs=0.01))
     assert bash.primary == Cell(75.0, *wilson, n=8)
     found = bash.difference
-    assert (found.value, found.n, found.p_value) == (50.0, 8, pytest.approx(0.125))
-    assert 0 < found.low < 50 < found.high
-    assert found.verdict == "not significant", (
-        "8 rows: the bootstrap excludes 0, the exact test does not"
-    )
+    error = (0.44 / 9) ** 0.5
+    half = 100 * t_distribution.isf(0.025, 9) * error
+    assert (found.value, found.n, found.mcnemar) == (50.0, 8, 0.125)
+    assert (found.low, found.high) == pytest.approx((40 - half, 40 + half))
+    assert found.p_value == pytest.approx(2 * t_distribution.sf(0.4 / error, 9))
+    assert found.verdict == "not significant" and found.compared == 1
     assert sft.measures["cut off"].value == 0 and bash.n == 8
     # bash has two steps of its own, contexts and train, of 10 s each
     costs = [(cost.seconds, cost.tokens_trained) for cost in report.costs]
@@ -140,17 +142,57 @@ def test_a_stage_is_compared_with_sft_on_the_same_examples(finished):
 
 
 @pytest.mark.parametrize(
-    ("p_value", "verdict"), [(None, "better"), (0.04, "better"), (0.05, "not significant")]
+    ("value", "p_value", "p_adjusted", "seeds", "better", "verdict"),
+    [
+        (3.1, 0.04, None, 2, "higher", "better"),
+        (3.1, 0.04, None, 1, "higher", "ahead"),
+        (-3.1, 0.04, None, 2, "higher", "worse"),
+        (-3.1, 0.04, None, 1, "higher", "behind"),
+        (-3.1, 0.04, None, 2, "lower", "better"),
+        (3.1, 0.04, 0.05, 2, "higher", "not significant"),
+        (3.1, 0.05, None, 1, "higher", "not significant"),
+    ],
 )
-def test_an_exact_test_that_disagrees_makes_it_not_significant(p_value, verdict):
-    found = Difference(50.0, 10.0, 90.0, n=8, p_value=p_value)
-    assert found.verdict == verdict and found.overruled_by_p == (verdict == "not significant")
-    shown = {"not significant": "not significant (p 0.05)"}.get(verdict, verdict)
-    assert format_difference(found) == f"+50.0 [+10.0, +90.0] {shown}"
+def test_the_verdict_is_that_of_the_adjusted_p_and_one_seed_says_nothing_of_methods(
+    value, p_value, p_adjusted, seeds, better, verdict
+):
+    found = Difference(value, -9, 9, 8, p_value, seeds=seeds, better=better, p_adjusted=p_adjusted)
+    assert found.verdict == verdict
+    assert format_difference(found, seeds) == f"{value:+.1f} [-9.0, +9.0] {verdict}"
+
+
+def test_arms_are_judged_together(finished):
+    """Two arms beside sft: each p is doubled or nearly so (Holm), and both intervals hold at once.
+
+    16 gained of 40 by one, 6 by the other; alone 6 of 40 would be significant.
+    """
+    n = 40
+    scores = {
+        "sft": {0: [0] * n},
+        "bash": {0: [1] * 16 + [0] * (n - 16)},
+        "other": {0: [1] * 6 + [0] * (n - 6)},
+    }
+    stages = {"sft": {"method": "sft"}, "bash": {"method": "bash", "from": "sft"}}
+    alone = {
+        name: collect(*finished({"sft": scores["sft"], "bash": scores[name]}, stages=stages))
+        for name in ("bash", "other")
+    }
+    stages["other"] = {"method": "bash", "from": "sft", "seed": 1}
+    plan, runs = finished(scores, stages=stages | {"other": {"method": "dpo", "from": "sft"}})
+    together = {row.stage: row.difference for row in collect(plan, runs).rows}
+    for name in ("bash", "other"):
+        (before,) = [row.difference for row in alone[name].rows if row.difference]
+        now = together[name]
+        assert now.compared == 2 and now.p_value == before.p_value
+        assert now.low <= before.low < before.high < now.high
+    assert together["bash"].p_adjusted == pytest.approx(2 * together["bash"].p_value)
+    assert together["other"].p_adjusted == together["other"].p_value
+    assert together["bash"].verdict == together["other"].verdict == "ahead"
+    assert together["other"].low == 0, "Holm's second step sees what joint intervals miss"
 
 
 def test_seeds_that_are_all_wrong_are_not_certain_to_be(finished):
-    """A bootstrap of nothing but 0 has no spread; Wilson of 0 in 6 reaches 39.0 %."""
+    """Seeds that answer alike are one: Wilson of 0 in 6 reaches 39.0 %."""
     plan, runs = finished({"sft": {0: [0] * 6, 1: [0] * 6}}, seeds=[0, 1])
     cell = collect(plan, runs).rows[0].primary
     assert (cell.value, cell.low, cell.high) == (0.0, 0.0, pytest.approx(39.03, abs=0.01))
@@ -179,20 +221,6 @@ def test_every_example_has_one_outcome_and_all_are_shown(finished):
     assert row.measures["cut off"].value == 50.0
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (0.1, 2, "better"),
-        (-2, -0.1, "worse"),
-        (0, 2, "not significant"),
-        (-2, 0, "not significant"),
-        (-1, 1, "not significant"),
-    ],
-)
-def test_a_difference_is_marked_only_where_its_interval_excludes_0(low, high, verdict):
-    assert Difference((low + high) / 2, low, high, n=9).verdict == verdict
-
-
 def test_where_lower_is_better_a_fall_is_better_and_no_loss_is_a_percentage(finished):
     """sft loses 1.5 nats more on every row: +1.5, in nats and not times 100."""
     from eval.benchmarks.results import measure
@@ -208,15 +236,15 @@ def test_where_lower_is_better_a_fall_is_better_and_no_loss_is_a_percentage(fini
     assert (bash.primary.value, bash.primary.unit, bash.primary.better) == (2.0, "nats", "lower")
     difference = bash.difference
     assert (difference.value, difference.low, difference.high) == (-1.5, -1.5, -1.5)
-    assert (difference.verdict, difference.unit, difference.better) == ("better", "nats", "lower")
+    assert (difference.verdict, difference.unit, difference.better) == ("ahead", "nats", "lower")
     worse = collect(plan, runs, baseline="bash").rows[0].difference
-    assert (worse.value, worse.verdict) == (1.5, "worse")
+    assert (worse.value, worse.verdict) == (1.5, "behind")
     text = markdown(report)
-    assert "2.000 nats [" in text and "-1.500 [-1.500, -1.500] better" in text
+    assert "2.000 nats [" in text and "-1.500 [-1.500, -1.500] ahead" in text
     assert {row["better"] for row in csv.DictReader(io.StringIO(csv_text(report)))} >= {"lower"}
     (headline,) = headlines(report, "gsm8k")
     assert headline.sentence.startswith("-1.500 nats against sft, 95 % interval -1.500 to -1.500")
-    assert headline.verdict == "better (lower is better)"
+    assert headline.verdict == "ahead (p = 0.031, lower is better)"
 
 
 def test_a_difference_whose_interval_holds_0_is_called_not_significant(finished):
@@ -233,8 +261,9 @@ def test_seeds_are_averaged_and_paired_seed_by_seed(finished):
     )
     sft, bash = collect(plan, runs).rows
     assert (sft.seeds, sft.primary.value, bash.primary.value) == (2, 37.5, 62.5)
-    # Each gains one of four, another one: the residual is the largest, 1/3 over 8 numbers, df 3.
-    p_value = 2 * t_distribution.sf(0.25 / (1 / 24) ** 0.5, 3)
+    # Each gains one of four, another one. With one more won and lost: (1/2, 1/2, 0, 0, 1, -1) is the
+    # examples' part, 2.5 - 6/36 over 5 and 6; the seeds are alike.
+    p_value = 2 * t_distribution.sf((1 / 6) / ((2.5 - 1 / 6) / 5 / 6) ** 0.5, 5)
     assert (bash.difference.value, bash.difference.p_value) == (25.0, pytest.approx(p_value))
     assert bash.primary.low <= 62.5 <= bash.primary.high
     # Means 50 and 75: the sample standard deviation of two numbers 25 apart.
@@ -246,12 +275,12 @@ def test_how_intervals_were_made_is_said_of_the_seeds_that_are_finished(finished
     scores = {"sft": {0: [1, 0, 0, 0]}, "bash": {0: [1, 1, 0, 0]}}
     plan, runs = finished(scores, seeds=[0, 1])
     text = markdown(collect(plan, runs))
-    assert "Wilson for shares" in text and "McNemar" in text and "±" not in text
+    assert "no method is called better" in text and "±" not in text
     plan, runs = finished(
         {name: one | {1: [1, 1, 0, 0]} for name, one in scores.items()}, seeds=[0, 1]
     )
     text = markdown(collect(plan, runs))
-    assert "two-level bootstrap" in text and "McNemar" not in text
+    assert "over seeds and examples" in text and "no method" not in text
 
 
 def test_an_unfinished_stage_is_said_to_be_so_and_never_0(finished):
@@ -427,7 +456,7 @@ def test_seeds_without_a_scored_example_in_common_have_no_number(judged):
 
 
 def test_a_length_controlled_difference_is_that_of_the_same_resamples(judged):
-    """The replicates differ by 2, 2, 2 and 3 although each scatters by 20: the interval is [2, 3]."""
+    """The replicates differ by 2, 2, 2 and 3 (variance 1/4) although each scatters by 20."""
     base, ours = [10.0, 20.0, 30.0, 10.0], [12.0, 22.0, 32.0, 13.0]
     plan, runs = judged(
         {"sft": {0: [0.2] * 4}, "bash": {0: [0.4] * 4}},
@@ -436,7 +465,8 @@ def test_a_length_controlled_difference_is_that_of_the_same_resamples(judged):
     _, bash = collect(plan, runs).rows
     assert list(bash.measures) == ["LC win rate", "win rate"]
     assert bash.difference.value == 2.5
-    assert 2 <= bash.difference.low < bash.difference.high <= 3
+    half = t_distribution.isf(0.025, 3) * 0.5
+    assert (bash.difference.low, bash.difference.high) == pytest.approx((2.5 - half, 2.5 + half))
 
 
 def test_length_controlled_rates_of_several_seeds_are_averaged(judged):
@@ -451,7 +481,8 @@ def test_length_controlled_rates_of_several_seeds_are_averaged(judged):
     _, bash = collect(plan, runs).rows
     assert (bash.primary.value, bash.primary.spread) == (23.0, pytest.approx(18**0.5))
     # Seeds differ by 10 and by 14 points on every resample.
-    assert (bash.difference.value, bash.difference.low, bash.difference.high) == (12, 10, 14)
+    assert bash.difference.value == 12
+    assert bash.difference.high == pytest.approx(12 + 2 * t_distribution.isf(0.025, 1))
 
     assert bash.difference.p_value == pytest.approx(2 * t_distribution.sf(12 / 2, 1))
     assert bash.difference.verdict == "not significant", "two seeds that differ by 4 say little"

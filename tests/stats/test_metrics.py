@@ -10,6 +10,7 @@ import sys
 import evaluate
 import pytest
 from conftest import ROOT, imported_by
+from scipy.stats import t as t_distribution
 
 from eval.benchmarks.alpaca_files import (
     read_annotations,
@@ -98,7 +99,10 @@ def test_gsm8k_accuracy_refuses(inputs, message):
 
 
 def test_the_win_rate_by_hand():
-    """Points 25 and 75 of two judged rows: mean 50, error 35.36 / sqrt(2) = 25, ends 25 and 75."""
+    """Points 25 and 75 of two judged rows: mean 50, error 35.36 / sqrt(2) = 25.
+
+    The interval counts 0, 0, 100 and 100 more: a variance of 1.125 / 5 over six, five degrees.
+    """
     result = WinRate().compute(
         predictions=[
             {"output": "Hi.", "preference": 1.25},
@@ -107,12 +111,13 @@ def test_the_win_rate_by_hand():
         ],
         references=[{"instruction": text, "output": "Hi."} for text in "abc"],
     )
+    half = 100 * t_distribution.isf(0.025, 5) * (1.125 / 5 / 6) ** 0.5
     assert result == {
         "n": 2,
         "win_rate": 50.0,
         "standard_error": pytest.approx(25.0),
-        "low": 25.0,
-        "high": 75.0,
+        "low": pytest.approx(50 - half),
+        "high": pytest.approx(50 + half),
         "level": 0.95,
     }
 
@@ -132,7 +137,7 @@ def test_one_row_has_no_error():
         references=[{"instruction": text, "output": "Hi."} for text in "ab"],
     )
     assert (result["n"], result["win_rate"], result["standard_error"]) == (1, 50.0, None)
-    assert (result["low"], result["high"]) == (50.0, 50.0)
+    assert (result["low"], result["high"]) == (0.0, 100.0)
 
 
 @pytest.mark.parametrize("metric", [WinRate, LengthControlledWinRate])
@@ -214,7 +219,7 @@ def test_the_length_controlled_win_rate_of_a_published_model():
 def test_rouge_is_a_plain_mean_in_percent_with_an_interval():
     """F of ROUGE-1, 2, L: 1, 1, 1 for the same text; 1, 4/5, 2/3 for "the mat sat on the cat".
 
-    A resample of two pairs has the mean of both, or either one with chance 1/4: those are the ends.
+    Two pairs that differ leave everything open, and two that are alike show no spread.
     """
     reference = "the cat sat on the mat"
     result = Rouge().compute(
@@ -229,10 +234,10 @@ def test_rouge_is_a_plain_mean_in_percent_with_an_interval():
         "rouge1_low": 100.0,
         "rouge1_high": 100.0,
         "rouge2": pytest.approx(90.0),
-        "rouge2_low": pytest.approx(80.0),
+        "rouge2_low": 0.0,
         "rouge2_high": 100.0,
         "rougeL": pytest.approx(250 / 3),
-        "rougeL_low": pytest.approx(200 / 3),
+        "rougeL_low": 0.0,
         "rougeL_high": 100.0,
     }
 

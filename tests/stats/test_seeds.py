@@ -82,7 +82,9 @@ def test_verdicts_that_are_all_alike_prove_little():
     low, high = mean_over_seeds([[0.5] * 3], verdicts=True)[1:3]
     assert 0 < low < 0.2 and 0.8 < high < 1
     assert difference_over_seeds([[1.0] * 4], verdicts=True).low < 0
-    assert difference_over_seeds([[1.0] * 100], verdicts=True)[1:3] == pytest.approx((0.93, 1), abs=0.02)
+    assert difference_over_seeds([[1.0] * 100], verdicts=True)[1:3] == pytest.approx(
+        (0.93, 1), abs=0.02
+    )
 
 
 def test_right_and_wrong_of_one_seed_is_the_interval_of_bonett_and_price():
