@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.parser import make_parser
+from pipeline.cli.parser import parse
 from pipeline.errors import (
     EXIT_FAILED,
     EXIT_INPUT,
@@ -32,14 +32,10 @@ from pipeline.errors import (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     _write_any_text()
-    parser = make_parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    given = parser.parse_args(words)
-    if not hasattr(given, "command"):
-        parser.print_help()
-        return 0
-    given.typed = ["bashrac", *words]
     try:
+        given = parse(words)
+        given.typed = shlex.join(["bashrac", *words])
         return _COMMANDS[given.command](given)
     except BashracError as error:
         print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
@@ -50,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_STOPPED + by
     except BrokenPipeError:  # the reader of our output has gone: `bashrac report | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if given.command not in ("run", "evaluate"):
+        if words[0] not in ("run", "evaluate"):
             return 0
         print("error: nobody reads the output any more, so the run has stopped", file=sys.stderr)
         return EXIT_FAILED
     except UnicodeEncodeError as error:
         if "surrogates" not in error.reason:
             raise
-        # Of a path whose name is no UTF-8; nothing else that is written has passed the reader.
+        # Of a path whose name is not UTF-8; nothing else that is written has passed the reader.
         print(f"error: {_as_bytes(error)} is a name that is not UTF-8; rename it", file=sys.stderr)
         return EXIT_INPUT
     except OSError as error:
@@ -151,13 +147,13 @@ def _check_one(source: str, overrides: list[str], variant: str | None) -> str | 
 
 
 def _plan(given: Any) -> int:
-    from pipeline.run.status import explain
+    from pipeline.run.plan_text import explain
 
     _check_price(given)
     plan = _load_plan(given)
     launch = _launch_of(plan, given)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(explain(plan, given.runs, launch, given.through, commands=given.commands, width=width))
+    text = explain(plan, given.runs, launch, given.through, commands=given.commands, width=_width())
+    print(text)
     asked = (given.estimate, given.gpu_memory, given.tokens_per_second, given.price_per_hour)
     if not any(asked):
         return 0
@@ -169,6 +165,11 @@ def _plan(given: Any) -> int:
     )  # fmt: skip
     print(f"\n{text}")
     return 0 if fits else EXIT_FAILED
+
+
+def _width() -> int | None:
+    """The columns of the terminal; None where output goes to a file or pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _run(given: Any) -> int:
@@ -183,7 +184,7 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
     from eval.report.collect import collect
     from eval.report.files import write_report
     from pipeline.plan import changes
-    from pipeline.run import launcher, status
+    from pipeline.run import upfront
     from pipeline.run.scheduler import (
         RunSettings,
         launched_by_accelerate,
@@ -193,9 +194,9 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
     from pipeline.run.worker import prepare_to_end
 
     launch = _launch_of(plan, given)
-    status.check_judge_key(plan, given.runs, stages)
-    status.check_engine(plan, given.runs, stages)
-    retry = shlex.join(given.typed)
+    upfront.check_judge_key(plan, given.runs, stages)
+    upfront.check_engine(plan, given.runs, stages)
+    retry = given.typed
     settings = RunSettings(
         given.runs, launch, retry, stages, given.max_judge_calls, given.verify, given.through
     )
@@ -217,9 +218,9 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
     # The launched processes must end with us.
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(chosen, _interrupt)
-    launcher.check_launch(launch, given.through)
+    upfront.check_launch(launch, given.through)
     changes.remember(plan, given.runs)
-    if calls := status.describe_judge_calls(plan, given.runs, stages):
+    if calls := upfront.describe_judge_calls(plan, given.runs, stages):
         print(calls, flush=True)
     run_plan(plan, settings)
     print(written())
@@ -247,7 +248,7 @@ def _evaluate(given: Any) -> int:
         overrides=given.overrides,
     )
     recipe = check_recipe(raw, given.overrides, name=f"bashrac evaluate {given.model}")
-    return _run_plan(make_plan(recipe), given, shlex.join(given.typed))
+    return _run_plan(make_plan(recipe), given, given.typed)
 
 
 def _score(given: Any) -> int:
@@ -294,7 +295,7 @@ def _report(given: Any) -> int:
 def _status(given: Any) -> int:
     from pipeline.plan.load import command_for
     from pipeline.recipe.shipped import read_launch
-    from pipeline.run.watch import status
+    from pipeline.run.status import status
 
     plan = _load_plan(given)
     launch = read_launch(plan.recipe.launch)
@@ -302,13 +303,13 @@ def _status(given: Any) -> int:
     def command(verb: str) -> str:
         return command_for(verb, *_source_of(given), given.runs)
 
-    print(status(plan, given.runs, launch, seed=given.seed, command=command))
+    print(status(plan, given.runs, launch, seed=given.seed, command=command, width=_width()))
     return 0
 
 
 def _logs(given: Any) -> int:
     from pipeline.plan.load import load_recipe
-    from pipeline.run.watch import find_logs, log_text
+    from pipeline.run.logs import find_logs, log_text
 
     source, colon, stage = given.named.rpartition(":")
     if not colon or Path(given.named).exists():
@@ -382,7 +383,7 @@ def _push(given: Any) -> int:
     from pipeline.publish.push import push
 
     found = _find(given)
-    command = shlex.join([*given.typed, "--yes"])
+    command = f"{given.typed} --yes"
     print(push(found, given.to, private=given.private, yes=given.yes, command=command))
     return 0
 
@@ -398,18 +399,9 @@ def _step(given: Any) -> int:
 
 
 _COMMANDS = {
-    "check": _check,
-    "plan": _plan,
-    "run": _run,
-    "report": _report,
-    "status": _status,
-    "logs": _logs,
-    "evaluate": _evaluate,
-    "score": _score,
-    "recipes": _recipes,
-    "copy": _copy,
-    "merge": _merge,
-    "clean": _clean,
-    "push": _push,
-    "step": _step,
+    command.__name__.removeprefix("_"): command
+    for command in (
+        *(_recipes, _copy, _check, _plan, _run, _evaluate, _clean, _status, _logs, _report),
+        *(_score, _merge, _push, _step),
+    )
 }

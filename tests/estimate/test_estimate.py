@@ -20,7 +20,8 @@ LORA = {"r": 4, "target_modules": "all-linear"}
 
 
 def planned(path, *overrides):
-    from pipeline.plan.load import load_recipe
+    from pipeline.errors import InputError
+from pipeline.plan.load import load_recipe
     from pipeline.plan.plan import make_plan
 
     return make_plan(load_recipe(str(path), overrides))
@@ -260,13 +261,12 @@ def test_the_command_says_what_does_not_fit_and_what_to_do(
     assert "micro_batch_size 1" in tight.stdout and "--tokens-per-second N" in tight.stdout
 
 
-def test_memory_is_a_number_above_0(capsys):
-    from pipeline.cli.parser import make_parser
+def test_memory_is_a_number_above_0():
+    from pipeline.cli.parser import parse
 
     for wrong in ("-1", "0", "inf", "much"):
-        with pytest.raises(SystemExit):
-            make_parser().parse_args(["plan", "demo", f"--gpu-memory={wrong}"])
-    assert "--gpu-memory" in capsys.readouterr().err
+        with pytest.raises(InputError, match=f"--gpu-memory: '{wrong}' is not a number above 0"):
+            parse(["plan", "demo", f"--gpu-memory={wrong}"])
 
 
 @pytest.mark.slow
