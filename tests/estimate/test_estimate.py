@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, save_tiny_model
 
+from pipeline.errors import InputError
 from pipeline.estimate import memory
 from pipeline.estimate.memory import Memory, Shape, Weight, optimizer_bytes, shared_out
 from pipeline.recipe.shipped import FSDP2, REPLICATED, zero
@@ -20,8 +21,7 @@ LORA = {"r": 4, "target_modules": "all-linear"}
 
 
 def planned(path, *overrides):
-    from pipeline.errors import InputError
-from pipeline.plan.load import load_recipe
+    from pipeline.plan.load import load_recipe
     from pipeline.plan.plan import make_plan
 
     return make_plan(load_recipe(str(path), overrides))
