@@ -187,7 +187,7 @@ _COMMANDS: dict[str, list[tuple[str, str, list[_Argument]]]] = {
                       help="add the estimate, with hours at this speed"),
             *_price("add the estimate, with the cost"),
         ]),
-        ("run", "run all that is not finished; resume after a stop", [
+        ("run", "run what is not finished; resume after a stop", [
             *_RECIPE, _stage("run only this stage"), *_RUN,
         ]),
         ("evaluate", "run benchmarks on any model, without a recipe", [
@@ -211,7 +211,7 @@ _COMMANDS: dict[str, list[tuple[str, str, list[_Argument]]]] = {
     ],
     "look": [
         ("status", "show what is done, what is running, what is left", [*_RECIPE, _SEED]),
-        ("logs", "print the end of the newest log of a run or stage", [
+        ("logs", "print the end of a run's or stage's newest log", [
             _argument("named", metavar="RECIPE[:STAGE]", help="such as my.yaml or demo:rac"),
             _VARIANT, _SET, _RUNS, _SEED,
             _argument("-f", "--follow", action="store_true",
