@@ -27,6 +27,7 @@ from pipeline.errors import (
     Stopped,
     suggest,
 )
+from pipeline.text import format_count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,25 +105,24 @@ def _launch_of(plan: Any, given: Any) -> Any:
 
 def _check_price(given: Any) -> None:
     if given.currency and given.price_per_hour is None:
-        raise InputError("--currency is that of a price; give --price-per-hour too")
+        raise InputError("--currency says in what --price-per-hour is; give that too")
 
 
 def _check(given: Any) -> int:
     from pipeline.plan.load import variants_of
 
-    code = 0
+    found: list[str | None] = []
     for source in given.recipes:
         try:
             variants = [given.variant] if given.variant else variants_of(source) or [None]
         except InputError as error:
-            print(error, file=sys.stderr)
-            code = error.exit_code
-            continue
-        problems = [_check_one(source, given.overrides, variant) for variant in variants]
-        for problem in dict.fromkeys(filter(None, problems)):
-            print(problem, file=sys.stderr)
-            code = EXIT_INPUT
-    return code
+            found.append(str(error))
+        else:
+            found += [_check_one(source, given.overrides, variant) for variant in variants]
+    problems = list(filter(None, dict.fromkeys(found)))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return EXIT_INPUT if problems else 0
 
 
 def _check_one(source: str, overrides: list[str], variant: str | None) -> str | None:
@@ -139,10 +139,13 @@ def _check_one(source: str, overrides: list[str], variant: str | None) -> str | 
         return str(error)
     except InputError as error:
         return f"{source}: {error}"
+    counts = [
+        format_count(len(plan.stages), "stage"), format_count(len(plan.steps), "step"),
+    ]  # fmt: skip
+    if plan.recipe.points:
+        counts.insert(0, format_count(len(plan.recipe.points), "point"))
     which = "" if variant is None else f" (variant {variant})"
-    points = f"{len(plan.recipe.points)} points, " if plan.recipe.points else ""
-    counts = f"{points}{len(plan.stages)} stages, {len(plan.steps)} steps"
-    print(f"{source}{which}: no problems, {counts}")
+    print(f"{source}{which}: no problems, {', '.join(counts)}")
     return None
 
 
@@ -265,15 +268,7 @@ def _report(given: Any) -> int:
 
     _check_price(given)
     plan = _load_plan(given)
-    if given.baseline is not None and given.baseline not in plan.recipe.stages:
-        known = list(plan.recipe.stages)
-        guess = suggest(given.baseline, known)
-        if given.baseline in plan.stages:  # a label of a sweep
-            name = plan.stages[given.baseline].name
-            guess = f"; each stage is compared at its own point of the sweep: write {name}"
-        raise InputError(
-            f"--baseline {given.baseline}: no such stage{guess}; stages: {', '.join(known)}"
-        )
+    _check_baseline(plan, given.baseline)
     if given.stages:
         plan = part_of(plan, given.stages, given.baseline)
     report = collect(
@@ -286,10 +281,23 @@ def _report(given: Any) -> int:
     )
     print(report_text(report, given.format, plan, given.runs))
     if report.bill is None:
-        sentence = f"nothing of this report is finished under {given.runs}"
-        more = "if it was run with --set, --variant or --runs, give the same here"
-        print(f"{sentence}; {more}", file=sys.stderr)
+        print(
+            f"nothing of this report is finished under {given.runs}; if it was run with --set, "
+            "--variant or --runs, give the same here",
+            file=sys.stderr,
+        )
     return 0
+
+
+def _check_baseline(plan: Any, baseline: str | None) -> None:
+    known = list(plan.recipe.stages)
+    if baseline is None or baseline in known:
+        return
+    hint = suggest(baseline, known)
+    if baseline in plan.stages:  # a label of a sweep
+        name = plan.stages[baseline].name
+        hint = f"; each stage is compared at its own point of the sweep: write {name}"
+    raise InputError(f"--baseline {baseline}: no such stage{hint}; stages: {', '.join(known)}")
 
 
 def _status(given: Any) -> int:
@@ -360,15 +368,15 @@ def _copy(given: Any) -> int:
 def _find(given: Any) -> Any:
     from pipeline.publish.stage import find_stage
 
-    terms = {"overrides": given.overrides, "variant": given.variant, "seed": given.seed}
-    return find_stage(given.named, given.runs, **terms)
+    return find_stage(
+        given.named, given.runs, overrides=given.overrides, variant=given.variant, seed=given.seed
+    )
 
 
 def _merge(given: Any) -> int:
     from pipeline.publish.export import write_model
 
-    found = _find(given)
-    print(write_model(found, given.out, dtype=given.dtype))
+    print(write_model(_find(given), given.out, dtype=given.dtype))
     return 0
 
 
@@ -382,9 +390,8 @@ def _clean(given: Any) -> int:
 def _push(given: Any) -> int:
     from pipeline.publish.push import push
 
-    found = _find(given)
     command = f"{given.typed} --yes"
-    print(push(found, given.to, private=given.private, yes=given.yes, command=command))
+    print(push(_find(given), given.to, private=given.private, yes=given.yes, command=command))
     return 0
 
 

@@ -84,7 +84,8 @@ def _stands_alone(
     if not any(key.startswith(prefix) for prefix in mended):
         return False
     for other in wrong:
-        if f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}."):
+        below_a_stage = key.startswith("stages.") and other.startswith(f"{key}.")
+        if f"{key}.".startswith(f"{other}.") or below_a_stage:
             return False
     if any("." not in other and re.search(rf"\b{other}\b", problem.message) for other in wrong):
         return False

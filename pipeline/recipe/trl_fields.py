@@ -171,7 +171,8 @@ def _listed(choices: list[str], given: str) -> str:
     if len(choices) <= _MOST_CHOICES:
         return ", ".join(choices) + suggest(given, choices)
     shown = (near or choices)[:_MOST_CHOICES]
-    return f"{', '.join(shown)} and {len(choices) - len(shown)} others{suggest(given, shown)}"
+    hint = "" if near else suggest(given, choices)
+    return f"{', '.join(shown)} and {len(choices) - len(shown)} others{hint}"
 
 
 def _out_of_range(name: str, value: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 
 import pytest
 
@@ -38,6 +39,12 @@ def test_renamed_options_are_really_gone_and_none_is_also_owned():
 def test_an_option_that_is_gone_is_not_to_be_replaced_by_nothing():
     words = problem_with("trl.DPOConfig", "reference_free", True)
     assert words.endswith("; it is gone from trl")
+
+
+def test_of_many_choices_those_are_listed_that_begin_like_what_was_given():
+    words = problem_with("trl.SFTConfig", "optim", "adamw")
+    assert words.startswith("'adamw' is none of adamw_torch, ") and "sgd" not in words
+    assert re.search(r"and \d+ others$", words)
 
 
 def test_owned_options_exist_so_that_refusing_them_matters():
