@@ -1,4 +1,4 @@
-"""Times and sizes as people read them."""
+"""Times, sizes and counts as people read them."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def format_bytes(size: int) -> str:
             return f"{amount:.{0 if unit == 'bytes' else 1}f} {unit}"
         amount /= 1000
     return f"{amount:.1f} GB"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Return e.g. '1 step' or '14 steps'."""
+    return f"{count} {noun}{'s' * (count != 1)}"

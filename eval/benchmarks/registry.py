@@ -130,7 +130,7 @@ def add_overlap(name: str, build: Builder) -> StepSpec:
     return build.step(
         "overlap",
         "eval.contamination:check_overlap",
-        title=f"training rows in {name}",
+        title=f"overlap with {name}",
         options={"n": 13, "task": recipe.task, "test_task": task_of(recipe, name)},
         data=data,
         main_process_only=True,

@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.parser import make_parser
+from pipeline.cli.parser import parse
 from pipeline.errors import (
     EXIT_FAILED,
     EXIT_INPUT,
@@ -27,19 +27,16 @@ from pipeline.errors import (
     Stopped,
     suggest,
 )
+from pipeline.text import format_count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     _write_any_text()
-    parser = make_parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    given = parser.parse_args(words)
-    if not hasattr(given, "command"):
-        parser.print_help()
-        return 0
-    given.typed = ["bashrac", *words]
     try:
+        given = parse(words)
+        given.typed = shlex.join(["bashrac", *words])
         return _COMMANDS[given.command](given)
     except BashracError as error:
         print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
@@ -50,14 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_STOPPED + by
     except BrokenPipeError:  # the reader of our output has gone: `bashrac report | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if given.command not in ("run", "evaluate"):
+        if words[0] not in ("run", "evaluate"):
             return 0
         print("error: nobody reads the output any more, so the run has stopped", file=sys.stderr)
         return EXIT_FAILED
     except UnicodeEncodeError as error:
         if "surrogates" not in error.reason:
             raise
-        # Of a path whose name is no UTF-8; nothing else that is written has passed the reader.
+        # Of a path whose name is not UTF-8; nothing else that is written has passed the reader.
         print(f"error: {_as_bytes(error)} is a name that is not UTF-8; rename it", file=sys.stderr)
         return EXIT_INPUT
     except OSError as error:
@@ -108,25 +105,24 @@ def _launch_of(plan: Any, given: Any) -> Any:
 
 def _check_price(given: Any) -> None:
     if given.currency and given.price_per_hour is None:
-        raise InputError("--currency is that of a price; give --price-per-hour too")
+        raise InputError("--currency says in what --price-per-hour is; give that too")
 
 
 def _check(given: Any) -> int:
     from pipeline.plan.load import variants_of
 
-    code = 0
+    found: list[str | None] = []
     for source in given.recipes:
         try:
             variants = [given.variant] if given.variant else variants_of(source) or [None]
         except InputError as error:
-            print(error, file=sys.stderr)
-            code = error.exit_code
-            continue
-        problems = [_check_one(source, given.overrides, variant) for variant in variants]
-        for problem in dict.fromkeys(filter(None, problems)):
-            print(problem, file=sys.stderr)
-            code = EXIT_INPUT
-    return code
+            found.append(str(error))
+        else:
+            found += [_check_one(source, given.overrides, variant) for variant in variants]
+    problems = list(filter(None, dict.fromkeys(found)))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return EXIT_INPUT if problems else 0
 
 
 def _check_one(source: str, overrides: list[str], variant: str | None) -> str | None:
@@ -143,21 +139,24 @@ def _check_one(source: str, overrides: list[str], variant: str | None) -> str | 
         return str(error)
     except InputError as error:
         return f"{source}: {error}"
+    counts = [
+        format_count(len(plan.stages), "stage"), format_count(len(plan.steps), "step"),
+    ]  # fmt: skip
+    if plan.recipe.points:
+        counts.insert(0, format_count(len(plan.recipe.points), "point"))
     which = "" if variant is None else f" (variant {variant})"
-    points = f"{len(plan.recipe.points)} points, " if plan.recipe.points else ""
-    counts = f"{points}{len(plan.stages)} stages, {len(plan.steps)} steps"
-    print(f"{source}{which}: no problems, {counts}")
+    print(f"{source}{which}: no problems, {', '.join(counts)}")
     return None
 
 
 def _plan(given: Any) -> int:
-    from pipeline.run.status import explain
+    from pipeline.run.plan_text import explain
 
     _check_price(given)
     plan = _load_plan(given)
     launch = _launch_of(plan, given)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(explain(plan, given.runs, launch, given.through, commands=given.commands, width=width))
+    text = explain(plan, given.runs, launch, given.through, commands=given.commands, width=_width())
+    print(text)
     asked = (given.estimate, given.gpu_memory, given.tokens_per_second, given.price_per_hour)
     if not any(asked):
         return 0
@@ -169,6 +168,11 @@ def _plan(given: Any) -> int:
     )  # fmt: skip
     print(f"\n{text}")
     return 0 if fits else EXIT_FAILED
+
+
+def _width() -> int | None:
+    """The columns of the terminal; None where output goes to a file or pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _run(given: Any) -> int:
@@ -183,7 +187,7 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
     from eval.report.collect import collect
     from eval.report.files import write_report
     from pipeline.plan import changes
-    from pipeline.run import launcher, status
+    from pipeline.run import upfront
     from pipeline.run.scheduler import (
         RunSettings,
         launched_by_accelerate,
@@ -193,9 +197,9 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
     from pipeline.run.worker import prepare_to_end
 
     launch = _launch_of(plan, given)
-    status.check_judge_key(plan, given.runs, stages)
-    status.check_engine(plan, given.runs, stages)
-    retry = shlex.join(given.typed)
+    upfront.check_judge_key(plan, given.runs, stages)
+    upfront.check_engine(plan, given.runs, stages)
+    retry = given.typed
     settings = RunSettings(
         given.runs, launch, retry, stages, given.max_judge_calls, given.verify, given.through
     )
@@ -217,9 +221,9 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
     # The launched processes must end with us.
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(chosen, _interrupt)
-    launcher.check_launch(launch, given.through)
+    upfront.check_launch(launch, given.through)
     changes.remember(plan, given.runs)
-    if calls := status.describe_judge_calls(plan, given.runs, stages):
+    if calls := upfront.describe_judge_calls(plan, given.runs, stages):
         print(calls, flush=True)
     run_plan(plan, settings)
     print(written())
@@ -247,7 +251,7 @@ def _evaluate(given: Any) -> int:
         overrides=given.overrides,
     )
     recipe = check_recipe(raw, given.overrides, name=f"bashrac evaluate {given.model}")
-    return _run_plan(make_plan(recipe), given, shlex.join(given.typed))
+    return _run_plan(make_plan(recipe), given, given.typed)
 
 
 def _score(given: Any) -> int:
@@ -264,15 +268,7 @@ def _report(given: Any) -> int:
 
     _check_price(given)
     plan = _load_plan(given)
-    if given.baseline is not None and given.baseline not in plan.recipe.stages:
-        known = list(plan.recipe.stages)
-        guess = suggest(given.baseline, known)
-        if given.baseline in plan.stages:  # a label of a sweep
-            name = plan.stages[given.baseline].name
-            guess = f"; each stage is compared at its own point of the sweep: write {name}"
-        raise InputError(
-            f"--baseline {given.baseline}: no such stage{guess}; stages: {', '.join(known)}"
-        )
+    _check_baseline(plan, given.baseline)
     if given.stages:
         plan = part_of(plan, given.stages, given.baseline)
     report = collect(
@@ -285,16 +281,29 @@ def _report(given: Any) -> int:
     )
     print(report_text(report, given.format, plan, given.runs))
     if report.bill is None:
-        sentence = f"nothing of this report is finished under {given.runs}"
-        more = "if it was run with --set, --variant or --runs, give the same here"
-        print(f"{sentence}; {more}", file=sys.stderr)
+        print(
+            f"nothing of this report is finished under {given.runs}; if it was run with --set, "
+            "--variant or --runs, give the same here",
+            file=sys.stderr,
+        )
     return 0
+
+
+def _check_baseline(plan: Any, baseline: str | None) -> None:
+    known = list(plan.recipe.stages)
+    if baseline is None or baseline in known:
+        return
+    hint = suggest(baseline, known)
+    if baseline in plan.stages:  # a label of a sweep
+        name = plan.stages[baseline].name
+        hint = f"; each stage is compared at its own point of the sweep: write {name}"
+    raise InputError(f"--baseline {baseline}: no such stage{hint}; stages: {', '.join(known)}")
 
 
 def _status(given: Any) -> int:
     from pipeline.plan.load import command_for
     from pipeline.recipe.shipped import read_launch
-    from pipeline.run.watch import status
+    from pipeline.run.status import status
 
     plan = _load_plan(given)
     launch = read_launch(plan.recipe.launch)
@@ -302,13 +311,13 @@ def _status(given: Any) -> int:
     def command(verb: str) -> str:
         return command_for(verb, *_source_of(given), given.runs)
 
-    print(status(plan, given.runs, launch, seed=given.seed, command=command))
+    print(status(plan, given.runs, launch, seed=given.seed, command=command, width=_width()))
     return 0
 
 
 def _logs(given: Any) -> int:
     from pipeline.plan.load import load_recipe
-    from pipeline.run.watch import find_logs, log_text
+    from pipeline.run.logs import find_logs, log_text
 
     source, colon, stage = given.named.rpartition(":")
     if not colon or Path(given.named).exists():
@@ -359,15 +368,15 @@ def _copy(given: Any) -> int:
 def _find(given: Any) -> Any:
     from pipeline.publish.stage import find_stage
 
-    terms = {"overrides": given.overrides, "variant": given.variant, "seed": given.seed}
-    return find_stage(given.named, given.runs, **terms)
+    return find_stage(
+        given.named, given.runs, overrides=given.overrides, variant=given.variant, seed=given.seed
+    )
 
 
 def _merge(given: Any) -> int:
     from pipeline.publish.export import write_model
 
-    found = _find(given)
-    print(write_model(found, given.out, dtype=given.dtype))
+    print(write_model(_find(given), given.out, dtype=given.dtype))
     return 0
 
 
@@ -381,9 +390,8 @@ def _clean(given: Any) -> int:
 def _push(given: Any) -> int:
     from pipeline.publish.push import push
 
-    found = _find(given)
-    command = shlex.join([*given.typed, "--yes"])
-    print(push(found, given.to, private=given.private, yes=given.yes, command=command))
+    command = f"{given.typed} --yes"
+    print(push(_find(given), given.to, private=given.private, yes=given.yes, command=command))
     return 0
 
 
@@ -398,18 +406,9 @@ def _step(given: Any) -> int:
 
 
 _COMMANDS = {
-    "check": _check,
-    "plan": _plan,
-    "run": _run,
-    "report": _report,
-    "status": _status,
-    "logs": _logs,
-    "evaluate": _evaluate,
-    "score": _score,
-    "recipes": _recipes,
-    "copy": _copy,
-    "merge": _merge,
-    "clean": _clean,
-    "push": _push,
-    "step": _step,
+    command.__name__.removeprefix("_"): command
+    for command in (
+        *(_recipes, _copy, _check, _plan, _run, _evaluate, _clean, _status, _logs, _report),
+        *(_score, _merge, _push, _step),
+    )
 }

@@ -4,193 +4,79 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 from pipeline import __version__
+from pipeline.errors import InputError, suggest
 
 _ABOUT = "Staged fine-tuning with self-generated tokens (BASH, RAC) and DPO."
 
 
+class _Argument(NamedTuple):
+    """What `add_argument` is called with."""
+
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def _argument(*flags: str, **settings: Any) -> _Argument:
+    return _Argument(flags, settings)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong, in place of printing the usage, which hides it, and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')}; see `{self.prog} --help`")
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line without its program's name; the result has `command`.
+
+    Raises:
+        InputError: when it is not one. SystemExit after `--help` and `--version`.
+    """
+    parser = make_parser()
+    commands = {name: arguments for group in _COMMANDS.values() for name, _, arguments in group}
+    name = words[0] if words else "--help"
+    if not name.startswith("-") and name not in (*commands, "step"):
+        near = suggest(name, list(commands))
+        raise InputError(f"no command {name!r}{near}; commands: {', '.join(commands)}")
+    given, unknown = parser.parse_known_args(words or [name])
+    if unknown:
+        flags = [flag for argument in commands.get(name, ()) for flag in argument.flags]
+        near = suggest(unknown[0].partition("=")[0], flags)
+        message = f"`bashrac {name}` takes no {unknown[0]}{near}"
+        raise InputError(f"{message}; see `bashrac {name} --help`")
+    return given
+
+
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser; what it parses has `command`, the name of one, unless none was given."""
+    """The parser of all commands."""
     listed = [
-        "\n".join([f"{group}:", *(f"  {name:<10}{words}" for name, words, _ in commands)])
+        "\n".join([f"{group}:", *(f"  {name:<10}{summary}" for name, summary, _ in commands)])
         for group, commands in _COMMANDS.items()
     ]
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="bashrac",
         usage="bashrac COMMAND ...",
         description="\n\n".join([_ABOUT, *listed]),
-        epilog="`bashrac COMMAND --help` lists the options of a command.",
+        epilog="`bashrac COMMAND --help` lists its options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"bashrac {__version__}")
-    added = parser.add_subparsers(metavar="COMMAND", prog="bashrac", help=argparse.SUPPRESS)
-    for name, words, add in chain(*_COMMANDS.values(), [_STEP]):
-        command = added.add_parser(name, description=f"{words[0].upper()}{words[1:]}.")
-        command.set_defaults(command=name)
-        add(command)
+    parser.add_argument(
+        "--version", action="version", version=f"bashrac {__version__}", help="print the version"
+    )
+    parsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", prog="bashrac", help=argparse.SUPPRESS, required=True
+    )
+    for name, summary, arguments in [*(c for group in _COMMANDS.values() for c in group), _STEP]:
+        command = parsers.add_parser(name, description=f"{summary[0].upper()}{summary[1:]}.")
+        for flags, settings in arguments:
+            command.add_argument(*flags, **settings)
     return parser
-
-
-def _check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="file or shipped name")
-    _add_variant(parser, "only this variant (default: each)")
-    _add_set(parser)
-
-
-def _plan(parser: argparse.ArgumentParser) -> None:
-    _add_recipe(parser)
-    _add_launch(parser)
-    parser.add_argument(
-        "--commands",
-        action="store_true",
-        help="list each step with its folder and command, for scripts",
-    )
-    parser.add_argument(
-        "--estimate", action="store_true",
-        help="also estimate parameters, memory, tokens and hours of each step; loads no weights",
-    )  # fmt: skip
-    parser.add_argument(
-        "--gpu-memory", type=_positive, metavar="GB",
-        help="also estimate, and name the steps that need more than this (exit code 1)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--tokens-per-second", type=_positive, metavar="N",
-        help="also estimate, with hours at this speed instead of that of finished steps",
-    )  # fmt: skip
-    _add_price(parser, "also estimate, and say what the steps still to run will cost")
-
-
-def _run(parser: argparse.ArgumentParser) -> None:
-    _add_recipe(parser)
-    _add_stages(parser, "only this stage (repeatable)")
-    _add_launch(parser)
-    _add_max_judge_calls(parser)
-    _add_verify(parser)
-
-
-def _report(parser: argparse.ArgumentParser) -> None:
-    _add_recipe(parser)
-    parser.add_argument(
-        "--format",
-        choices=("md", "csv", "json", "html"),
-        default="md",
-        help="default: md",
-    )
-    parser.add_argument(
-        "--baseline", metavar="STAGE",
-        help="compare the other stages with this one (default: the recipe's, or its first SFT)",
-    )  # fmt: skip
-    _add_stages(parser, "only this stage, those it starts from, and the baseline (repeatable)")
-    _add_price(parser, "also say what each stage has cost")
-
-
-def _status(parser: argparse.ArgumentParser) -> None:
-    _add_recipe(parser)
-    _add_seed(parser, "only this seed (default: all)")
-
-
-def _logs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "named", metavar="RECIPE[:STAGE]", help="file or shipped name, such as my.yaml or demo:rac"
-    )
-    parser.add_argument(
-        "-f", "--follow", action="store_true", help="go on printing what is written, until Ctrl-C"
-    )
-    parser.add_argument(
-        "-n",
-        "--lines",
-        type=_count,
-        default=40,
-        metavar="N",
-        help="how many to begin with (default: 40)",
-    )
-    _add_seed(parser, "only this seed (default: all)")
-    _add_variant(parser)
-    _add_set(parser)
-    _add_runs(parser)
-
-
-def _evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="MODEL", help="folder of a model, adapter or finished step, or a hub id"
-    )
-    parser.add_argument(
-        "--benchmark", action="append", required=True, metavar="NAME", dest="benchmarks",
-        help="gsm8k, alpaca, tldr, gap or rouge (repeatable)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--data",
-        metavar="SOURCE",
-        help="test rows to use instead of the benchmark's own on the hub",
-    )
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N test rows")
-    parser.add_argument(
-        "--task",
-        choices=("gsm8k", "tldr", "chat"),
-        help="what kind of rows gap and rouge are given, where the rows do not show it",
-    )
-    parser.add_argument(
-        "--judge", metavar="JUDGE", help="openai:MODEL, local:MODEL, or reference (smoke runs)"
-    )
-    parser.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible endpoint")
-    _add_set(parser)
-    _add_runs(parser)
-    _add_launch(parser)
-    _add_max_judge_calls(parser)
-    _add_verify(parser)
-
-
-def _score(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", type=Path, metavar="annotations.json")
-    parser.add_argument(
-        "--reference", type=Path, metavar="FILE",
-        help="model_outputs.json of the baseline: AlpacaEval's instructions in order",
-    )  # fmt: skip
-    parser.add_argument(
-        "--difficulty", type=Path, metavar="CSV", help="how difficult each instruction is"
-    )
-    parser.add_argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv")
-
-
-def _merge(parser: argparse.ArgumentParser) -> None:
-    _add_stage(parser)
-    parser.add_argument("out", metavar="OUT", type=_place, help="a folder that does not exist yet")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"),
-        help="of the written weights (default: that of the base model)",
-    )  # fmt: skip
-
-
-def _recipes(parser: argparse.ArgumentParser) -> None:
-    del parser  # it takes nothing
-
-
-def _copy(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="of a recipe that `bashrac recipes` lists")
-    parser.add_argument("file", metavar="FILE", type=_place, help="must not exist yet")
-
-
-def _clean(parser: argparse.ArgumentParser) -> None:
-    _add_runs(parser)
-    parser.add_argument("--yes", action="store_true", help="remove without asking")
-
-
-def _push(parser: argparse.ArgumentParser) -> None:
-    _add_stage(parser)
-    parser.add_argument("--to", required=True, metavar="USER/NAME", help="repository on the hub")
-    parser.add_argument(
-        "--private", action="store_true", help="create the repository as a private one"
-    )
-    parser.add_argument(
-        "--yes", action="store_true", help="send it (default: only show what would be sent)"
-    )
-
-
-def _step(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("specs", nargs="+", metavar="step.json", type=Path)
 
 
 def _count(text: str) -> int:
@@ -209,7 +95,7 @@ def _positive(text: str) -> float:
     return number
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _command_words(text: str) -> tuple[str, ...]:
     from pipeline.recipe.shipped import find_script
 
     try:
@@ -221,122 +107,154 @@ def _words(text: str) -> tuple[str, ...]:
     return words
 
 
-def _place(text: str) -> Path:
-    from pipeline.errors import InputError
+def _path(text: str) -> Path:
     from pipeline.recipe.shipped import user_path
 
-    try:
-        return user_path(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return user_path(text)
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="file or shipped name")
-    _add_variant(parser)
-    _add_set(parser)
-    _add_runs(parser)
-
-
-def _add_stage(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "named", metavar="RECIPE:STAGE", help="a finished stage, such as my.yaml:rac"
-    )
-    _add_seed(parser, "one of the recipe's seeds (default: its first)")
-    _add_variant(parser)
-    _add_set(parser)
-    _add_runs(parser)
-
-
-def _add_seed(parser: argparse.ArgumentParser, words: str) -> None:
-    parser.add_argument("--seed", type=int, metavar="N", help=words)
-
-
-def _add_variant(
-    parser: argparse.ArgumentParser,
-    words: str = "one of the recipe's variants (default: its first)",
-) -> None:
-    parser.add_argument("--variant", metavar="NAME", help=words)
-
-
-def _add_runs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--runs",
-        type=_place,
-        default=Path("runs"),
-        metavar="DIR",
-        help="folder of results (default: runs)",
-    )
-
-
-def _add_launch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--launch", metavar="NAME|FILE", help="use this accelerate config instead of the recipe's"
-    )
-    parser.add_argument(
-        "--through", metavar="'COMMAND ...'", type=_words, default=(),
-        help="prefix each step's command with this one, such as 'srun --nodes 2 on_node.sh'",
+def _stage(help_text: str) -> _Argument:
+    return _argument(
+        "--stage", action="append", default=[], metavar="STAGE", dest="stages",
+        help=f"{help_text}; repeatable",
     )  # fmt: skip
 
 
-def _add_stages(parser: argparse.ArgumentParser, words: str) -> None:
-    parser.add_argument(
-        "--stage", action="append", default=[], metavar="STAGE", dest="stages", help=words
-    )
+def _price(help_text: str) -> list[_Argument]:
+    return [
+        _argument("--price-per-hour", type=_positive, metavar="X",
+                  help=f"{help_text} at this price for each GPU, or for a machine without one"),
+        _argument("--currency", default="", metavar="WORD", help="of this price, such as EUR"),
+    ]  # fmt: skip
 
 
-def _add_max_judge_calls(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-judge-calls",
-        type=_count,
-        metavar="N",
-        help="refuse to make more judge calls than this",
-    )
+_SET = _argument(
+    "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+    help="override a key, such as data.train.limit=64; repeatable",
+)  # fmt: skip
+_VARIANT = _argument("--variant", metavar="NAME", help="variant of the recipe; default: its first")
+_RUNS = _argument("--runs", type=_path, default=Path("runs"), metavar="DIR",
+                  help="folder of results; default: runs")  # fmt: skip
+_SEED = _argument("--seed", type=int, metavar="N", help="only this seed")
+_RECIPE = [
+    _argument("recipe", metavar="RECIPE", help="a file, or the name of a shipped recipe"),
+    _VARIANT, _SET, _RUNS,
+]  # fmt: skip
+_FINISHED_STAGE = [
+    _argument("named", metavar="RECIPE:STAGE", help="a finished stage, such as my.yaml:rac"),
+    _VARIANT, _SET, _RUNS,
+    _argument("--seed", type=int, metavar="N", help="seed of the recipe; default: its first"),
+]  # fmt: skip
+_LAUNCH = [
+    _argument("--launch", metavar="NAME|FILE", help="an accelerate config, over the recipe's"),
+    _argument("--through", metavar="COMMAND", type=_command_words, default=(),
+              help="start each step with this, such as 'srun --nodes 2 on_node.sh'"),
+]  # fmt: skip
+_RUN = [
+    *_LAUNCH,
+    _argument("--max-judge-calls", type=_count, metavar="N",
+              help="make no more than this many calls to a judge"),
+    _argument("--verify", action="store_true",
+              help="first compare finished weights with their sha256"),
+]  # fmt: skip
 
-
-def _add_price(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument(
-        "--price-per-hour", type=_positive, metavar="X",
-        help=f"price of a GPU, or of a machine without one: {what}",
-    )  # fmt: skip
-    parser.add_argument("--currency", default="", metavar="WORD", help="of that price, such as EUR")
-
-
-def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--verify", action="store_true", help="check finished weights against their sha256 first"
-    )
-
-
-def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="override a key, e.g. --set data.train.limit=64 (repeatable)",
-    )  # fmt: skip
-
-
-# What a person wants -> the commands for it: name, a line about it, what adds its options.
-_COMMANDS = {
+# What a person wants -> the commands for it: name, a line about it, arguments. The lines fit 60
+# columns.
+_COMMANDS: dict[str, list[tuple[str, str, list[_Argument]]]] = {
     "begin": [
-        ("recipes", "list the recipes that come with bashrac", _recipes),
-        ("copy", "write a shipped recipe to a file of your own, to edit", _copy),
-        ("check", "list everything that is wrong with a recipe", _check),
+        ("recipes", "list the recipes that come with bashrac", []),
+        ("copy", "copy one of these recipes to a file, to edit", [
+            _argument("name", metavar="NAME", help="one that `bashrac recipes` lists"),
+            _argument("file", metavar="FILE", type=_path, help="must not exist yet"),
+        ]),
+        ("check", "list every problem in a recipe", [
+            _argument("recipes", nargs="+", metavar="RECIPE",
+                      help="a file, or the name of a shipped recipe"),
+            _argument("--variant", metavar="NAME", help="only this variant of it"),
+            _SET,
+        ]),
     ],
     "run": [
-        ("plan", "list the steps, why each will run, and how long it may take", _plan),
-        ("run", "run every step that is not finished; resumes after a stop", _run),
-        ("evaluate", "run benchmarks on any model, without a recipe", _evaluate),
-        ("clean", "list results that no recipe needs any more, and remove them", _clean),
+        ("plan", "list the steps: done, running, to run and why", [
+            *_RECIPE, *_LAUNCH,
+            _argument("--commands", action="store_true",
+                      help="list each step's folder and command instead, for scripts"),
+            _argument("--estimate", action="store_true",
+                      help="add parameters, memory, tokens and hours; loads no weights"),
+            _argument("--gpu-memory", type=_positive, metavar="GB",
+                      help="add the estimate; exit with 1 where a step needs more"),
+            _argument("--tokens-per-second", type=_positive, metavar="N",
+                      help="add the estimate, with hours at this speed"),
+            *_price("add the estimate, with the cost"),
+        ]),
+        ("run", "run what is not finished; resume after a stop", [
+            *_RECIPE, _stage("run only this stage"), *_RUN,
+        ]),
+        ("evaluate", "run benchmarks on any model, without a recipe", [
+            _argument("model", metavar="MODEL",
+                      help="folder of a model, adapter or finished step, or a hub id"),
+            _argument("--benchmark", action="append", required=True, metavar="NAME",
+                      dest="benchmarks", help="gsm8k, alpaca, tldr, gap or rouge; repeatable"),
+            _argument("--data", metavar="SOURCE",
+                      help="test rows, in place of the benchmark's own from the hub"),
+            _argument("--limit", type=_count, metavar="N", help="only the first N test rows"),
+            _argument("--task", choices=("gsm8k", "tldr", "chat"),
+                      help="kind of rows for gap and rouge, where the rows leave it open"),
+            _argument("--judge", metavar="JUDGE",
+                      help="openai:MODEL, local:MODEL, or reference (for smoke runs)"),
+            _argument("--judge-url", metavar="URL", help="an OpenAI-compatible endpoint"),
+            _SET, _RUNS, *_RUN,
+        ]),
+        ("clean", "remove results that no recipe needs; asks first", [
+            _RUNS, _argument("--yes", action="store_true", help="remove without asking"),
+        ]),
     ],
     "look": [
-        ("status", "show what a run has done, is doing, and has left", _status),
-        ("logs", "print the end of a run's newest log, or of a stage's", _logs),
-        ("report", "print the tables of what is finished", _report),
-        ("score", "compute win rates from AlpacaEval annotation files", _score),
+        ("status", "show what is done, what is running, what is left", [*_RECIPE, _SEED]),
+        ("logs", "print the end of a run's or stage's newest log", [
+            _argument("named", metavar="RECIPE[:STAGE]", help="such as my.yaml or demo:rac"),
+            _VARIANT, _SET, _RUNS, _SEED,
+            _argument("-f", "--follow", action="store_true",
+                      help="keep printing what is added, until Ctrl-C"),
+            _argument("-n", "--lines", type=_count, default=40, metavar="N",
+                      help="how many lines; default: 40"),
+        ]),
+        ("report", "print the tables of what is finished", [
+            *_RECIPE,
+            _argument("--format", choices=("md", "csv", "json", "html"), default="md",
+                      help="default: md"),
+            _argument("--baseline", metavar="STAGE",
+                      help="compare with it; default: the recipe's baseline, or its first SFT"),
+            _stage("only this stage, those it starts from and the baseline"),
+            *_price("add what each stage has cost"),
+        ]),
+        ("score", "compute win rates from AlpacaEval annotations", [
+            _argument("files", nargs="+", type=Path, metavar="ANNOTATIONS",
+                      help="AlpacaEval's annotations.json"),
+            _argument("--reference", type=Path, metavar="FILE",
+                      help="the baseline's model_outputs.json: all instructions, in order"),
+            _argument("--difficulty", type=Path, metavar="CSV",
+                      help="how difficult each instruction is"),
+            _argument("--gamed", type=Path, metavar="CSV", help="AlpacaEval's df_gamed.csv"),
+        ]),
     ],
     "hand over": [
-        ("merge", "write a finished stage as a plain transformers model", _merge),
-        ("push", "show what would be sent to the hub; send it with --yes", _push),
+        ("merge", "write a finished stage as a plain model", [
+            *_FINISHED_STAGE,
+            _argument("out", metavar="OUT", type=_path, help="a folder that does not exist yet"),
+            _argument("--dtype", choices=("float32", "bfloat16", "float16"),
+                      help="of the written weights; default: the base model's"),
+        ]),
+        ("push", "show what goes to the hub; upload it with --yes", [
+            *_FINISHED_STAGE,
+            _argument("--to", required=True, metavar="USER/NAME", help="repository on the hub"),
+            _argument("--private", action="store_true", help="create it as a private one"),
+            _argument("--yes", action="store_true", help="upload; without it nothing is sent"),
+        ]),
     ],
-}
-_STEP = ("step", "run prepared steps (what `run` launches)", _step)
+}  # fmt: skip
+_STEP = (
+    "step",
+    "run prepared steps (what `run` launches)",
+    [_argument("specs", nargs="+", metavar="step.json", type=Path)],
+)

@@ -19,7 +19,7 @@ from pipeline.models.quantize import quantize_problems
 from pipeline.models.trust import pickled_problem
 from pipeline.recipe import shipped, trl_fields
 from pipeline.recipe.registry import method_module, trainer_of
-from pipeline.recipe.schema import Recipe, Source
+from pipeline.recipe.schema import Recipe, Source, StageOptions
 from pipeline.steps.identity import adapter_base
 
 # What lies under runs beside the recipes' folders: see pipeline.steps.spec, eval.judge.step, and
@@ -42,6 +42,11 @@ def cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
         *quantize_problems(recipe),
         *_check_data(recipe),
         *_check_names(recipe, written),
+        *_check_evaluation(recipe),
+        *_check_judge(recipe),
+        *_check_seeds(recipe),
+        *_check_model(recipe),
+        *_check_launch(recipe),
     ]
 
 
@@ -89,47 +94,52 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, Source, str, str | None]]:
 
 
 def _check_passed_through(recipe: Recipe) -> list[Problem]:
-    problems = []
+    """Options of trl and peft; those of a stage stand below it."""
+    problems = [*_check_shared_options(recipe)]
+    blocks = [("lora", "peft.LoraConfig", recipe.lora)]
+    for name, stage in recipe.stages.items():
+        blocks.append((f"stages.{name}.lora", "peft.LoraConfig", stage.lora))
+        if (trainer := trainer_of(stage.method)) is not None:
+            blocks.append((f"stages.{name}.trainer", trainer, stage.trainer))
+    for key, options_class, options in blocks:
+        for name, value in (options or {}).items():
+            if problem := trl_fields.problem_with(options_class, name, value):
+                problems.append(Problem(f"{key}.{name}", problem))
+    for name, stage in recipe.stages.items():
+        problems += _check_half_precision(recipe, name, stage)
+    return list(dict.fromkeys(problems))
+
+
+def _check_shared_options(recipe: Recipe) -> Iterator[Problem]:
+    """Those at the top: right if any stage's trainer has them, as DPO's beta."""
     trainers = {trainer_of(stage.method) for stage in recipe.stages.values()}
     classes = sorted(trainer for trainer in trainers if trainer is not None)
     for name, value in recipe.trainer.items():
-        # A shared option is right if any stage's trainer has it: DPO's beta may stand at the top.
         having = [kind for kind in classes if name in trl_fields.fields_of(kind)] or classes[:1]
         found = [trl_fields.problem_with(options_class, name, value) for options_class in having]
-        wrong = [problem for problem in found if problem]
+        wrong = list(filter(None, found))
         if wrong and len(wrong) < len(found):
             both = " and ".join(having)
             wrong[0] += f"; {both} differ in it: write it below stages.NAME.trainer"
         if wrong:
-            problems.append(Problem(f"trainer.{name}", wrong[0]))
-    blocks = [("lora", "peft.LoraConfig", f"stages.{n}", s) for n, s in recipe.stages.items()]
-    for name, stage in recipe.stages.items():
-        if (trainer := trainer_of(stage.method)) is not None:
-            blocks.append(("trainer", trainer, f"stages.{name}", stage))
-    blocks += [("lora", "peft.LoraConfig", "", recipe)]
-    for block, options_class, prefix, holder in blocks:
-        for name, value in (getattr(holder, block) or {}).items():
-            problem = trl_fields.problem_with(options_class, name, value)
-            if problem:
-                problems.append(Problem(f"{prefix}.{block}.{name}".strip("."), problem))
-    for name, stage in recipe.stages.items():
-        trainer = {} if trainer_of(stage.method) is None else recipe.trainer_for(stage)
-        if trainer and recipe.dtype == "float16" and recipe.lora_for(stage) is None:
-            message = "would keep trained weights in float16 too; write precision: float16 instead"
-            problems.append(Problem("dtype", message))
-        given = {**recipe.trainer, **stage.trainer}
-        if recipe.precision == "float16" and given.get("fp16") is False:
-            message = "is false beside precision: float16; keep one of them"
-            problems.append(Problem("trainer.fp16", message))
-        if trainer.get("bf16") is True and trainer.get("fp16") is True:
-            own = f"stages.{name}." if {"fp16", "bf16"} & stage.trainer.keys() else ""
-            message = "is true beside bf16: true; keep one of them"
-            problems.append(Problem(f"{own}trainer.fp16", message))
-    return list(dict.fromkeys(problems))
+            yield Problem(f"trainer.{name}", wrong[0])
 
 
-def _check_starts(recipe: Recipe, written: list[str]) -> list[Problem]:
-    problems: list[Problem] = []
+def _check_half_precision(recipe: Recipe, name: str, stage: StageOptions) -> Iterator[Problem]:
+    trainer = {} if trainer_of(stage.method) is None else recipe.trainer_for(stage)
+    if trainer and recipe.dtype == "float16" and recipe.lora_for(stage) is None:
+        message = "would keep trained weights in float16 too; write precision: float16 instead"
+        yield Problem("dtype", message)
+    given = {**recipe.trainer, **stage.trainer}
+    if recipe.precision == "float16" and given.get("fp16") is False:
+        yield Problem("trainer.fp16", "is false beside precision: float16; keep one of them")
+    if trainer.get("bf16") is True and trainer.get("fp16") is True:
+        own = f"stages.{name}." if {"fp16", "bf16"} & stage.trainer.keys() else ""
+        yield Problem(f"{own}trainer.fp16", "is true beside bf16: true; keep one of them")
+
+
+def _check_starts(recipe: Recipe, written: list[str]) -> Iterator[Problem]:
+    """What stages start from, and what their methods say of the rest."""
     for name, stage in recipe.stages.items():
         above = written[: written.index(name)]
         if stage.start is not None and stage.start not in above:
@@ -140,21 +150,17 @@ def _check_starts(recipe: Recipe, written: list[str]) -> list[Problem]:
             else:
                 way_out = "; it is the first stage"
             message = f'no stage "{stage.start}" above it{way_out}'
-            problems.append(Problem(f"stages.{name}.from", message))
-        elif stage.start in recipe.stages:
-            parent = recipe.lora_for(recipe.stages[stage.start])
-            ours = recipe.lora_for(stage)
-            if parent is not None and ours != parent and not stage.merge_adapter:
-                what = "all weights" if ours is None else "another adapter"
-                problems.append(
-                    Problem(
-                        f"stages.{name}.lora",
-                        f"trains {what} but starts from {stage.start}, a LoRA adapter: repeat its "
-                        "lora options, or write merge_adapter: true to merge it first",
-                    )
+            yield Problem(f"stages.{name}.from", message)
+        elif stage.start in recipe.stages and not stage.merge_adapter:
+            parent, ours = recipe.lora_for(recipe.stages[stage.start]), recipe.lora_for(stage)
+            if parent is not None and ours != parent:
+                yield Problem(
+                    f"stages.{name}.lora",
+                    f"trains {'all weights' if ours is None else 'another adapter'} but starts "
+                    f"from {stage.start}, a LoRA adapter: repeat its lora options, or write "
+                    "merge_adapter: true to merge it first",
                 )
-        problems += method_module(stage.method).check(name, stage, recipe)
-    return problems
+        yield from method_module(stage.method).check(name, stage, recipe)
 
 
 def _check_data(recipe: Recipe) -> list[Problem]:
@@ -174,19 +180,11 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
     """What is wrong with a source of rows of a task, or of AlpacaEval's own files (None)."""
     place = f"{key}.source"
     if source.file is not None and (source.builtin or source.path):
-        return [
-            Problem(
-                f"{key}.file",
-                "names a file inside a hub repository, which source is not; take it out",
-            )
-        ]
+        message = "names a file inside a hub repository, which source is not; take it out"
+        return [Problem(f"{key}.file", message)]
     if task is None and source.skip:
-        return [
-            Problem(
-                f"{key}.skip",
-                "cannot be used: AlpacaEval's own table is read as a whole; take it out",
-            )
-        ]
+        message = "cannot be used: AlpacaEval's own table is read as a whole; take it out"
+        return [Problem(f"{key}.skip", message)]
     if source.builtin is not None and task in ("alpaca", None):
         return [Problem(place, "must be AlpacaEval's own file, here or on the hub")]
     if source.builtin is not None:
@@ -264,61 +262,66 @@ def _check_judge(recipe: Recipe) -> list[Problem]:
     return problems
 
 
-def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
-    problems = []
+def _check_names(recipe: Recipe, written: list[str]) -> Iterator[Problem]:
+    """Names of the recipe, its stages and benchmarks that stand for nothing."""
     if recipe.name.lower() in SHARED_FOLDERS:
         message = f"{recipe.name!r} is a folder that all recipes share; choose another name"
-        problems.append(Problem("name", message))
+        yield Problem("name", message)
+    for name in recipe.benchmarks:
+        if name not in recipe.evaluate:
+            yield Problem(f"benchmarks.{name}", f"{name} is not in evaluate")
+    if recipe.baseline is not None and recipe.baseline not in written:
+        message = f"no stage {recipe.baseline!r}{suggest(recipe.baseline, written)}"
+        yield Problem("baseline", f"{message}; stages: {', '.join(written)}")
+    for stage, benchmarks in recipe.published.items():
+        if stage not in written:
+            message = f"no stage {stage!r}{suggest(stage, written)}"
+            yield Problem(f"published.{stage}", message)
+            continue
+        for benchmark in benchmarks:
+            if benchmark not in recipe.evaluate:
+                message = f"{benchmark!r} is not in evaluate{suggest(benchmark, recipe.evaluate)}"
+                yield Problem(f"published.{stage}.{benchmark}", message)
+
+
+def _check_evaluation(recipe: Recipe) -> Iterator[Problem]:
     for name in recipe.evaluate:
         if name not in BENCHMARKS:
             hint = suggest(name, list(BENCHMARKS))
             known = ", ".join(BENCHMARKS)
-            problems.append(Problem("evaluate", f"no benchmark {name!r}{hint}; there are {known}"))
+            yield Problem("evaluate", f"no benchmark {name!r}{hint}; there are {known}")
         elif recipe.evaluate.count(name) > 1:
-            problems.append(Problem("evaluate", f"{name} is given twice"))
+            yield Problem("evaluate", f"{name} is given twice")
         elif registry.test_source(recipe, name) is None:
-            problems.append(Problem("data.test", f"{name} needs held-out rows; add data.test"))
+            yield Problem("data.test", f"{name} needs held-out rows; add data.test")
         else:
-            problems += registry.check(recipe, name)
-    for name in recipe.benchmarks:
-        if name not in recipe.evaluate:
-            problems.append(Problem(f"benchmarks.{name}", f"{name} is not in evaluate"))
-    problems += _check_judge(recipe)
-    if recipe.baseline is not None and recipe.baseline not in written:
-        message = f"no stage {recipe.baseline!r}{suggest(recipe.baseline, written)}"
-        problems.append(Problem("baseline", f"{message}; stages: {', '.join(written)}"))
-    for stage in recipe.published:
-        if stage not in written:
-            message = f"no stage {stage!r}{suggest(stage, written)}"
-            problems.append(Problem(f"published.{stage}", message))
-        for benchmark in recipe.published[stage] if stage in written else ():
-            if benchmark not in recipe.evaluate:
-                message = f"{benchmark!r} is not in evaluate{suggest(benchmark, recipe.evaluate)}"
-                problems.append(Problem(f"published.{stage}.{benchmark}", message))
+            yield from registry.check(recipe, name)
+
+
+def _check_seeds(recipe: Recipe) -> Iterator[Problem]:
     if max(recipe.seeds) > _LARGEST_SEED:
-        problems.append(Problem("seeds", f"{max(recipe.seeds)} is over {_LARGEST_SEED}"))
+        yield Problem("seeds", f"{max(recipe.seeds)} is over {_LARGEST_SEED}")
     if len(recipe.seeds) != len(set(recipe.seeds)):
-        problems.append(Problem("seeds", f"{recipe.seeds} holds a seed twice"))
-    model_path = Path(recipe.model).expanduser()
-    if recipe.model.startswith(("./", "../", "/", "~")) and not model_path.is_dir():
-        problems.append(Problem("model", f"there is no folder {recipe.model}"))
-    elif not recipe.pickled_weights and (problem := pickled_problem(model_path)):
-        problems.append(Problem("model", problem))
+        yield Problem("seeds", f"{recipe.seeds} holds a seed twice")
+
+
+def _check_model(recipe: Recipe) -> Iterator[Problem]:
+    path = Path(recipe.model).expanduser()
+    if recipe.model.startswith(("./", "../", "/", "~")) and not path.is_dir():
+        yield Problem("model", f"there is no folder {recipe.model}")
+    elif not recipe.pickled_weights and (problem := pickled_problem(path)):
+        yield Problem("model", problem)
+
+
+def _check_launch(recipe: Recipe) -> Iterator[Problem]:
     try:
-        launch = shipped.read_launch(recipe.launch)
+        processes = shipped.read_launch(recipe.launch).processes
     except InputError as error:
-        problems.append(Problem("launch", str(error)))
-    else:
-        sizes = {"batch_size": recipe.batch_size}
-        sizes |= {
-            f"stages.{name}.batch_size": one.batch_size or 0 for name, one in recipe.stages.items()
-        }
-        problems += [
-            Problem(
-                key,
-                f"{size} is not a multiple of the {launch.processes} processes of {recipe.launch}",
-            )
-            for key, size in sizes.items()
-            if size % launch.processes
-        ]
-    return problems
+        yield Problem("launch", str(error))
+        return
+    sizes = {"batch_size": recipe.batch_size}
+    sizes |= {f"stages.{n}.batch_size": s.batch_size or 0 for n, s in recipe.stages.items()}
+    for key, size in sizes.items():
+        if size % processes:
+            message = f"{size} is not a multiple of the {processes} processes of {recipe.launch}"
+            yield Problem(key, message)

@@ -18,7 +18,15 @@ from typing import Any
 
 from pipeline.errors import InputError, suggest
 from pipeline.extras import missing
-from pipeline.recipe.trl_rules import BASE_CHANGING, LORA_OWNED, OWNED, RANGES, RENAMED, TRACKERS
+from pipeline.recipe.trl_rules import (
+    BASE_CHANGING,
+    GONE,
+    LORA_OWNED,
+    OWNED,
+    RANGES,
+    RENAMED,
+    TRACKERS,
+)
 
 # Each options class with the classes it inherits fields from, nearest first.
 SOURCES = {
@@ -38,6 +46,7 @@ SOURCES = {
         ("peft", "config.py", "PeftConfigMixin"),
     ),
 }
+_MOST_CHOICES = 12  # that a message lists
 # Fields whose values are the members of an enum, whatever text their annotation lets through.
 _ENUMS = {
     "optim": ("transformers", "training_args.py", "OptimizerNames"),
@@ -140,19 +149,30 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
     if name == "init_lora_weights" and str(value).startswith(BASE_CHANGING):
         return f"{value} changes the base or looks at data first, and a base stays as it is here"
     if name not in fields:
-        if name in RENAMED:
-            return f"not a field of {class_label(options_class)}; use {RENAMED[name]}"
-        return f"not a field of {class_label(options_class)}{suggest(name, list(fields))}"
+        way_out = f"; use {RENAMED[name]}" if name in RENAMED else suggest(name, list(fields))
+        if name in GONE:
+            way_out = f"; {GONE[name]}"
+        return f"not a field of {class_label(options_class)}{way_out}"
     annotation = fields[name]
     if annotation is None or _accepts(annotation, value):
         enum = _ENUMS.get(name)  # read where it is asked for: its file is long
         choices = _members(*enum) if enum else _choices(options_class).get(name)
         if choices is None or value is None or value in choices:
             return _out_of_range(name, value)
-        return f"{value!r} is none of {', '.join(choices)}{suggest(str(value), choices)}"
+        return f"{value!r} is none of {_listed(choices, str(value))}"
     if isinstance(value, str) and (hint := number_hint(value, whole=not _accepts(annotation, 0.5))):
         return hint
     return f"{value!r} is {_describe_type(value)}, expected {_readable(annotation)}"
+
+
+def _listed(choices: list[str], given: str) -> str:
+    """Choices as a list: of many those that begin like what was given, or the first."""
+    near = [one for one in choices if one.startswith(given)]
+    if len(choices) <= _MOST_CHOICES:
+        return ", ".join(choices) + suggest(given, choices)
+    shown = (near or choices)[:_MOST_CHOICES]
+    hint = "" if near else suggest(given, choices)
+    return f"{', '.join(shown)} and {len(choices) - len(shown)} others{hint}"
 
 
 def _out_of_range(name: str, value: Any) -> str | None:

@@ -24,7 +24,7 @@ from pipeline.errors import InputError, StepHeldError
 from pipeline.plan.changes import MEMORY, read_identities
 from pipeline.steps import artifact, lock
 from pipeline.steps.spec import STEP_FOLDER, step_folder
-from pipeline.text import format_bytes
+from pipeline.text import format_bytes, format_count
 
 _WHY = """\
 These are results from before an edit, of other --set values, or of a recipe that is gone. To keep
@@ -64,17 +64,17 @@ def clean(runs: Path, *, yes: bool) -> str:
     for one in found:
         print(f"  {one.path.relative_to(steps)}  {format_bytes(one.size)}  {one.words}")
     print(_WHY)
-    total = f"{_counted(found)}, {_total(found)}"
     if not yes and not sys.stdin.isatty():
-        return f"{total}; nothing removed, since there is nobody to ask; --yes removes them"
-    if not yes and not _agreed(f"remove {total}? [y/N] "):
+        return (
+            f"{_summary(found)}; nothing removed, since there is nobody to ask; --yes removes them"
+        )
+    if not yes and not _agreed(f"remove {_summary(found)}? [y/N] "):
         return "nothing removed"
     wanted = {one.path for one in found}
     # A run may have begun while the question stood; what it needs is not listed any more.
     removed = [one for one in find(runs) if one.path in wanted and _remove(one.path, steps)]
-    kept = [one for one in found if one.path not in {gone.path for gone in removed}]
-    words = f"; kept {_counted(kept)}, in use by now" if kept else ""
-    return f"removed {_counted(removed)}, {_total(removed)}{words}"
+    kept = len(found) - len(removed)
+    return f"removed {_summary(removed)}{f'; kept {kept}, in use by now' if kept else ''}"
 
 
 def find(runs: Path) -> list[Leftover]:
@@ -189,16 +189,12 @@ def _size(path: Path) -> int:
     return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
 
 
-def _counted(found: list[Leftover]) -> str:
-    """Return e.g. '3 folders and 1 leftover'."""
+def _summary(found: list[Leftover]) -> str:
+    """Return e.g. '3 folders and 1 leftover, 1.2 MB'."""
     folders = sum(STEP_FOLDER.fullmatch(one.path.name) is not None for one in found)
     counts = ((folders, "folder"), (len(found) - folders, "leftover"))
-    words = [f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count]
-    return " and ".join(words) or "nothing"
-
-
-def _total(found: list[Leftover]) -> str:
-    return format_bytes(sum(one.size for one in found))
+    words = " and ".join(format_count(count, noun) for count, noun in counts if count)
+    return f"{words or 'nothing'}, {format_bytes(sum(one.size for one in found))}"
 
 
 def _agreed(question: str) -> bool:

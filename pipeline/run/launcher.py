@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import InputError
-from pipeline.extras import missing
 from pipeline.hardware.threads import ADAPT, usable_cores
 from pipeline.recipe import shipped
 from pipeline.run.worker import LIFELINE
@@ -34,22 +33,6 @@ CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)
 CPU_WAITING = {"GOMP_SPINCOUNT": "10000"}
 _STOP_SECONDS = 8
 _STOP_SECONDS_THROUGH = 60  # a scheduler hands signals on at its own pace
-
-
-def check_launch(launch: shipped.Launch, through: Sequence[str]) -> None:
-    """Find out now, and not in every process, that a launch cannot work here.
-
-    Raises:
-        InputError: when it needs other machines, or a package that is not there.
-    """
-    if launch.machines > 1 and not through:
-        raise InputError(
-            f"{launch.path} asks for {launch.machines} machines: start steps on all of them with "
-            "--through 'srun --nodes 2 --ntasks-per-node 1 recipes/launch/on_node.sh', or run "
-            "recipes/launch/two_nodes.sh on each (docs/scaling.md)"
-        )
-    if launch.kind.startswith("ZeRO") and (reason := missing("deepspeed")):
-        raise InputError(f"{launch.path} asks for {launch.kind}: {reason}, or use --launch fsdp2")
 
 
 def command(

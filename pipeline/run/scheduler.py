@@ -6,6 +6,8 @@ follows the progress files, and on failure prints the error, the log and the com
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shlex
 import time
@@ -211,7 +213,9 @@ def _run_group(
         (spec.parent / ERROR).unlink(missing_ok=True)
         set_precision_aside(spec.parent)
     logs[0].parent.mkdir(parents=True, exist_ok=True)
-    with logs[0].open("a", encoding="utf-8") as output:
+    with logs[0].open("a+", encoding="utf-8") as output:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(output, fcntl.LOCK_SH)  # `status` sees it before a process holds its step
         output.write(f"\n$ {shlex.join(launcher.command(launch, specs, settings.through))}\n")
         output.flush()
         process = launcher.start(launch, specs, output, settings.through)

@@ -65,6 +65,9 @@ def held_by(directory: Path) -> str | None:
 def _holder(directory: Path) -> str:
     try:
         found = artifact.read_json(directory / HOLDER)
-        return f"process {found['process']} on {found['host']}, since {found['since']}"
-    except (InputError, KeyError, TypeError):
+        since = datetime.fromisoformat(found["since"]).astimezone()  # here, wherever it runs
+        is_today = since.date() == datetime.now(since.tzinfo).date()
+        shown = since.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M")
+        return f"process {found['process']} on {found['host']}, since {shown}"
+    except (InputError, KeyError, TypeError, ValueError):
         return "another process"

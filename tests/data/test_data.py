@@ -7,7 +7,7 @@ from pipeline.data.load import describe_losses, load_examples, load_preferences,
 from pipeline.data.render import Renderer
 from pipeline.errors import InputError
 from pipeline.recipe.schema import Source
-from pipeline.run.status import row_count
+from pipeline.run.upfront import row_count
 from pipeline.steps import identity
 from pipeline.steps.identity import data_identity
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, save_tiny_model
 
+from pipeline.errors import InputError
 from pipeline.estimate import memory
 from pipeline.estimate.memory import Memory, Shape, Weight, optimizer_bytes, shared_out
 from pipeline.recipe.shipped import FSDP2, REPLICATED, zero
@@ -260,13 +261,12 @@ def test_the_command_says_what_does_not_fit_and_what_to_do(
     assert "micro_batch_size 1" in tight.stdout and "--tokens-per-second N" in tight.stdout
 
 
-def test_memory_is_a_number_above_0(capsys):
-    from pipeline.cli.parser import make_parser
+def test_memory_is_a_number_above_0():
+    from pipeline.cli.parser import parse
 
     for wrong in ("-1", "0", "inf", "much"):
-        with pytest.raises(SystemExit):
-            make_parser().parse_args(["plan", "demo", f"--gpu-memory={wrong}"])
-    assert "--gpu-memory" in capsys.readouterr().err
+        with pytest.raises(InputError, match=f"--gpu-memory: '{wrong}' is not a number above 0"):
+            parse(["plan", "demo", f"--gpu-memory={wrong}"])
 
 
 @pytest.mark.slow

@@ -15,12 +15,12 @@ from pipeline.plan import changes
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.recipe.shipped import read_launch
-from pipeline.run.status import explain
+from pipeline.run.plan_text import explain
 from pipeline.run.worker import execute
 from pipeline.steps import artifact, identity
 from pipeline.steps.context import StepContext, write_spec
 
-OVERLAP = {"sft: training rows in gsm8k"}
+OVERLAP = {"sft: overlap with gsm8k"}
 EVALUATION = ("answers for gsm8k", "grade gsm8k")
 STEPS = {
     "sft": ("train", *EVALUATION),

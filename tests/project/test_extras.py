@@ -13,7 +13,7 @@ from conftest import ROOT
 from pipeline.errors import InputError
 from pipeline.extras import EXTRAS, missing
 from pipeline.recipe.shipped import read_launch
-from pipeline.run.launcher import check_launch
+from pipeline.run.upfront import check_launch
 
 WITHOUT = """
 import sys

@@ -13,7 +13,7 @@ from pipeline.plan import changes
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.recipe.shipped import read_launch
-from pipeline.run.status import explain
+from pipeline.run.plan_text import explain
 from pipeline.steps import identity
 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
@@ -53,7 +53,7 @@ def states(plan_text):
 
 DONE = dict.fromkeys(
     (
-        "base: training rows in gsm8k", "base: answers for gsm8k", "base: grade gsm8k",
+        "base: overlap with gsm8k", "base: answers for gsm8k", "base: grade gsm8k",
         "sft: train", "sft: answers for gsm8k", "sft: grade gsm8k",
     ),
     "done",
@@ -84,7 +84,7 @@ def test_when_a_data_set_moves_its_steps_run_again_and_no_others(hub, ask, injec
     changed = "to run: changed since the last run: "
     moved = f"{changed}its input train is different: hub commit {first[:8]} -> {second[:8]}"
     assert states(ask("plan", "--commands")) == DONE | {
-        "base: training rows in gsm8k": moved,
+        "base: overlap with gsm8k": moved,
         "sft: train": moved,
         "sft: answers for gsm8k": f"{changed}its input base (sft: train) will be made again",
         "sft: grade gsm8k": f"{changed}its input answers (sft: answers for gsm8k) "
@@ -93,7 +93,7 @@ def test_when_a_data_set_moves_its_steps_run_again_and_no_others(hub, ask, injec
     assert "not finished" in ask("report"), "numbers of the earlier rows are not this recipe's"
     ran = [line.removesuffix(": started") for line in ask("run").splitlines() if "started" in line]
     assert ran == [
-        "base, training rows in gsm8k",
+        "base, overlap with gsm8k",
         "sft, train",
         "sft, answers for gsm8k",
         "sft, grade gsm8k",
@@ -139,7 +139,7 @@ def test_when_a_model_moves_the_steps_that_read_it_say_so(hub, plan_here, tmp_pa
         "base: answers for gsm8k",
         "sft: train",
     ]
-    assert now["base: training rows in gsm8k"] == "to run: not finished yet", "it reads no model"
+    assert now["base: overlap with gsm8k"] == "to run: not finished yet", "it reads no model"
     pinned = plan_here(f"revision={first}")
     assert [s.fingerprint for s in pinned.steps] == [s.fingerprint for s in plan.steps]
 

@@ -259,6 +259,25 @@ def test_a_misspelt_key_hides_no_other_problem(recipe_dict, write_recipe):
     assert found.keys() == {"sedes", "data.train.source", "stages.bash.trainer.learning_rte"}
 
 
+def test_a_wrong_value_at_the_top_hides_no_other_problem(recipe_dict, write_recipe):
+    """All else is looked at as though the recipe did not have that key."""
+    recipe_dict |= {"seeds": 3, "batch_size": "4", "judge": "opena"}
+    recipe_dict["data"]["train"] = {"source": "nothere.jsonl"}
+    recipe_dict["stages"]["bash"] |= {"from": "sfft", "round": 2}
+    recipe_dict["evaluate"] = ["gsm8k", "tldr"]
+    assert set(problems_of(write_recipe(recipe_dict))) == {
+        "seeds", "batch_size", "judge", "data.train.source", "stages.bash.from", "stages.bash.round",
+    }  # fmt: skip
+
+
+def test_a_wrong_value_at_the_top_makes_no_problem_that_it_is_the_cause_of(
+    recipe_dict, write_recipe
+):
+    recipe_dict |= {"evaluate": "gsm8k", "benchmarks": {"gsm8k": {"shots": None}}, "lora": 3}
+    recipe_dict |= {"quantize": "nf4", "dta": recipe_dict.pop("data")}
+    assert set(problems_of(write_recipe(recipe_dict))) == {"evaluate", "lora", "dta"}
+
+
 def test_a_skip_that_leaves_nothing_is_found_before_anything_runs(recipe_dict, write_recipe):
     recipe_dict["data"] |= {
         "train": {"source": "builtin:maths", "skip": 4000},

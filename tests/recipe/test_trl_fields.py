@@ -2,11 +2,12 @@
 
 import dataclasses
 import importlib
+import re
 
 import pytest
 
 from pipeline.recipe.trl_fields import SOURCES, fields_of, problem_with
-from pipeline.recipe.trl_rules import LORA_OWNED, OWNED, RANGES, RENAMED
+from pipeline.recipe.trl_rules import GONE, LORA_OWNED, OWNED, RANGES, RENAMED
 
 
 @pytest.mark.parametrize("options_class", SOURCES)
@@ -30,11 +31,20 @@ def test_every_simple_default_passes_its_own_type_check(options_class):
 
 
 def test_renamed_options_are_really_gone_and_none_is_also_owned():
-    for name in RENAMED:
-        if name == "processing_class":
-            continue
+    for name in (RENAMED | GONE).keys() - {"processing_class"}:
         assert name not in fields_of("trl.SFTConfig"), name
         assert name not in OWNED
+
+
+def test_an_option_that_is_gone_is_not_to_be_replaced_by_nothing():
+    words = problem_with("trl.DPOConfig", "reference_free", True)
+    assert words.endswith("; it is gone from trl")
+
+
+def test_of_many_choices_those_are_listed_that_begin_like_what_was_given():
+    words = problem_with("trl.SFTConfig", "optim", "adamw")
+    assert words.startswith("'adamw' is none of adamw_torch, ") and "sgd" not in words
+    assert re.search(r"and \d+ others$", words)
 
 
 def test_owned_options_exist_so_that_refusing_them_matters():

@@ -1,5 +1,6 @@
 """`bashrac plan` and `bashrac status`, on folders as runs leave them and on a run that goes on."""
 
+import fcntl
 import os
 import re
 
@@ -10,8 +11,8 @@ from pipeline.plan import changes
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.recipe.shipped import read_launch
-from pipeline.run.status import explain
-from pipeline.run.watch import status
+from pipeline.run.plan_text import explain
+from pipeline.run.status import status
 from pipeline.steps import artifact, lock
 from pipeline.steps.context import write_spec
 
@@ -53,23 +54,23 @@ def told(plan, runs, **options):
 def test_a_plan_is_a_tree_of_stages_below_those_they_start_from(plan_of, runs):
     assert tree(plan_of(), runs) == [
         "sft",
-        "  training rows in gsm8k  to run  new",
-        "  train                   to run  new",
-        "  answers for gsm8k       to run  new",
-        "  grade gsm8k             to run  new",
+        "  overlap with gsm8k     to run  new",
+        "  train                  to run  new",
+        "  answers for gsm8k      to run  new",
+        "  grade gsm8k            to run  new",
         "  bash, from sft",
-        "    contexts              to run  new",
-        "    train                 to run  new",
-        "    answers for gsm8k     to run  new",
-        "    grade gsm8k           to run  new",
+        "    contexts             to run  new",
+        "    train                to run  new",
+        "    answers for gsm8k    to run  new",
+        "    grade gsm8k          to run  new",
         "    bash-dpo, from bash",
-        "      train               to run  new",
-        "      answers for gsm8k   to run  new",
-        "      grade gsm8k         to run  new",
+        "      train              to run  new",
+        "      answers for gsm8k  to run  new",
+        "      grade gsm8k        to run  new",
         "  sft-dpo, from sft",
-        "    train                 to run  new",
-        "    answers for gsm8k     to run  new",
-        "    grade gsm8k           to run  new",
+        "    train                to run  new",
+        "    answers for gsm8k    to run  new",
+        "    grade gsm8k          to run  new",
         "",
         "precision: float32",
         "14 steps: 0 done, 14 to run",
@@ -84,10 +85,10 @@ def test_finished_steps_tell_how_long_others_of_their_kind_will_take(plan_of, ru
         if step.stage in ("sft", "sft-dpo"):
             finish(step, runs, 60.0 if step.kind == "train" else 5.0)
     now = "\n".join(tree(plan, runs))
-    assert "  sft-dpo, from sft\n    train                 done     1 min 00 s\n" in now
-    assert "      train               to run  ~1 min 00 s  not finished yet\n" in now
-    assert "    contexts              to run               not finished yet\n" in now
-    assert "    train                 to run               not finished yet\n" in now
+    assert "  sft-dpo, from sft\n    train                done     1 min 00 s\n" in now
+    assert "      train              to run  ~1 min 00 s  not finished yet\n" in now
+    assert "    contexts             to run               not finished yet\n" in now
+    assert "    train                to run               not finished yet\n" in now
     assert now.endswith("14 steps: 7 done, 7 to run, about 1 min 20 s for 5 of them")
     longer = "\n".join(tree(plan_of("trainer.max_steps=900"), runs))
     assert "~1 min 00 s" not in longer, "other amounts take another time"
@@ -103,7 +104,7 @@ def test_steps_on_a_gpu_tell_nothing_of_a_cpu(plan_of, runs):
 def test_seeds_of_which_the_same_is_to_be_said_share_a_line(plan_of, runs):
     plan = plan_of("seeds=[0, 1, 2]")
     lines = tree(plan, runs)
-    assert "  training rows in gsm8k (seed 0)  to run  new" in lines
+    assert "  overlap with gsm8k (seed 0)      to run  new" in lines
     assert "    contexts (3 seeds)             to run  new" in lines
     for step in plan.steps:
         if step.stage == "sft" and step.seed == 1:
@@ -118,9 +119,9 @@ def test_a_shared_step_is_listed_once_and_named_where_it_is_used(recipe_dict, pl
     lines = tree(plan_of(), runs)
     at = lines.index("b")
     assert lines[at + 1 : at + 4] == [
-        "  train                   shared  listed under a",
-        "  answers for gsm8k       shared  listed under a",
-        "  grade gsm8k             shared  listed under a",
+        "  train               shared  listed under a",
+        "  answers for gsm8k   shared  listed under a",
+        "  grade gsm8k         shared  listed under a",
     ]
     assert lines[-1] == "4 steps: 0 done, 4 to run"
 
@@ -134,11 +135,11 @@ def test_reasons_follow_the_edit_and_wrap_at_the_width_of_a_terminal(plan_of, ru
     lines = "\n".join(tree(edited, runs))
     assert "~5 s  changed since the last run: beta 0.2 -> 0.3; top_k 0 -> 5\n" in lines
     assert (
-        "    train                 to run  ~5 s  changed since the last run: lambda 1.0 -> 0.5\n"
+        "    train                to run  ~5 s  changed since the last run: lambda 1.0 -> 0.5\n"
         in lines
     )
-    assert "    answers for gsm8k     to run  ~5 s  follows from train\n" in lines
-    assert "      train               to run  ~5 s  follows from bash: train\n" in lines
+    assert "    answers for gsm8k    to run  ~5 s  follows from train\n" in lines
+    assert "      train              to run  ~5 s  follows from bash: train\n" in lines
     narrow = tree(edited, runs, width=60)
     assert max(map(len, narrow)) <= 60
     assert " ".join(" ".join(narrow).split()) == " ".join(lines.split())
@@ -161,6 +162,36 @@ def test_commands_are_listed_with_the_folder_of_each_step(bashrac, recipe_dict, 
             f"accelerate launch --config_file {config} -m pipeline step {folder}/step.json"
         )
     assert not bashrac("plan", path).stdout.count("accelerate launch")
+
+
+def test_a_narrow_terminal_has_reasons_below_the_steps(plan_of, runs):
+    plan = plan_of()
+    changes.remember(plan, runs)
+    lines = tree(plan_of("stages.bash.beta=0.3"), runs, width=45)
+    at = lines.index("    contexts             to run")
+    assert lines[at + 1 : at + 3] == [
+        "      changed since the last run: beta 0.2 ->", "      0.3",
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 45
+
+
+def test_a_step_that_another_shell_runs_is_not_said_to_have_been_stopped(plan_of, runs):
+    """It has left rows and progress, as a stopped one has; its lock tells them apart."""
+    plan = plan_of()
+    step = plan.steps[4]
+    folder = write_spec(step, runs, processes=1, use_cpu=True).parent
+    artifact.write_json(folder / artifact.PROGRESS, {"done": 3, "total": 6, "left": 70.0})
+    (folder / "shards").mkdir()
+    (folder / "shards" / "0.jsonl").write_text("")
+    with lock.held(folder):
+        lines = tree(plan, runs)
+        listed = tree(plan, runs, commands=True)
+    by = f"by process {os.getpid()} on "
+    assert any(line.startswith(f"    contexts             running  ~1 min 10 s  {by}")
+               for line in lines)  # fmt: skip
+    assert f"  5  bash: contexts - running: {by}" in "\n".join(listed)
+    assert lines[-1].startswith("14 steps: 0 done, 1 running, 13 to run, about 1 min 10 s")
+    assert "it was stopped midway and resumes from there" in "\n".join(tree(plan, runs))
 
 
 # --- bashrac status -----------------------------------------------------------------------------
@@ -194,10 +225,29 @@ def test_a_running_step_is_shown_with_progress_holder_and_what_is_left(plan_of, 
     assert running == (
         "running  bash, contexts: 24 of 48 rows, 1 min 05 s so far, about 1 min 10 s left"
     )
-    assert by.startswith(f"         by process {os.getpid()} on ") and ", since 20" in by
+    assert re.fullmatch(rf" {{9}}by process {os.getpid()} on \S+, since \d\d:\d\d", by)
     assert left == "left     10 steps, about 1 min 40 s for 7 of them"
     assert logs == f"log      {log}; `bashrac logs tiny.yaml` prints its end"
     assert report.startswith("report   none yet")
+
+
+def test_a_run_whose_process_has_not_reached_its_step_is_starting(plan_of, runs):
+    """It holds its log, as `run` does from before its process imports torch."""
+    plan = plan_of()
+    log = runs / "tiny" / "logs" / "sft-seed0.log"
+    log.parent.mkdir(parents=True)
+    with log.open("a+") as output:
+        fcntl.flock(output, fcntl.LOCK_SH)
+        line = told(plan, runs).splitlines()[1]
+        assert line == "running  a run is starting: its process is importing torch and TRL"
+    assert told(plan, runs).splitlines()[1].startswith("running  nothing; ")
+
+
+def test_it_wraps_at_the_width_of_a_terminal(plan_of, runs):
+    assert told(plan_of(), runs, width=60).splitlines()[-2:] == [
+        "report   none yet; `bashrac report tiny.yaml` prints one of",
+        "         what is finished",
+    ]
 
 
 def test_stopped_and_failed_steps_are_told_apart(plan_of, runs):
@@ -208,7 +258,7 @@ def test_stopped_and_failed_steps_are_told_apart(plan_of, runs):
     artifact.write_json(stopped / artifact.PROGRESS, progress)
     artifact.write_json(failed / artifact.ERROR, {"message": "out of \x1b[31mmemory"})
     lines = told(plan, runs).splitlines()
-    assert "stopped  sft, training rows in gsm8k: 3 of 12 rows" in lines
+    assert "stopped  sft, overlap with gsm8k: 3 of 12 rows" in lines
     assert "failed   sft, train: out of \\x1b[31mmemory" in lines
     assert "running  nothing; `bashrac run tiny.yaml` runs the rest" in lines
 
