@@ -242,7 +242,8 @@ def _decode(inner: Any, given: WritingPass) -> int:
     logits = inner.get_output_embeddings()(hidden[:1, :1].expand(1, scored, -1))[0]
     if given.sampled:
         keys = torch.zeros(scored, dtype=torch.long)
-        Sampling(0, 1.0, excluded_ids=(0,)).sample(logits, keys)
+        # Not `sample`, which also looks at the values: fake tensors have none.
+        Sampling(0, 1.0, excluded_ids=(0,)).noisy(logits, keys).argmax(dim=-1)
     return sum(2 * layer.keys.nbytes for layer in layers if layer.keys is not None)
 
 

@@ -180,6 +180,21 @@ def test_more_rows_or_longer_ones_need_more_and_checkpoints_less(tiny_model):
     assert peak(rows=2, length=64, on_gpu=True) < least
 
 
+def test_every_step_that_loads_a_model_has_an_estimate(recipe_dict, write_recipe):
+    """Sampled rows too: checking a sample for NaN reads a value, which a fake tensor has not."""
+    recipe_dict["stages"] = {
+        "sft": {"method": "sft"},
+        "bash": {"method": "bash", "from": "sft"},
+        "rac": {"method": "rac", "from": "sft"},
+        "dpo": {"method": "dpo"},
+    }
+    recipe_dict |= {"evaluate": ["gsm8k", "gap"]}
+    found = estimates_of(write_recipe(recipe_dict), Path("none"))
+    computing = {name: one for name, one in found.items() if "dtype" in one.step.options}
+    assert len(computing) >= 12
+    assert {name: one.unknown for name, one in computing.items() if one.memory is None} == {}
+
+
 def test_tokens_are_those_that_finished_steps_count(recipe_dict, write_recipe, run_steps_here):
     recipe_dict["stages"] = {
         "sft": {"method": "sft"},
