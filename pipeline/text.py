@@ -1,4 +1,4 @@
-"""Times and sizes as people read them."""
+"""Durations and sizes, formatted for people."""
 
 from __future__ import annotations
 
