@@ -1,4 +1,4 @@
-"""Packages that few recipes need: whether they are here, and the extra that brings them."""
+"""Optional packages: whether they are installed, and the extra that installs them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ EXTRAS = {
 
 
 def missing(package: str) -> str | None:
-    """Return what to say where an optional package is not installed, None where it is."""
+    """Return a sentence if an optional package is not installed, or None."""
     try:
         spec = find_spec(package)
-    except ValueError:  # a module in its place that came from nowhere
+    except ValueError:  # a module of that name without a spec
         spec = None
-    # A folder of that name in the working directory is no package; wandb leaves one.
+    # A mere folder of that name has a spec without an origin; wandb leaves one where it runs.
     if spec is not None and spec.origin is not None:
         return None
     extra = EXTRAS[package]
@@ -30,10 +30,10 @@ def missing(package: str) -> str | None:
 
 
 def require(package: str, purpose: str) -> None:
-    """See that an optional package is installed.
+    """Check that an optional package is installed.
 
     Raises:
-        InputError: when it is not; it says what for, and how to get it.
+        InputError: when it is not; it says what needs it, and how to install it.
     """
     if reason := missing(package):
         raise InputError(f"{purpose}: {reason}")

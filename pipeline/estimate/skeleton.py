@@ -1,4 +1,8 @@
-"""Models without weights: built from a config, on tensors that hold nothing."""
+"""Models without weights, built from a config on the meta device.
+
+To be traced they get torch's fake tensors, which have a shape, a dtype and a lifetime, but no
+memory. (They are not built of them: peft cannot convert fake weights.)
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,13 @@ import torch
 
 from pipeline.decoding.batching import without_adapter
 from pipeline.errors import InputError
-from pipeline.estimate.memory import Shape, Weight, four_bit_bytes
+from pipeline.estimate.memory import Shape, four_bit_bytes
+from pipeline.models.load import UNTRUSTED
 from pipeline.models.trust import Trust
 
 
 class _FourBitProduct(torch.autograd.Function):
-    """As bitsandbytes does it: the weight is unpacked for each product, the input is not kept."""
+    """As in bitsandbytes: the weight is unpacked for each product, and no input is saved."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, columns: int) -> torch.Tensor:
@@ -39,47 +44,39 @@ class FourBitLinear(torch.nn.Linear):
         self.compute = compute
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:  # pyright: ignore
-        """Multiply in the dtype of computing, and give back that of the input."""
-        found: Any = _FourBitProduct.apply(inputs.to(self.compute), self.out_features)
-        found = found if self.bias is None else found + self.bias.to(self.compute)
-        return found.to(inputs.dtype)
+        """Multiply in the compute dtype, and return that of the input."""
+        product: Any = _FourBitProduct.apply(inputs.to(self.compute), self.out_features)
+        if self.bias is not None:
+            product = product + self.bias.to(self.compute)
+        return product.to(inputs.dtype)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Skeleton:
-    """A model without weights, on the meta device.
+    """A model without weights.
 
     Attributes:
         model: of transformers, or of peft.
-        total: numbers of the model itself, tied ones once, an adapter left out.
-        largest_block: numbers of its largest layer.
-        outside: numbers in no layer.
+        shape: its numbers of weights.
     """
 
     model: Any
-    total: int
-    largest_block: int
-    outside: int
+    shape: Shape
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all it holds."""
-        return sum(one.numel() * one.element_size() for one in self.model.parameters())
+        """Bytes of all its weights."""
+        return sum(one.nbytes for one in self.model.parameters())
 
     @property
-    def trained(self) -> list[Weight]:
+    def trained(self) -> list[torch.Tensor]:
         """The weights that are trained, tied ones once."""
-        embedding = without_adapter(self.model).get_input_embeddings().weight
-        return [
-            Weight(tuple(one.shape), str(one.dtype).removeprefix("torch."), one is embedding)
-            for one in self.model.parameters()
-            if one.requires_grad
-        ]
+        return [one for one in self.model.parameters() if one.requires_grad]
 
-    def shape(self, *, pass_bytes: int) -> Shape:
-        """What sharing it out depends on."""
-        trained = sum(one.count for one in self.trained)
-        return Shape(trained, self.total, self.largest_block, self.outside, pass_bytes)
+    @property
+    def embedding(self) -> torch.Tensor:
+        """The weights of its input embeddings."""
+        return without_adapter(self.model).get_input_embeddings().weight
 
 
 def build(
@@ -89,13 +86,13 @@ def build(
     lora: dict[str, Any] | None = None,
     trains: bool = True,
     quantize: str | None = None,
-    trust: Trust = Trust(),  # noqa: B008 - it is frozen
+    trust: Trust = UNTRUSTED,
 ) -> Skeleton:
     """Build a model from its config, without weights.
 
     Args:
         config: of transformers.
-        dtype: of its weights, as words: 'float32' and so on.
+        dtype: of its weights: 'float32' and so on.
         lora: options of `peft.LoraConfig`; None for the model alone.
         trains: whether it is trained: an adapter is then kept in float32.
         quantize: 'nf4' for linear layers in 4 bits.
@@ -106,34 +103,38 @@ def build(
     """
     from transformers import AutoModelForCausalLM
 
-    kind = getattr(torch, dtype)
+    torch_dtype = getattr(torch, dtype)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                config, dtype=kind, trust_remote_code=trust.code
+                config, dtype=torch_dtype, trust_remote_code=trust.code
             )
     except ValueError as error:
-        said = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"no model can be built from the config of {config.model_type}: {said}"
+            f"transformers cannot build a causal language model of type {config.model_type}: "
+            f"{reason}"
         ) from error
     model.requires_grad_(trains and lora is None)
     total = sum(one.numel() for one in model.parameters())
     blocks = _block_sizes(model)
     if quantize is not None:
-        _quantize(model, kind)
+        _quantize(model, torch_dtype)
     if lora is not None:
         from peft import LoraConfig, get_peft_model
 
         adapter = LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # training says what there is to say
+            warnings.simplefilter("ignore")  # training itself will warn
+            # Not under torch.device("meta"), where peft leaves an adapter in float32.
             model = get_peft_model(model, adapter, autocast_adapter_dtype=trains)
-    return Skeleton(model, total, max(blocks, default=total), total - sum(blocks))
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    shape = Shape(trained, total, max(blocks, default=total), total - sum(blocks))
+    return Skeleton(model, shape)
 
 
 def _block_sizes(model: torch.nn.Module) -> list[int]:
-    """Numbers of each layer: of the list of modules that holds most."""
+    """How many weights each layer has; the layers are the list of modules with most of them."""
     lists = [
         [sum(one.numel() for one in block.parameters()) for block in module]
         for module in model.modules()
@@ -143,20 +144,20 @@ def _block_sizes(model: torch.nn.Module) -> list[int]:
 
 
 def _quantize(model: Any, compute: torch.dtype) -> None:
-    """Put 4-bit layers in the place of linear ones, but for the output layer."""
-    spared = model.get_output_embeddings()
+    """Replace linear layers by 4-bit ones, except the output layer."""
+    output = model.get_output_embeddings()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is torch.nn.Linear and child is not spared:
+            if type(child) is torch.nn.Linear and child is not output:
                 setattr(module, name, FourBitLinear(child, compute))
 
 
 def make_fake(model: torch.nn.Module) -> None:
-    """Give a model on the meta device fake tensors of a CPU; tied ones stay tied."""
-    made: dict[torch.Tensor, Any] = {}  # tensors are told apart by identity
+    """Replace a meta model's tensors by fake ones on a CPU; tied ones stay tied."""
+    made: dict[torch.Tensor, Any] = {}  # keyed by identity, which is how tensors hash
     for module in model.modules():
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
                 if tensor is None:
                     continue
                 if tensor not in made:
@@ -164,4 +165,4 @@ def make_fake(model: torch.nn.Module) -> None:
                     if isinstance(tensor, torch.nn.Parameter):
                         fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
                     made[tensor] = fake
-                store[name] = made[tensor]
+                tensors[name] = made[tensor]

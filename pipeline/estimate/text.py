@@ -1,27 +1,26 @@
-"""Shows what the steps of a plan will take, as a table for people."""
+"""Prints what the steps of a plan will take: tables of steps and memory, and notes."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipeline.estimate.memory import Memory, known_optimizer
+from pipeline.estimate.estimate import estimate
+from pipeline.estimate.memory import is_known_optimizer
+from pipeline.estimate.step import Estimate
+from pipeline.estimate.tokens import WRITING
 from pipeline.plan.plan import Plan
 from pipeline.recipe.shipped import Launch
 from pipeline.text import format_duration
 
-if TYPE_CHECKING:
-    from pipeline.estimate.estimate import Estimate
-
 GB = 1e9
-# What a process with torch, transformers and TRL holds beside any model, on a CPU.
-LIBRARIES = 0.6e9
-# Kinds of steps that have any tokens.
-_TOKENS = ("train", "answers", "contexts", "corrections", "gap-contexts", "gap-losses")
+# What a process with torch, transformers and TRL holds besides any model, on a CPU.
+_LIBRARIES = 0.6e9
+# Kinds of steps that take memory or time; the others compare, pair or grade rows.
+_SHOWN = ("train", "merge", *WRITING)
 _PARTS = ("weights", "gradients", "optimizer", "reference", "cache", "passes")
 
 
@@ -36,79 +35,48 @@ def estimate_plan(
 ) -> tuple[str, bool]:
     """Return what the steps of a plan will take, as text, and whether all fit.
 
+    The text is a table of steps, one of what their memory consists of, and notes.
+
     Args:
         plan: the plan.
         runs: the folder of all results.
-        launch: on what it shall run.
+        launch: what it will run on.
         gpu_memory: what a process may hold, in GB; None where nobody asked.
-        speed: tokens a second of all processes; None for what finished steps measured.
+        speed: tokens per second of all processes; None for what finished steps measured.
         price_per_hour: of one GPU, or of the machine where there is none, and its currency.
     """
-    # Without a GPU it warns of a slow kernel as it is imported, and nothing here runs any.
+    # Imported on a machine without a GPU, it warns of a slow kernel; none is used here.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    from pipeline.estimate.estimate import estimate
-
     limit = math.inf if gpu_memory is None else gpu_memory * GB
-    found = estimate(plan, runs, launch, tokens_per_second=speed, limit=limit)
-    shown_limit = None if gpu_memory is None else limit
-    text = estimate_text(found, plan, launch, limit=shown_limit, price_per_hour=price_per_hour)
-    return text, not misfits(found, limit)
-
-
-def estimate_text(
-    estimates: Sequence[Estimate],
-    plan: Plan,
-    launch: Launch,
-    *,
-    limit: float | None,
-    price_per_hour: tuple[float, str] | None = None,
-) -> str:
-    """Return tables of what steps take and of what their memory is made of, then what to know.
-
-    Args:
-        estimates: of the plan's steps.
-        plan: the plan.
-        launch: on what it shall run.
-        limit: bytes that a process may hold, or None where nobody asked.
-        price_per_hour: of one GPU, or of the machine where there is none, and its currency.
-    """
-    shown = [one for one in estimates if one.step.kind in (*_TOKENS, "merge")]
-    places = {step.fingerprint: number for number, step in enumerate(plan.steps, start=1)}
-    rows = [_row(places[one.step.fingerprint], one, limit) for one in shown]
-    fits = [] if limit is None else ["fits"]
-    lines = [*_head(shown, plan, launch), ""]
-    lines += _table(
-        ["#", "step", "trains", "memory", *fits, "tokens", "time"], rows, right=(0, 2, 3)
-    )
-    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for one in shown:
-        if one.memory:
-            alike[_format_part(one.memory)].append(places[one.step.fingerprint])
-    if alike:
-        parts = [[*words, ", ".join(map(str, numbers))] for words, numbers in alike.items()]
-        lines += ["", "What that memory is made of, in GB:"]
-        lines += _table([*_PARTS, "in steps"], parts, right=range(6))
-    return "\n".join(
-        [*lines, "", *_notes(estimates, shown, launch, price_per_hour), *_verdict(shown, limit)]
-    )
-
-
-def misfits(estimates: Sequence[Estimate], limit: float) -> list[Estimate]:
-    """The steps that still have to run and need more memory than there is."""
-    return [one for one in estimates if not one.done and (one.bytes or 0) > limit]
+    estimates = estimate(plan, runs, launch, tokens_per_second=speed, limit=limit)
+    shown = [one for one in estimates if one.step.kind in _SHOWN]
+    numbers = {step.fingerprint: number for number, step in enumerate(plan.steps, start=1)}
+    hidden = sum(one.times for one in estimates) - sum(one.times for one in shown)
+    lines = [
+        *_head(shown, plan, launch),
+        "",
+        *_step_table(shown, numbers, limit),
+        *_memory_table(shown, numbers),
+        "",
+        *_notes(shown, hidden, launch),
+        *_time_notes(shown, launch, price_per_hour),
+        *_verdict(shown, limit),
+    ]
+    return "\n".join(lines), not _misfits(shown, limit)
 
 
 def _head(shown: Sequence[Estimate], plan: Plan, launch: Launch) -> list[str]:
     total = next((one.total for one in shown if one.total), 0)
     size = f": {total:,} parameters" if total else ""
-    device = "on the CPU" if launch.use_cpu else "each with a GPU of its own"
     if launch.processes == 1:
-        device = "on the CPU" if launch.use_cpu else "on a GPU"
-    several = "es" if launch.processes > 1 else ""
+        processes = f"1 process on {'the CPU' if launch.use_cpu else 'a GPU'}"
+    else:
+        device = "on the CPU" if launch.use_cpu else "with a GPU each"
+        processes = f"{launch.processes} processes {device}"
     return [
         f"model   {plan.recipe.model}{size}",
-        f"launch  {launch.path.stem}: {launch.processes} process{several} {device}; memory is that "
-        "of one process, 1 GB = 10^9 bytes",
+        f"launch  {launch.path.stem}: {processes}; memory is that of one process, in GB of 10^9 "
+        "bytes",
         *_precision_lines(shown),
     ]
 
@@ -125,20 +93,42 @@ def _precision_lines(shown: Sequence[Estimate]) -> list[str]:
     return [f"precision  {precision}" for precision in set(words.values())]
 
 
-def _row(number: int, one: Estimate, limit: float | None) -> list[str]:
-    times = f" (x {one.times} seeds)" if one.times > 1 else ""
-    memory = "" if one.bytes is None else f"{_gb(one.bytes)} GB"
-    time = format_duration(one.seconds) if one.seconds else ""
-    fits = [] if limit is None else [_fits(one, limit)]
-    return [
-        str(number),
-        f"{one.step.stage}: {one.step.title}{times}",
-        _count(one.trained) if one.trained else "",
-        "?" if one.unknown else memory,
-        *fits,
-        _tokens(one),
-        f"took {time}" if one.done and time else time,
-    ]
+def _step_table(
+    shown: Sequence[Estimate], numbers: Mapping[str, int], limit: float
+) -> Iterator[str]:
+    """A table of steps; with a limit, whether each fits."""
+    rows = [["#", "step", "trains", "memory", "fits", "tokens", "time"]]
+    for one in shown:
+        times = f" (x {one.times} seeds)" if one.times > 1 else ""
+        time = format_duration(one.seconds) if one.seconds else ""
+        rows.append(
+            [
+                str(numbers[one.step.fingerprint]),
+                f"{one.step.stage}: {one.step.title}{times}",
+                _count(one.trained) if one.trained else "",
+                "?" if one.unknown else f"{_gb(one.bytes)} GB" if one.bytes else "",
+                _fits(one, limit),
+                _tokens(one),
+                f"took {time}" if one.done and time else time,
+            ]
+        )
+    if limit == math.inf:
+        rows = [[*row[:4], *row[5:]] for row in rows]
+    return _table(rows, right=(0, 2, 3))
+
+
+def _memory_table(shown: Sequence[Estimate], numbers: Mapping[str, int]) -> list[str]:
+    """A table of what memory consists of; steps in which it is equal share a row."""
+    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for one in shown:
+        if one.memory:
+            sizes = [getattr(one.memory, part) for part in _PARTS]
+            parts = tuple(_gb(size) if size else "" for size in sizes)
+            alike[parts].append(str(numbers[one.step.fingerprint]))
+    if not alike:
+        return []
+    rows = [[*_PARTS, "in steps"], *([*parts, ", ".join(n)] for parts, n in alike.items())]
+    return ["", "What that memory is made of, in GB:", *_table(rows, right=range(6))]
 
 
 def _fits(one: Estimate, limit: float) -> str:
@@ -150,74 +140,60 @@ def _fits(one: Estimate, limit: float) -> str:
 
 
 def _tokens(one: Estimate) -> str:
-    """Its tokens in words; '~' where rows do not exist yet, or a sample was read."""
+    """Such as 'at most ~1,200 to write'; '~' where rows do not exist yet, or were sampled."""
     work = one.work
     if one.done:
         count, word = work.timed
         return f"{count:,} {word}"
     about = "~" if work.assumes or work.sampled else ""
-    most = "at most " if work.at_most else ""
-    words = [
-        f"{about}{work.trained:,} to train" if work.trained else "",
-        f"{about}{work.read:,} to read" if work.read else "",
-        f"{most}{about}{work.written:,} to write" if work.written else "",
-    ]
-    if work.trained and work.at_most:
-        words[0] = f"{most}{words[0]}"
-    return ", ".join(word for word in words if word)
+    most = f"at most {about}" if work.at_most else about
+    counts = (
+        (work.trained, most, "to train"), (work.read, about, "to read"),
+        (work.written, most, "to write"),
+    )  # fmt: skip
+    return ", ".join(f"{prefix}{count:,} {word}" for count, prefix, word in counts if count)
 
 
-def _format_part(memory: Memory) -> tuple[str, ...]:
-    sizes = [getattr(memory, part) for part in _PARTS]
-    return tuple(_gb(size) if size else "" for size in sizes)
-
-
-def _notes(
-    estimates: Sequence[Estimate],
-    shown: Sequence[Estimate],
-    launch: Launch,
-    price_per_hour: tuple[float, str] | None,
-) -> list[str]:
+def _notes(shown: Sequence[Estimate], hidden: int, launch: Launch) -> Iterator[str]:
     """What the tables do not say."""
-    notes = []
-    hidden = sum(one.times for one in estimates) - sum(one.times for one in shown)
     if hidden:
-        notes.append(f"{hidden} more steps compare, pair or grade rows and take little.")
+        yield f"{hidden} more steps compare, pair or grade rows and take little."
     if launch.use_cpu:
-        notes.append(
-            f"On a CPU, Python and its libraries take about {LIBRARIES / GB:g} GB more; what "
-            "finished steps measured holds them."
+        yield (
+            f"On a CPU, Python and its libraries take about {_LIBRARIES / GB:g} GB more; what "
+            "finished steps measured includes them."
         )
     if any(one.work.assumes for one in shown):
-        notes.append("~ rows that a stage writes itself are taken to be as long as the references.")
+        yield "~ rows that a stage writes itself are taken to be as long as the references."
     if any(one.work.sampled for one in shown):
-        notes.append("~ of long data, 5,000 rows were counted, and the longest.")
-    notes += sorted({f"? {one.unknown}." for one in shown if one.unknown})
-    optimizers = {
-        str(one.step.options["trainer"].get("optim"))
-        for one in shown
-        if one.step.kind == "train" and "optim" in one.step.options["trainer"]
-    }
-    notes += [
-        f"What {name} keeps is not known here; it is taken to be what AdamW keeps."
-        for name in sorted(optimizers)
-        if not known_optimizer(name)
-    ]
-    known = [one for one in shown if one.seconds and not one.done]
-    unknown = [one for one in shown if not one.seconds and not one.done and one.work.timed[0]]
-    if known:
-        total = sum((one.seconds or 0) * one.times for one in known)
+        yield "~ of long data, 5,000 rows were counted, and the longest."
+    yield from sorted({f"? {one.unknown}." for one in shown if one.unknown})
+    trainers = [one.step.options["trainer"] for one in shown if one.step.kind == "train"]
+    optimizers = {str(trainer["optim"]) for trainer in trainers if "optim" in trainer}
+    for name in sorted(optimizers):
+        if not is_known_optimizer(name):
+            yield f"The states that {name} keeps are not known here; they are taken to be AdamW's."
+
+
+def _time_notes(
+    shown: Sequence[Estimate], launch: Launch, price_per_hour: tuple[float, str] | None
+) -> Iterator[str]:
+    """How long all steps together will take, and what that costs."""
+    ahead = [one for one in shown if not one.done]
+    timed = [one for one in ahead if one.seconds]
+    untimed = sum(one.times for one in ahead if not one.seconds and one.work.timed[0])
+    if timed:
+        total = sum((one.seconds or 0) * one.times for one in timed)
         price = _format_price(total, launch, price_per_hour)
-        rest = sum(one.times for one in unknown)
-        which = f", and {rest} more step{'s' if rest > 1 else ''} without a time" if rest else ""
-        notes.append(f"time still to run: about {format_duration(total)}{price}{which}.")
-    if unknown:
-        notes.append(
+        several = "s" if untimed > 1 else ""
+        rest = f", and {untimed} more step{several} without a time" if untimed else ""
+        yield f"time still to run: about {format_duration(total)}{price}{rest}."
+    if untimed:
+        yield (
             "No time where nothing like it has run with this model on this kind of device: give "
             "--tokens-per-second N, or run a few rows first (--set data.train.limit=64), which "
             "leaves its speed in the records."
         )
-    return notes
 
 
 def _format_price(seconds: float, launch: Launch, price_per_hour: tuple[float, str] | None) -> str:
@@ -230,28 +206,32 @@ def _format_price(seconds: float, launch: Launch, price_per_hour: tuple[float, s
     return f"{words}, {hours * price:,.2f} {currency}".rstrip()
 
 
-def _verdict(shown: Sequence[Estimate], limit: float | None) -> list[str]:
+def _misfits(shown: Sequence[Estimate], limit: float) -> list[Estimate]:
+    """The steps still to run that need more memory than there is."""
+    return [one for one in shown if not one.done and (one.bytes or 0) > limit]
+
+
+def _verdict(shown: Sequence[Estimate], limit: float) -> list[str]:
     """Whether all fits, and what to do about each step that does not."""
-    if limit is None:
+    if limit == math.inf:
         return []
-    wrong = misfits(shown, limit)
-    unknown = "" if not any(one.unknown for one in shown) else ", as far as known"
-    if not wrong:
-        return [f"fits {limit / GB:g} GB: all steps{unknown}"]
+    known = ", as far as known" if any(one.unknown for one in shown) else ""
+    misfits = _misfits(shown, limit)
+    if not misfits:
+        return [f"fits {limit / GB:g} GB: all steps{known}"]
     alike: dict[str, list[str]] = defaultdict(list)
-    for one in wrong:
-        words = f"{_gb(one.bytes or 0)} GB; {_way_out(one, limit)}"
-        alike[words].append(f"{one.step.stage}: {one.step.title}")
-    lines = [f"does not fit {limit / GB:g} GB: {len(wrong)} of {len(shown)} steps{unknown}"]
-    for words, names in alike.items():
-        need, _, way = words.partition("; ")
-        lines += [f"  {', '.join(names)}", f"    {need} needed; {way}"]
+    for one in misfits:
+        needs = f"{_gb(one.bytes or 0)} GB needed; {_way_out(one, limit)}"
+        alike[needs].append(f"{one.step.stage}: {one.step.title}")
+    lines = [f"does not fit {limit / GB:g} GB: {len(misfits)} of {len(shown)} steps{known}"]
+    for needs, names in alike.items():
+        lines += [f"  {', '.join(names)}", f"    {needs}"]
     return lines
 
 
 def _way_out(one: Estimate, limit: float) -> str:
     """What lowers a step's memory, and by how much where that is known."""
-    memory = one.memory
+    memory, options = one.memory, one.step.options
     assert memory is not None
     if one.step.kind != "train":
         rest = memory.total - memory.cache
@@ -259,38 +239,36 @@ def _way_out(one: Estimate, limit: float) -> str:
         if memory.cache and rest < limit:
             fewer = int(tokens * (limit - rest) / memory.cache * 0.95)
             return f"generation.batch_tokens {fewer} (it is {tokens}; no result changes)"
+        if memory.passes > memory.weights:
+            return "its passes take most of it; lower max_length, or take a smaller model"
         return "its weights alone take most of it; quantize: nf4, or a smaller model"
     ways = []
-    if one.less is not None:
-        noise = one.step.options["trainer"].get("neftune_noise_alpha")
+    if one.smallest is not None and one.smallest < memory.total:
+        noise = options["trainer"].get("neftune_noise_alpha")
         change = "NEFTune's noise changes with it" if noise else "no result changes"
-        less = f"micro_batch_size 1 (now {one.rows}; {change}) makes it {_gb(one.less.total)} GB"
-        if one.less.total <= limit:
-            return less
-        ways.append(f"{less}, which does not do alone")
-    if one.step.options["lora"] is None:
+        fewer = f"micro_batch_size 1 (now {one.rows}; {change}) makes it {_gb(one.smallest)} GB"
+        if one.smallest <= limit:
+            return fewer
+        ways.append(f"{fewer}, which is not enough")
+    if options["lora"] is None:
         ways.insert(0, "lora trains an adapter in place of all weights")
-    elif not one.step.options.get("quantize"):
+    elif not options.get("quantize"):
         ways.insert(0, "quantize: nf4 keeps the base in 4 bits")
     else:
         ways.append("lower trainer.max_length, or take a smaller model")
     return "; ".join(ways)
 
 
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]
-) -> list[str]:
-    """Rows in columns; those named in `right` end together, the others begin together."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-
-    def line(row: Sequence[str]) -> str:
+def _table(rows: Sequence[Sequence[str]], *, right: Collection[int]) -> Iterator[str]:
+    """Lay out a head and rows in columns; those in `right` are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    head, *body = rows
+    for row in (head, ["-" * width for width in widths], *body):
         cells = [
             cell.rjust(width) if place in right else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        return "  ".join(cells).rstrip()
-
-    return [line(head), "  ".join("-" * width for width in widths), *map(line, rows)]
+        yield "  ".join(cells).rstrip()
 
 
 def _gb(size: float) -> str:

@@ -1,4 +1,4 @@
-"""How fast finished steps were, in tokens a second, for what a model still has to do."""
+"""How fast finished steps were, in tokens per second, to estimate the time of others."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ Key = tuple[str, str, bool, str]
 
 
 def key_of(identity: dict[str, Any]) -> Key:
-    """What steps of about one rate share."""
+    """What steps of about the same rate share."""
     options = identity["options"]
-    trains_adapter = bool(options.get("lora"))
-    return identity["kind"], identity["run"], trains_adapter, options.get("engine", "")
+    return identity["kind"], identity["run"], bool(options.get("lora")), options.get("engine", "")
 
 
 def measured_rates(runs: Path, model: dict[str, Any], *, use_cpu: bool) -> dict[Key, float]:
-    """Return tokens a second of one process, from the records of all finished steps.
+    """Return tokens per second of one process, from the records of all finished steps.
 
-    A step counts where it began from the model, or from what was trained from it, on the same kind
-    of device. Its time holds the loading of weights too.
+    A step counts if it started from the model, or from what was trained from it, on the same kind
+    of device. Its time includes the loading of weights.
 
     Args:
         runs: the folder of all results.
         model: identity of the model that everything starts from.
-        use_cpu: whether rates of CPUs are wanted, or of GPUs.
+        use_cpu: rates of CPUs, or else of GPUs.
     """
     records = artifact.finished_records(runs)
     tokens: dict[Key, float] = defaultdict(float)

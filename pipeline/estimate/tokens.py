@@ -1,4 +1,4 @@
-"""How many tokens each step of a plan trains on, reads and writes, told from the data alone.
+"""How many tokens each step of a plan trains on, reads and writes, counted from the data.
 
 Rows that a stage writes itself do not exist yet: they are taken to be as long as the references,
 and answers to be as long as they may get.
@@ -17,11 +17,12 @@ from pipeline.data.tasks import Example
 from pipeline.models.load import end_ids, load_tokenizer, window_of
 from pipeline.models.trust import Trust
 from pipeline.plan.plan import Plan
-from pipeline.recipe.schema import Recipe
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
 from pipeline.steps.spec import StepSpec
 
 Item = TypeVar("Item")
+# Steps that write rows, or losses of rows, with a model.
+WRITING = ("answers", "contexts", "corrections", "gap-contexts", "gap-losses")
 # Rows that are tokenised; of more, this many, and the longest ones by their text.
 _MOST_ROWS, _LONGEST_ROWS = 5000, 64
 _DEFAULT_EPOCHS = 3.0  # of transformers (a test compares)
@@ -29,7 +30,7 @@ _DEFAULT_EPOCHS = 3.0  # of transformers (a test compares)
 
 @dataclass(frozen=True)
 class Work:
-    """What a step has to do, in tokens of all processes.
+    """The tokens of a step, in all processes together.
 
     Attributes:
         trained: tokens of the rows it trains on, over all epochs, prompts included.
@@ -41,6 +42,8 @@ class Work:
         assumes: whether rows that do not exist yet are taken to be as long as the references.
         at_most: whether it may be less.
         sampled: whether counts come from a sample of the rows.
+        prompts: tokens of all prompts of its source.
+        answers: tokens of all references of its source.
     """
 
     trained: int = 0
@@ -52,49 +55,38 @@ class Work:
     assumes: bool = False
     at_most: bool = False
     sampled: bool = False
-
-    @property
-    def timed(self) -> tuple[int, str]:
-        """The tokens that a step's time is reckoned by, and what it does with them."""
-        for count, word in ((self.trained, "trained"), (self.written, "written")):
-            if count:
-                return count, word
-        return self.read, "read"
-
-
-@dataclass(frozen=True)
-class _Lengths:
-    """Rows of a source: how many, and the sums and maxima of their tokens."""
-
-    rows: int
-    prompts: int
-    answers: int
-    longest: int
-    longest_prompt: int
-    sampled: bool
+    prompts: int = 0
+    answers: int = 0
 
     @property
     def tokens(self) -> int:
-        """Prompts and answers."""
+        """Prompts and references of its source."""
         return self.prompts + self.answers
 
-
-def terms_of(recipe: Recipe) -> dict[str, Any]:
-    """On what terms the recipe's model is read: revision and trust."""
-    return {"revision": recipe.revision, "trust": Trust.of(recipe)}
+    @property
+    def timed(self) -> tuple[int, str]:
+        """The tokens that a step's time is estimated from, and what it does with them."""
+        if self.trained:
+            return self.trained, "trained"
+        return (self.written, "written") if self.written else (self.read, "read")
 
 
 class Workload:
-    """Counts tokens of a plan's steps; each source is read once."""
+    """Counts tokens of a plan's steps; each source is read once.
+
+    Attributes:
+        terms: revision and trust, with which the recipe's model is read.
+    """
 
     def __init__(self, plan: Plan):
-        self.recipe = plan.recipe
-        terms = terms_of(plan.recipe)
-        model = plan.recipe.model
-        self._tokenizer = load_tokenizer(model, chat_template=plan.recipe.chat_template, **terms)
-        self._end_ids = end_ids(model, **terms)
-        self.window = window_of(model, **terms)
-        self._known: dict[str, _Lengths] = {}
+        recipe = plan.recipe
+        self.terms: dict[str, Any] = {"revision": recipe.revision, "trust": Trust.of(recipe)}
+        self._tokenizer = load_tokenizer(
+            recipe.model, chat_template=recipe.chat_template, **self.terms
+        )
+        self._end_ids = end_ids(recipe.model, **self.terms)
+        self._window = window_of(recipe.model, **self.terms)
+        self._known: dict[str, Work] = {}
 
     def of(self, step: StepSpec) -> Work:
         """The work of a step; nothing for steps that read no tokens."""
@@ -116,7 +108,7 @@ class Workload:
             options["system"],
             options["max_prompt_length"],
             self._end_ids,
-            self.window,
+            self._window,
             plain=bool(options.get("few_shot")),
         )
 
@@ -124,54 +116,49 @@ class Workload:
         found = self._references(step, "train", max_length=step.options["trainer"]["max_length"])
         ratio = step.options.get("lambda", 0.0)
         rows, tokens = (round(count * (1 + ratio)) for count in (found.rows, found.tokens))
-        trained = round(tokens * self._epochs(step, rows))
-        return _work(found, rows=rows, trained=trained, assumes="rows" in step.inputs)
+        trained = round(tokens * _epochs(step, rows))
+        return replace(found, rows=rows, trained=trained, assumes="rows" in step.inputs)
 
     def _preferences(self, step: StepSpec) -> Work:
         max_length = step.options["trainer"]["max_length"]
         if "preferences" in step.locations:
             found = self._pairs(step, max_length)
-            trained = round(found.tokens * self._epochs(step, found.rows))
-            return _work(found, trained=trained)
-        pairs = step.inputs["pairs"]
-        assert isinstance(pairs, StepSpec)
-        sources = [one for one in pairs.inputs.values() if isinstance(one, StepSpec)]
-        found = self._references(sources[0], "train", max_length=max_length, of=step)
+            return replace(found, trained=round(found.tokens * _epochs(step, found.rows)))
+        sources = [one for one in step.inputs["pairs"].inputs.values() if isinstance(one, StepSpec)]
+        found = self._references(sources[0], "train", max_length=max_length, rendered_for=step)
         rows = found.rows * len(sources)
-        trained = round(2 * found.tokens * len(sources) * self._epochs(step, rows))
-        return _work(found, rows=rows, trained=trained, assumes=True, at_most=True)
+        trained = round(2 * found.tokens * len(sources) * _epochs(step, rows))
+        return replace(found, rows=rows, trained=trained, assumes=True, at_most=True)
 
     def _answers(self, step: StepSpec) -> Work:
         role = "test" if "test" in step.locations else "train"
         found = self._references(step, role, max_length=None)
-        count = found.rows * step.options["samples"]
-        room = step.options["max_new_tokens"]
-        return _work(
+        samples, room = step.options["samples"], step.options["max_new_tokens"]
+        return replace(
             found,
-            rows=count,
-            read=found.prompts * step.options["samples"],
-            written=count * room,
+            rows=found.rows * samples,
+            read=found.prompts * samples,
+            written=found.rows * samples * room,
             longest=found.longest_prompt + room,
             at_most=True,
         )
 
     def _contexts(self, step: StepSpec) -> Work:
         found = self._references(step, "train", max_length=step.options["max_length"])
-        return _work(found, read=found.tokens, written=found.answers)
+        return replace(found, read=found.tokens, written=found.answers)
 
     def _gap_contexts(self, step: StepSpec) -> Work:
         """Every row once at each rate but 0, where nothing is written."""
         found = self._references(step, "test", max_length=step.options["max_length"])
         times = len(step.options["rates"]) - 1
         counts = {"rows": found.rows, "read": found.tokens, "written": found.answers}
-        return _work(found, **{name: count * times for name, count in counts.items()})
+        return replace(found, **{name: count * times for name, count in counts.items()})
 
     def _gap_losses(self, step: StepSpec) -> Work:
-        contexts = step.inputs["contexts"]
-        assert isinstance(contexts, StepSpec)
+        contexts: StepSpec = step.inputs["contexts"]
         found = self._references(contexts, "test", max_length=contexts.options["max_length"])
         times = len(contexts.options["rates"])
-        return _work(found, rows=found.rows * times, read=found.tokens * times)
+        return replace(found, rows=found.rows * times, read=found.tokens * times)
 
     def _corrections(self, step: StepSpec) -> Work:
         options = step.options
@@ -179,9 +166,9 @@ class Workload:
             step, "train", max_length=options["max_length"], shown=options["shown_prompt"]
         )
         if options["correction"] == "token":
-            return _work(found, read=found.tokens, written=found.answers, assumes=True)
+            return replace(found, read=found.tokens, written=found.answers, assumes=True)
         room = options["max_new_tokens"]
-        return _work(
+        return replace(
             found,
             read=found.prompts,
             written=found.rows * room,
@@ -192,44 +179,35 @@ class Workload:
 
     def _references(
         self, step: StepSpec, role: str, *, max_length: int | None, shown: str | None = None,
-        of: StepSpec | None = None,
-    ) -> _Lengths:  # fmt: skip
+        rendered_for: StepSpec | None = None,
+    ) -> Work:  # fmt: skip
         """Lengths of prompts and references of a source that a step reads."""
-        place, reader = step.locations[role], of or step
-        renderer = self._renderer(reader)
-        task, shots = step.options["task"], step.locations.get("shots")
-        key = repr((place, task, shots, max_length, shown, renderer.system,
-                    renderer.max_prompt_length, renderer.plain))  # fmt: skip
+        source, task, shots = (
+            step.locations[role],
+            step.options["task"],
+            step.locations.get("shots"),
+        )
+        renderer = self._renderer(rendered_for or step)
+        key = repr((source, task, shots, max_length, shown, _looks(renderer)))
         if key not in self._known:
-            examples = load_examples(place, task)
+            examples = load_examples(source, task)
             if shots:
                 solved = load_examples(shots, task)
                 examples = [example.with_shots(solved) for example in examples]
             chosen, scale = _sample(examples, _text_length)
             rows, counts = tokenise(chosen, renderer, max_length=max_length)
-            sizes = [self._sizes(row, renderer, shown) for row in rows]
+            sizes = [(_prompt_length(row, renderer, shown), len(row.answer)) for row in rows]
             dropped = counts["dropped"] / len(chosen)
-            self._known[key] = _lengths(sizes, scale, round(len(examples) * (1 - dropped)))
+            self._known[key] = _sum_up(sizes, scale, round(len(examples) * (1 - dropped)))
         return self._known[key]
 
-    @staticmethod
-    def _sizes(row: TokenRow, renderer: Renderer, shown: str | None) -> tuple[int, int]:
-        if shown is None:
-            return len(row.prompt), len(row.answer)
-        example = row.example
-        whole = example.shown(shown, answer=example.reference, end=renderer.end_of_turn)
-        return len(renderer.prompt_ids(whole)), len(row.answer)
-
-    def _pairs(self, step: StepSpec, max_length: int | None) -> _Lengths:
+    def _pairs(self, step: StepSpec, max_length: int | None) -> Work:
         """Lengths of both sides of the pairs of a source; the prompt counts twice."""
-        place, task, renderer = (
-            step.locations["preferences"],
-            step.options["task"],
-            self._renderer(step),
-        )
-        key = repr((place, task, max_length, renderer.system, renderer.max_prompt_length, "pairs"))
+        source, task = step.locations["preferences"], step.options["task"]
+        renderer = self._renderer(step)
+        key = repr((source, task, max_length, _looks(renderer), "pairs"))
         if key not in self._known:
-            pairs = load_preferences(place, task)
+            pairs = load_preferences(source, task)
             chosen, scale = _sample(
                 pairs,
                 lambda pair: _text_length(pair.example) + max(len(pair.chosen), len(pair.rejected)),
@@ -246,17 +224,37 @@ class Workload:
                 ]
                 sizes.append((2 * len(prompt), sum(answers)))
                 longest = max(longest, len(prompt) + max(answers))
-            found = _lengths(sizes, scale, round(len(pairs) * len(sizes) / len(chosen)))
+            found = _sum_up(sizes, scale, round(len(pairs) * len(sizes) / len(chosen)))
             self._known[key] = replace(found, longest=longest)
         return self._known[key]
 
-    def _epochs(self, step: StepSpec, rows: int) -> float:
-        """How often training reads every row."""
-        trainer = {**step.options["trainer"], **step.runtime_options.get("trainer", {})}
-        steps = trainer.get("max_steps") or -1
-        if steps > 0:
-            return steps / max(math.ceil(rows / step.options["batch_size"]), 1)
-        return float(trainer.get("num_train_epochs", _DEFAULT_EPOCHS))
+
+def trainer_options(step: StepSpec) -> dict[str, Any]:
+    """What the recipe says under `trainer:` for a training step."""
+    return {**step.options["trainer"], **step.runtime_options["trainer"]}
+
+
+def _epochs(step: StepSpec, rows: int) -> float:
+    """How often training reads every row."""
+    trainer = trainer_options(step)
+    steps = trainer.get("max_steps") or -1
+    if steps > 0:
+        return steps / max(math.ceil(rows / step.options["batch_size"]), 1)
+    return float(trainer.get("num_train_epochs", _DEFAULT_EPOCHS))
+
+
+def _looks(renderer: Renderer) -> tuple[Any, ...]:
+    """What differs between the renderers of a plan's steps."""
+    return renderer.system, renderer.max_prompt_length, renderer.plain
+
+
+def _prompt_length(row: TokenRow, renderer: Renderer, shown: str | None) -> int:
+    """Tokens of a row's prompt, or of the one that shows the reference."""
+    if shown is None:
+        return len(row.prompt)
+    example = row.example
+    whole = example.shown(shown, answer=example.reference, end=renderer.end_of_turn)
+    return len(renderer.prompt_ids(whole))
 
 
 def _text_length(example: Example) -> int:
@@ -273,11 +271,11 @@ def _sample(items: Sequence[Item], length: Callable[[Item], int]) -> tuple[list[
     return some + sorted(items, key=length)[-_LONGEST_ROWS:], every
 
 
-def _lengths(sizes: list[tuple[int, int]], scale: float, rows: int) -> _Lengths:
+def _sum_up(sizes: list[tuple[int, int]], scale: float, rows: int) -> Work:
     """Sum up (prompt, answer) sizes; the longest rows of a sample count for maxima only."""
     counted = sizes if scale == 1 else sizes[:-_LONGEST_ROWS]
     share = rows / max(len(counted), 1)
-    return _Lengths(
+    return Work(
         rows=rows,
         prompts=round(share * sum(prompt for prompt, _ in counted)),
         answers=round(share * sum(answer for _, answer in counted)),
@@ -285,8 +283,3 @@ def _lengths(sizes: list[tuple[int, int]], scale: float, rows: int) -> _Lengths:
         longest_prompt=max((prompt for prompt, _ in sizes), default=0),
         sampled=scale != 1,
     )
-
-
-def _work(found: _Lengths, **more: Any) -> Work:
-    names = ("rows", "longest", "longest_prompt", "sampled")
-    return Work(**{name: getattr(found, name) for name in names} | more)

@@ -1,4 +1,4 @@
-"""In which precision a step computes: chosen where it runs, unless the recipe names one.
+"""The precision that a step computes in: chosen where it runs, unless the recipe names one.
 
 `precision: auto`, the default, takes what the hardware computes natively:
 
@@ -11,14 +11,14 @@
 | XPU with bfloat16 conversions                      | bfloat16                          |
 | any other XPU; MPS, of which torch does not say    | float32                           |
 
-It decides what training computes in (autocast) and in what a base frozen under an adapter is kept,
-and in what a model is read that writes rows or answers. Weights that are trained are float32 in
-every precision: in bfloat16 an update of 1e-5 of a weight is lost. What `auto` comes to is no part
-of a step's identity, as no hardware is; it stands in the step's record. A precision that the recipe
-names is, and the older keys that it stands for (`dtype`, `generation.dtype`, `trainer.bf16`,
-`trainer.fp16`) win where they are given.
+It decides what training computes in (autocast), how a base frozen under an adapter is stored, and
+how a model that writes rows or answers is stored. Trained weights are float32 in every precision:
+in bfloat16 an update of 1e-5 of a weight is lost. What `auto` chooses is not part of a step's
+identity, as no hardware is, but noted in its record. A precision that the recipe names is part of
+it. The older keys that it replaces (`dtype`, `generation.dtype`, `trainer.bf16`, `trainer.fp16`)
+take precedence where they are given.
 
-Only what asks the hardware imports torch.
+Only functions that ask the hardware import torch.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from pipeline.recipe.shipped import Launch
     from pipeline.steps.spec import StepSpec
 
-# What stands behind scores, losses and weights that are no numbers, and the way out.
+# The cause of scores, losses and weights that are NaN or infinite, and the way out.
 NOT_FINITE = (
     "the model's weights are damaged, or its numbers are too large for the precision; try "
     "precision: float32, or start from another model"
 )
 _NATIVE_ON_CPUS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 _REFUSED = (
-    "float16 is asked for (precision, dtype, generation.dtype or trainer.fp16), and on the CPU of "
+    "float16 is asked for (precision, dtype, generation.dtype or trainer.fp16), but on the CPU of "
     "this launch it is slow and overflows; write precision: auto, or float32, or launch on a GPU"
 )
 _NAMED = "the recipe says so"
@@ -55,8 +55,8 @@ class Hardware:
     Attributes:
         device: its kind, as torch calls it: cuda, cpu, mps, xpu.
         best: the precision that suits it best.
-        why: the reason, in words that stand after `best`.
-        natively: what it computes without emulation.
+        why: the reason, to be printed after `best`.
+        natively: the precisions it computes without emulation.
     """
 
     device: str
@@ -67,12 +67,12 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Precision:
-    """What a step computes in.
+    """The precision of a step.
 
     Attributes:
         compute: of its matrix products.
-        weights: in what the weights are kept that it loads.
-        autocast: training's mixed precision; None where it computes in what the weights are in.
+        weights: of the weights it loads.
+        autocast: training's mixed precision; None where it computes in the dtype of the weights.
         why: the reason for `compute`.
     """
 
@@ -100,13 +100,13 @@ def hardware(device: str) -> Hardware:
     with_bfloat16 = ("bfloat16", "float16", "float32")
     if device == "cuda":
         name = torch.cuda.get_device_name()
-        # By default torch counts emulation, which is slow and takes more memory than float16.
+        # By default torch counts emulation as support; it is slow and takes more memory.
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Hardware(device, "bfloat16", f"native on {name}", with_bfloat16)
         why = f"{name} has no native bfloat16"
         return Hardware(device, "float16", why, ("float16", "float32"))
     if device == "cpu":
-        # Older versions of torch do not tell what a CPU has.
+        # Older versions of torch do not say what a CPU has.
         known = getattr(torch.cpu, "get_capabilities", dict)()
         if found := next((name for name in _NATIVE_ON_CPUS if known.get(name)), None):
             return Hardware(device, "bfloat16", f"this CPU has {found}", ("bfloat16", "float32"))
@@ -119,7 +119,7 @@ def hardware(device: str) -> Hardware:
 
 
 def hardware_of_launch(*, use_cpu: bool) -> Hardware:
-    """What a launch will find; where there is no GPU to ask, what newer ones have."""
+    """The hardware of a launch; without a GPU here to ask, that of a recent one."""
     import torch
 
     if use_cpu:
@@ -156,23 +156,23 @@ def choose(options: Mapping[str, Any], found: Hardware) -> Precision:
             "dtype: float16 would train without scaling the loss, and small gradients would be 0; "
             "take it out: precision: float16 scales the loss and trains float32 weights"
         )
-    # Without autocast it is the weights that decide.
+    # Without autocast the weights decide.
     is_named = named if autocast or weights == "float32" else None
     is_named = is_named or (not autocast and asked != "auto")
     return Precision(autocast or weights, weights, autocast, _NAMED if is_named else found.why)
 
 
 def of_earlier_version(options: Mapping[str, Any]) -> Precision:
-    """What a step computed in that noted none: `auto` was bfloat16 on any hardware."""
+    """The precision of a step whose record names none: `auto` was bfloat16 on any hardware."""
     why = "made by an earlier version"
     try:
         return choose(options, Hardware("any", "bfloat16", why, ()))
-    except InputError:  # it trained float16 weights, as it was told
+    except InputError:  # it trained float16 weights, as the recipe said
         return Precision("float16", "float16", None, why)
 
 
 def read_precision(known: Any) -> Precision | None:
-    """The precision that a file holds, None where it holds none."""
+    """The precision that a record or progress file holds, or None."""
     try:
         return Precision(**known)
     except TypeError:
@@ -180,7 +180,7 @@ def read_precision(known: Any) -> Precision | None:
 
 
 def warning(precision: Precision, found: Hardware) -> str | None:
-    """What a precision costs that the hardware emulates, or None.
+    """Return a warning about a precision that the hardware only emulates, or None.
 
     Raises:
         InputError: for one that it cannot even emulate.
@@ -194,8 +194,8 @@ def warning(precision: Precision, found: Hardware) -> str | None:
 
         if not is_torch_bf16_gpu_available():
             raise InputError(
-                f"{name} is asked for, and torch does not compute in it here; take "
-                f"the key out, for precision: auto chooses {found.best}"
+                f"{name} is asked for, but torch cannot compute in it on this GPU; remove the "
+                f"key: precision: auto chooses {found.best}"
             )
     where = "CPU" if found.device == "cpu" else "GPU"
     cost = (
@@ -204,20 +204,20 @@ def warning(precision: Precision, found: Hardware) -> str | None:
         else "it is slow, and takes more memory than float16"
     )
     return (
-        f"{name} is asked for, and this {where} has it not natively, so that torch "
-        f"emulates it: {cost}; take the key out, for precision: auto chooses {found.best} here"
+        f"{name} is asked for, but this {where} lacks it, so that torch emulates it: {cost}; "
+        f"remove the key: precision: auto chooses {found.best} here"
     )
 
 
 def goes_on(begun: Precision, now: Precision, found: Hardware) -> Precision | None:
-    """The precision in which a step that was stopped goes on; None where it has to begin anew.
+    """The precision in which a stopped step resumes; None where it has to start again.
 
-    Rows and weights of two precisions are not mixed: what was begun elsewhere goes on as it was
-    begun where the hardware computes that natively.
+    Rows and weights of two precisions are not mixed: a step that was begun on other hardware keeps
+    its precision if this hardware computes in it natively.
 
     Args:
-        begun: what its first attempt chose.
-        now: what would be chosen for a new one.
+        begun: the precision of its first attempt.
+        now: the one that would be chosen today.
         found: what it runs on.
     """
     if replace(begun, why=now.why) == now:
@@ -228,7 +228,7 @@ def goes_on(begun: Precision, now: Precision, found: Hardware) -> Precision | No
 
 
 def describe_asked(recipes: Iterable[Recipe]) -> str:
-    """What recipes, those of a sweep's points, ask for, without asking the hardware."""
+    """What recipes (a sweep has several) ask for, without asking the hardware."""
     return " or ".join(dict.fromkeys(map(_asked, recipes)))
 
 
@@ -249,7 +249,7 @@ def _asked(recipe: Recipe) -> str:
 
 
 def refuse_float16(steps: Iterable[StepSpec], launch: Launch) -> None:
-    """Find out before anything is loaded that steps ask for float16 on a CPU.
+    """Refuse steps that ask for float16 on a CPU, before anything is loaded.
 
     Raises:
         InputError: when one does.

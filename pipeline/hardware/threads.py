@@ -1,13 +1,13 @@
-"""How many threads a step computes with on a CPU that it may have to share.
+"""How many threads a step computes with, on a CPU that it may share with other programs.
 
-The threads of one operation wait for each other at its end. Where another program holds the core
-of one, all wait for it, thousands of times a second: beside busy programs, two threads on two cores
+The threads of an operation wait for each other at its end. If another program occupies the core of
+one, all of them wait, thousands of times a second: beside busy programs, two threads on two cores
 are slower than one (`benchmarks/busy.py` prints by how much). So a launch takes the cores that it
-may use (affinity, a container's quota), and a running step those that others leave, looking every
-few seconds. Where the user sets OMP_NUM_THREADS nothing is adapted.
+may use (affinity, a container's quota), and a running step checks every few seconds which of those
+other programs leave free. If the user sets OMP_NUM_THREADS, nothing is adapted.
 
-The number of threads decides in which order a CPU adds, so the last bits of numbers follow it; a
-step's record names every number of threads that its last attempt used.
+The number of threads decides the order of a CPU's additions, and so the last bits of results; a
+step's record lists every number of threads that its last attempt used.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-# Set in launched processes whose OMP_NUM_THREADS is our choice and not the user's.
+# Set in launched processes whose OMP_NUM_THREADS we chose, not the user.
 ADAPT = "BASHRAC_ADAPT_THREADS"
-_SECONDS = 5.0  # between two looks
+_SECONDS = 5.0  # between two measurements
 _NOT_BUSY = ("idle", "iowait", "guest", "guest_nice", "steal")  # guests are counted as user's too
 
 
@@ -36,7 +36,7 @@ def usable_cores() -> int:
 
 
 def container_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """The cores that a container may use in the mean, None for all; of cgroups of both versions."""
+    """How many cores a container may use on average, None for all; reads cgroups v2 and v1."""
     try:
         if (root / "cpu.max").is_file():
             quota, period = (root / "cpu.max").read_text().split()
@@ -50,18 +50,18 @@ def container_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
 
 
 def threads_beside(others: float, *, cores: int, most: int) -> int:
-    """The threads to compute with; a core of which others use half is left to them.
+    """How many threads to compute with; a core that others use half of is left to them.
 
     Args:
-        others: how many cores other programs used, in the mean.
-        cores: that there are.
-        most: threads that may be used.
+        others: how many cores other programs used, on average.
+        cores: how many there are.
+        most: how many threads may be used.
     """
     return min(max(math.ceil(cores - others - 0.5), 1), most)
 
 
 class _Look(NamedTuple):
-    """Seconds: of the clock, that our cores were busy, of which with this process."""
+    """Seconds on the clock, for which our cores were busy, and of those with this process."""
 
     now: float
     busy: float
@@ -70,7 +70,7 @@ class _Look(NamedTuple):
 
 
 class Threads:
-    """The threads of a process, adapted to what other programs use of its cores."""
+    """The threads of a process, adapted to how busy other programs keep its cores."""
 
     def __init__(self, most: int):
         self.most = self.count = most
@@ -78,7 +78,7 @@ class Threads:
         self._last, self._looked = _look(), time.monotonic()
 
     def adapt(self) -> None:
-        """Take more or fewer threads where others leave more or fewer cores than before."""
+        """Use more threads, or fewer, as other programs leave more cores or fewer."""
         if time.monotonic() - self._looked < _SECONDS:
             return
         before, now = self._last, _look()
@@ -97,19 +97,19 @@ class Threads:
 
 @cache
 def threads_of_launch() -> Threads | None:
-    """Those of this process; None where their number is not to be adapted."""
+    """The threads of this process; None where their number is fixed."""
     return Threads(int(os.environ["OMP_NUM_THREADS"])) if ADAPT in os.environ else None
 
 
 def _look() -> _Look | None:
-    """What there is to see, None where the system does not tell."""
+    """Measure now; None where the system does not say."""
     import psutil
 
     try:
         process, cores = psutil.Process(), psutil.cpu_times(percpu=True)
         if hasattr(process, "cpu_affinity"):  # not on macOS
             mine = process.cpu_affinity()
-            if max(mine) >= len(cores):  # a container that numbers its cores otherwise
+            if max(mine) >= len(cores):  # a container that numbers its cores differently
                 return None
             cores = [cores[core] for core in mine]
         own = process.cpu_times()

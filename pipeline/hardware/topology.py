@@ -1,7 +1,7 @@
-"""What a launch asks for against what runs: accelerate changes much of it without a word.
+"""Compares what a launch asks for with what runs, since accelerate silently changes much of it.
 
-Without a GPU, FSDP and DeepSpeed become plain data parallelism or separate processes, each of
-which takes itself for the only one. Nothing is imported here that the caller has not imported.
+Without a GPU, FSDP and DeepSpeed become plain data parallelism, or separate processes that each
+believe to be the only one. Nothing is imported here that the caller has not imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def check_processes(state: Any, *, processes: int, use_cpu: bool, kind: str) -> 
         state: `accelerate.PartialState`.
         processes: how many were asked for.
         use_cpu: whether CPUs were.
-        kind: how weights are to lie in them (`pipeline.recipe.shipped.Launch`).
+        kind: how weights are to be distributed (`pipeline.recipe.shipped.Launch`).
 
     Raises:
         InputError: when something else runs.
@@ -33,22 +33,21 @@ def check_processes(state: Any, *, processes: int, use_cpu: bool, kind: str) -> 
     if not use_cpu and state.device.type == "cpu":
         raise InputError("the launch config asks for a GPU and there is none; use --launch cpu")
     if kind != REPLICATED and _name(state.distributed_type) in ("NO", "MULTI_CPU"):
-        raise _otherwise(kind, REPLICATED)
+        raise _mismatch(kind, REPLICATED)
 
 
 def check_trainer(accelerator: Any, *, kind: str) -> None:
-    """Refuse to train with weights shared otherwise than was asked for.
+    """Refuse to train with weights distributed differently from what was asked for.
 
     Raises:
         InputError: when they are.
     """
-    runs = running_kind(accelerator)
-    if runs != kind:
-        raise _otherwise(kind, runs)
+    if (runs := running_kind(accelerator)) != kind:
+        raise _mismatch(kind, runs)
 
 
 def running_kind(accelerator: Any) -> str:
-    """How weights lie in the processes of an `accelerate.Accelerator`."""
+    """How weights are distributed over the processes of an `accelerate.Accelerator`."""
     name = _name(accelerator.distributed_type)
     if name == "FSDP":
         return f"FSDP{accelerator.state.fsdp_plugin.fsdp_version}"
@@ -58,20 +57,22 @@ def running_kind(accelerator: Any) -> str:
 
 
 def asked_by_environment() -> str:
-    """What kind of launch processes are part of that a user launched.
+    """The kind of launch that the user started this process with.
 
     Raises:
         InputError: when it is one that changes results.
     """
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         raise InputError(
-            "mixed precision changes results, so it belongs into the recipe: launch with "
+            "mixed precision changes results, so it belongs in the recipe: launch with "
             "--mixed_precision no and write precision: bfloat16 (or leave auto)"
         )
     if _is_set("ACCELERATE_USE_FSDP"):
         version = os.environ.get("FSDP_VERSION", "1")
         if version != "2":
-            raise InputError(f"FSDP of version {version} is not known here; --fsdp_version 2 is")
+            raise InputError(
+                f"FSDP version {version} is not supported; launch with --fsdp_version 2"
+            )
         return FSDP2
     if _is_set("ACCELERATE_USE_DEEPSPEED"):
         if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
@@ -81,10 +82,10 @@ def asked_by_environment() -> str:
 
 
 def check_started(state: Any) -> None:
-    """Refuse processes, launched by the user, of which each takes itself for the only one.
+    """Refuse processes, launched by the user, that each believe to be the only one.
 
     Raises:
-        InputError: when they are, as on CPUs nobody asked for.
+        InputError: when they do, as on CPUs that nobody asked for.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != started:
@@ -107,7 +108,7 @@ def _name(distributed_type: Any) -> str:
     return str(getattr(distributed_type, "value", distributed_type))
 
 
-def _otherwise(kind: str, runs: str) -> InputError:
+def _mismatch(kind: str, runs: str) -> InputError:
     return InputError(
         f"the launch asks for {kind}, but accelerate runs {runs}, as it does on CPUs; choose "
         "another with --launch"

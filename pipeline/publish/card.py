@@ -1,7 +1,7 @@
 """The model card of a finished stage: what it is, what made it, and its numbers.
 
-A number stands with its n and its 95 % interval, or not at all. Texts of recipes and data are
-written so that they format nothing.
+Every number comes with its n and 95 % interval. Texts of recipes and data are escaped, so that they
+format nothing.
 """
 
 from __future__ import annotations
@@ -66,14 +66,10 @@ METHODS = {
     "rejected answer of each pair. The reference model is the stage it starts from "
     f"({_DPO}).",
 }
-_PYTHON = """{imports}
-
-tokenizer = AutoTokenizer.from_pretrained({repository!r})
-model = {model}.from_pretrained({repository!r})"""
 
 
 def below_runs(text: str, runs: Path) -> str:
-    """A sentence whose paths below the runs folder begin with `runs/`, wherever that lies."""
+    """Return a text in which paths below the runs folder begin with `runs/`, wherever it lies."""
     return text.replace(f"{runs.resolve()}/", "runs/")
 
 
@@ -85,12 +81,15 @@ def make_card(found: FinishedStage, repository: str) -> Any:
         repository: the hub id that the card is for.
 
     Raises:
-        InputError: when a result is not as it was written.
+        InputError: when a result was changed after it was written.
     """
     from huggingface_hub import ModelCard
 
-    recipe, report = found.plan.recipe, _report(found)
+    recipe, report, steps = found.plan.recipe, _report(found), chain(found)
     rows = [row for row in report.rows if row.stage == found.name]
+    costs = {cost.stage: cost for cost in report.costs}
+    records = [artifact.read_record(step.directory(found.runs)) for _, step in made_by(found)]
+    devices = "; ".join(sorted({inline(record["device"]) for record in records}))
     names = local_names(found)
 
     def plain(text: str) -> str:
@@ -98,48 +97,42 @@ def make_card(found: FinishedStage, repository: str) -> Any:
             text = text.replace(written, name)
         return inline(below_runs(text, found.runs))
 
-    steps = chain(found)
-    stages = " → ".join(map(code, steps))
-    base = _describe_base(found)
-    kind = "LoRA adapter" if found.model.adapter is not None else "model, all weights trained,"
-    kind += (
-        "" if recipe.quantize is None else f" (trained over a base in 4 bits, {recipe.quantize})"
-    )
     warnings = [
         f"- {', '.join(map(code, owners))}: {plain(sentence)}"
-        for sentence, stages_of in report.warnings.items()
-        if (owners := [name for name in stages_of if name in steps])
+        for sentence, stages in report.warnings.items()
+        if (owners := [name for name in stages if name in steps])
     ]
     notes = [plain(note) for row in rows for note in benchmark_notes(report, row.benchmark)]
-    records = [artifact.read_record(step.directory(found.runs)) for _, step in made_by(found)]
-    computed = f", computed in {report.precision}" if report.precision else ""
     return ModelCard.from_template(
         metadata(found, repository, rows),
         template_path=str(_TEMPLATE),
         title=inline(repository),
-        summary=f"A {kind} on {base}: stage {code(found.name)} of the recipe {code(recipe.name)}, "
-        f"seed {found.seed}.{_embedded_note(found)}",
+        repository=repository,
+        base=_describe_base(found),
+        chain=[code(name) for name in steps],
+        recipe_name=code(recipe.name),
+        seed=found.seed,
+        is_adapter=found.model.adapter is not None,
+        quantize=recipe.quantize,
+        embedded=recipe.model == EMBEDDED_MODEL and (EMBEDDED_PACKAGE, EMBEDDED_HUB_ID),
         method=_method(found),
-        chain=f"Stages: {base} → {stages}." if len(steps) > 1 else "",
-        use=block(_python(found, repository), "python"),
         numbers="\n\n".join([_numbers(report, rows), *_several_seeds(found), *notes]),
         data=_data(found),
-        training=_training(found, report),
+        training=table(OWN_HEAD, [[code(name), *format_own(costs[name])] for name in steps]),
+        tokens_trained=sum(costs[name].tokens_trained or 0 for name in steps),
         versions=", ".join(f"{inline(name)} {inline(v)}" for name, v in report.versions.items()),
-        devices="; ".join(sorted({inline(record["device"]) for record in records})) + computed,
+        devices=f"{devices}, computed in {report.precision}" if report.precision else devices,
         fingerprint=found.step.fingerprint,
         warnings="\n".join(warnings),
-        command="bashrac run recipe.yaml",
         recipe=block(portable_recipe(found), "yaml"),
     )
 
 
 def _report(found: FinishedStage) -> Report:
-    """What is known of the stage with this very seed, beside the stage it starts from."""
+    """The report on this seed, compared with the stage that this one starts from."""
     recipe = found.plan.recipe
-    start = recipe.stages[found.name].start
     untrained = (name for name, stage in recipe.stages.items() if stage.method == "base")
-    baseline = start or next(untrained, None)
+    baseline = recipe.stages[found.name].start or next(untrained, None)
     plan = make_plan(recipe.model_copy(update={"seeds": [found.seed]}))
     report = collect(plan, found.runs, baseline=baseline)
     if baseline is None:  # nothing comes before the stage
@@ -149,8 +142,9 @@ def _report(found: FinishedStage) -> Report:
     if judge is not None and judge.engine == "openai":
         from eval.judge.step import describe_judge
 
-        place = "an OpenAI-compatible endpoint"  # perhaps a machine of one's own
-        report = replace(report, judge=describe_judge(judge.model_copy(update={"base_url": place})))
+        # Its address may be a private machine's.
+        public = judge.model_copy(update={"base_url": "an OpenAI-compatible endpoint"})
+        report = replace(report, judge=describe_judge(public))
     return report
 
 
@@ -160,13 +154,13 @@ def _numbers(report: Report, rows: list[Row]) -> str:
     versus = [f"vs {code(str(report.baseline))}"] if compared else []
     body = []
     for row in rows:
-        for place, (name, cell) in enumerate(row.measures.items()):
-            difference = (
-                [format_difference(row.difference) if place == 0 else ""] if compared else []
-            )
-            outcomes = format_outcomes(row) if place == 0 else ""
-            numbers = [format_cell(cell, cell.n), *difference, f"{cell.n:,}"]
-            body.append([row.benchmark, name, *numbers, outcomes])
+        # Difference and outcomes are those of the first measure.
+        differences, outcomes = [format_difference(row.difference)], format_outcomes(row)
+        for name, cell in row.measures.items():
+            value = format_cell(cell, cell.n)
+            differences = differences if compared else []
+            body.append([row.benchmark, name, value, *differences, f"{cell.n:,}", outcomes])
+            differences, outcomes = [""], ""
     if not body:
         return "Not evaluated yet."
     head = ["benchmark", "measure", "value", *versus, "n", "outcomes"]
@@ -188,58 +182,46 @@ def _several_seeds(found: FinishedStage) -> Iterator[str]:
 
 
 def _data(found: FinishedStage) -> str:
+    """A table of what was trained and evaluated on, each source once."""
     seen: dict[tuple[str, str], list[str]] = {}
     for step, role in data_of(found):
-        record = artifact.read_record(step.directory(found.runs))
-        metrics = record["metrics"]
+        metrics = artifact.read_record(step.directory(found.runs))["metrics"]
         rows = metrics.get("data", {}).get("rows", metrics.get("answers"))
-        words = [role, *_describe_source(step, role), "" if rows is None else f"{rows:,}"]
-        seen.setdefault((role, artifact.fingerprint(step.inputs[role])), words)
+        cells = [role, *_describe_source(step, role), "" if rows is None else f"{rows:,}"]
+        seen.setdefault((role, artifact.fingerprint(step.inputs[role])), cells)
     for benchmark in found.plan.recipe.evaluate:
         result = found.plan.results[found.name, benchmark, found.seed]
         if artifact.is_finished(folder := result.directory(found.runs)):
             n = artifact.read_json(folder / artifact.RESULT)["n"]
-            words = [
-                f"test, {benchmark}",
-                *_describe_source(asked(result), "test"),
-                f"{n:,}",
-            ]
-            seen[benchmark, ""] = words
+            source = _describe_source(asked(result), "test")
+            seen[benchmark, ""] = [f"test, {benchmark}", *source, f"{n:,}"]
     return table(["for", "rows of", "known by", "rows"], list(seen.values()))
 
 
 def _describe_source(step: StepSpec, role: str) -> list[str]:
-    """Where rows come from, and what says that they are just these."""
+    """Where rows come from, and what identifies them."""
     place, identity = step.locations[role], step.inputs[role]
     source = plain_name(place["source"])
     more = [f"{key} {code(str(place[key]))}" for key in ("name", "file") if place[key]]
     if "file" not in identity or identity.get("hub"):
         more += [f"split {code(place['split'])}"]
-    more += [words] if (words := Source.model_validate(place).describe_rows) else []
-    words = code(source)
+    more += filter(None, [Source.model_validate(place).describe_rows])
+    name = code(source)
     if "hub" in identity:
         known = f"commit {code(identity['revision'])}"
         if HUB_ID.fullmatch(source):
-            words = f"[{code(source)}](https://huggingface.co/datasets/{source})"
+            name = f"[{name}](https://huggingface.co/datasets/{source})"
     elif "builtin" in identity:
         known = f"built into bashrac, version {identity['version']}"
     elif "file" in identity:
         known = f"sha256 {code(identity['file'])}"
     else:
         known = f"sha256 of its files' digests {code(artifact.fingerprint(identity['files']))}"
-    return [", ".join([words, *more]), known]
-
-
-def _training(found: FinishedStage, report: Report) -> str:
-    """What each stage of the chain took; each row without those above it."""
-    costs = {cost.stage: cost for cost in report.costs}
-    body = [[code(name), *format_own(costs[name])] for name in chain(found)]
-    total = sum(costs[name].tokens_trained or 0 for name in chain(found))
-    return f"{table(OWN_HEAD, body)}\n\nSeed {found.seed}. Tokens trained in all: {total:,}."
+    return [", ".join([name, *more]), known]
 
 
 def _method(found: FinishedStage) -> str:
-    """Two sentences; of a method that has none here, what its module says first."""
+    """Two sentences; for a method that has none here, the first paragraph of its module."""
     name = method_name(found)
     if name in METHODS:
         return METHODS[name]
@@ -251,20 +233,3 @@ def _describe_base(found: FinishedStage) -> str:
     if base is not None:
         return f"[{code(base)}](https://huggingface.co/{base})"
     return f"{code(plain_name(found.plan.recipe.model))} (a folder that is not on the hub)"
-
-
-def _embedded_note(found: FinishedStage) -> str:
-    if found.plan.recipe.model != EMBEDDED_MODEL:
-        return ""
-    return (
-        f" What was trained on are the weights in the package {code(EMBEDDED_PACKAGE)}: those of "
-        f"{EMBEDDED_HUB_ID}, quantised to 4 bits and expanded again."
-    )
-
-
-def _python(found: FinishedStage, repository: str) -> str:
-    model, imports = "AutoModelForCausalLM", "from transformers import {}, AutoTokenizer"
-    if found.model.adapter is not None:
-        model = "AutoPeftModelForCausalLM"
-        imports = "from peft import {}\nfrom transformers import AutoTokenizer"
-    return _PYTHON.format(imports=imports.format(model), model=model, repository=repository)

@@ -1,7 +1,7 @@
-"""The metadata of a model card: what the hub lists, filters and links a model by.
+"""The metadata of a model card, by which the hub lists, filters and links a model.
 
-Results are given only where the test rows lie on the hub: `model-index` names them by hub id, and
-has no field for an interval, which stands, with n, in the metric's name.
+Only results on test rows from the hub are given: `model-index` names data sets by hub id. It has no
+field for an interval, so that n and interval are part of the metric's name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from eval.benchmarks.registry import asked
 from eval.report.text import format_number
-from eval.report.types import Cell, Row
+from eval.report.types import Row
 from pipeline.publish.portable import data_of, is_local
 from pipeline.publish.stage import FinishedStage
 from pipeline.steps.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL
@@ -25,16 +25,17 @@ def metadata(found: FinishedStage, repository: str, rows: list[Row]) -> Any:
     """Return a card's metadata, a `huggingface_hub.ModelCardData`; what is unknown is left out."""
     from huggingface_hub import ModelCardData
 
-    base = hub_base(found)
-    is_adapter = found.model.adapter is not None
+    base, is_adapter = hub_base(found), found.model.adapter is not None
     results = list(_results(found, rows))
-    sources = [step.locations[role]["source"] for step, role in data_of(found)]
-    hubs = [step.inputs[role].get("hub") for step, role in data_of(found)]
-    read = dict.fromkeys(s for s, hub in zip(sources, hubs, strict=True) if hub)
+    datasets = [
+        step.locations[role]["source"]
+        for step, role in data_of(found)
+        if step.inputs[role].get("hub")
+    ]
     return ModelCardData(
         base_model=base,
-        base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",
-        datasets=list(read) or None,
+        base_model_relation=base and ("adapter" if is_adapter else "finetune"),
+        datasets=list(dict.fromkeys(datasets)) or None,
         eval_results=results or None,
         library_name="peft" if is_adapter else "transformers",
         model_name=repository.split("/")[-1] if results else None,
@@ -53,7 +54,7 @@ def hub_base(found: FinishedStage) -> str | None:
 
 
 def _licence(base: str | None) -> dict[str, Any]:
-    """The base model's licence as its own card gives it; nothing where that cannot be asked."""
+    """The base model's licence as its own card gives it; nothing where the hub cannot be asked."""
     if base is None:
         return {}
     if base == EMBEDDED_HUB_ID:
@@ -70,7 +71,7 @@ def _licence(base: str | None) -> dict[str, Any]:
 
 
 def _results(found: FinishedStage, rows: list[Row]) -> Iterator[Any]:
-    """The benchmark's own numbers as metadata, where the rows asked lie on the hub."""
+    """The primary measure of each benchmark whose test rows are on the hub."""
     from huggingface_hub import EvalResult
 
     for row in rows:
@@ -78,24 +79,19 @@ def _results(found: FinishedStage, rows: list[Row]) -> Iterator[Any]:
         identity = step.inputs["test"]
         if row.primary is None or "hub" not in identity:
             continue
-        name, cell = row.own, row.primary
-        place = step.locations["test"]
+        cell = row.primary
+        low, high = (format_number(one, cell.unit) for one in (cell.low, cell.high))
         yield EvalResult(
             task_type="text-generation",
             dataset_type=identity["hub"],
             dataset_name=identity["hub"],
             dataset_config=identity["name"],
-            dataset_split=place["split"],
+            dataset_split=step.locations["test"]["split"],
             dataset_revision=identity["revision"],
             metric_type=_METRIC_TYPES.get(row.benchmark, row.benchmark),
             metric_value=round(cell.value, 4),
-            metric_name=f"{row.benchmark} {name}, n {cell.n}, {_format_interval(cell)}",
+            metric_name=f"{row.benchmark} {row.own}, n {cell.n}, 95 % interval {low} to {high}",
         )
-
-
-def _format_interval(cell: Cell) -> str:
-    low, high = (format_number(one, cell.unit) for one in (cell.low, cell.high))
-    return f"95 % interval {low} to {high}"
 
 
 def method_name(found: FinishedStage) -> str:

@@ -1,10 +1,10 @@
-"""`bashrac merge`: a finished stage as a plain transformers model, for anything that reads those.
+"""`bashrac merge`: a finished stage as a plain transformers model.
 
 Decisions: (1) an adapter is merged in float32, into what its base meant in training (see
 pipeline/models/quantize.py), and the sum is written in the dtype of the base's config, as whoever
 loads the base expects it; `--dtype float32` rounds nothing; (2) the weights of a stage without an
-adapter are copied as they are, unless `--dtype` says another; (3) the generation config stops where
-bashrac's own generation stops.
+adapter are copied as they are, unless `--dtype` asks for another; (3) the generation config stops
+where bashrac's own generation stops.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.publish.stage import FinishedStage
@@ -24,14 +25,14 @@ def write_model(found: FinishedStage, out: Path, *, dtype: str | None = None) ->
 
     Args:
         found: the stage.
-        out: the folder, which must not exist; it appears only when whole.
+        out: the folder, which must not exist; it appears only when complete.
         dtype: of the weights (decisions 1 and 2).
 
     Returns:
-        What was written and how to load it, for people.
+        A sentence: what was written, and how to load it.
 
     Raises:
-        InputError: when there is something at `out`, or a model does not load.
+        InputError: when `out` exists, or a model does not load.
     """
     if out.exists():
         raise InputError(f"{out} exists; choose another name, nothing is overwritten")
@@ -47,7 +48,7 @@ def write_model(found: FinishedStage, out: Path, *, dtype: str | None = None) ->
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what libraries say while loading; errors are raised."""
+    """Silence what libraries print while loading; errors are still raised."""
     import logging
     import warnings
 
@@ -62,7 +63,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _write_weights(found: FinishedStage, folder: Path, dtype: str | None) -> str:
-    """Write weights and config; says how they came about."""
+    """Write weights and config; return how they were made."""
     import torch
 
     from pipeline.models.load import load_config, load_merged, load_model
@@ -76,14 +77,13 @@ def _write_weights(found: FinishedStage, folder: Path, dtype: str | None) -> str
             return "copied"
         load_model(place, trust=trust, dtype=dtype).save_pretrained(folder)
         return f"in {dtype}"
-    place = {"base": found.base, "revision": found.revision, "trust": trust}
-    model = load_merged(**place, adapter=str(found.folder), quantize=recipe.quantize)
-    own = load_config(found.base, revision=found.revision, trust=trust).dtype
+    terms: dict[str, Any] = {"revision": found.revision, "trust": trust}
+    model = load_merged(found.base, adapter=str(found.folder), quantize=recipe.quantize, **terms)
+    own = load_config(found.base, **terms).dtype
     chosen = getattr(torch, dtype) if dtype else own or torch.float32
     model.to(chosen).save_pretrained(folder)
-    words = f", as {recipe.quantize} means it" if recipe.quantize else ""
-    name = str(chosen).removeprefix("torch.")
-    return f"its adapter merged into {found.base}{words}, in {name}"
+    base = f"{found.base} dequantised from {recipe.quantize}" if recipe.quantize else found.base
+    return f"its adapter merged into {base}, in {str(chosen).removeprefix('torch.')}"
 
 
 def _write_rest(found: FinishedStage, folder: Path) -> None:
@@ -102,6 +102,6 @@ def _write_rest(found: FinishedStage, folder: Path) -> None:
     ends = end_ids(found.base, revision=found.revision, trust=trust)
     generation = GenerationConfig.from_pretrained(folder)
     generation.eos_token_id = Renderer(tokenizer, end_ids=ends).stop_ids
-    generation._from_model_config = False  # else it gives way to the config's own end token
+    generation._from_model_config = False  # else the model config's end token overrides it
     generation.pad_token_id = tokenizer.pad_token_id
     generation.save_pretrained(folder)

@@ -1,8 +1,8 @@
-"""A finished stage's recipe as it can be handed on: what made it, and nothing of this machine.
+"""A finished stage's recipe for publication: what made it, and nothing about this machine.
 
-It holds the stage, those it starts from, one seed, and the commits that hub names stood for. Local
-files are named without their folders. `bashrac run` on it makes steps of the same fingerprints,
-where files of the same content lie beside it.
+It holds the stage, those it starts from, one seed, and the commits that hub ids stood for. Local
+files are named without their folders. `bashrac run` on it makes steps with the same fingerprints,
+given files with the same content beside it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from pipeline.recipe import shipped
 from pipeline.recipe.schema import Judge, Source
 from pipeline.steps.spec import StepSpec
 
-# Top-level keys that say what a number is compared with, or hold what is not of this stage.
+# Top-level keys about comparisons and other variants.
 _LEFT_OUT = ("baseline", "published", "variants")
 
 
 def chain(found: FinishedStage) -> list[str]:
-    """The stage and those it starts from, the first first."""
-    names, name = [], found.name
-    while name is not None:
-        names.insert(0, name)
-        name = found.plan.recipe.stages[name].start
+    """The stages that lead to this one, and itself, in order."""
+    names, stages = [found.name], found.plan.recipe.stages
+    while start := stages[names[0]].start:
+        names.insert(0, start)
     return names
 
 
@@ -57,27 +56,25 @@ def portable_recipe(found: FinishedStage) -> str:
     raw["seeds"] = [found.seed]
     raw["stages"] = {name: raw["stages"][name] for name in chain(found)}
     raw["model"] = plain_name(recipe.model)
-    if commit := found.revision:
-        raw["revision"] = commit
-    if (
-        "launch" in raw
-        and not (shipped.folder("accelerate_configs") / f"{raw['launch']}.yaml").is_file()
-    ):
-        del raw["launch"]  # a file of one's own, which decides no result
-    judge: Any = raw.get("judge")
-    if judge is not None:
-        if recipe.judge is not None and recipe.judge.model is not None:
-            judge["model"] = plain_name(recipe.judge.model)
-        if judge.get("base_url") != Judge.model_fields["base_url"].default:
-            judge.pop("base_url", None)  # perhaps a machine of one's own
+    if found.revision:
+        raw["revision"] = found.revision
+    launch = shipped.folder("accelerate_configs") / f"{raw.get('launch')}.yaml"
+    if not launch.is_file():
+        raw.pop("launch", None)  # the user's own file, which decides no result
+    judge: dict[str, Any] = raw.get("judge") or {}
+    if judge.get("model"):
+        judge["model"] = plain_name(judge["model"])
+    if judge.get("base_url") != Judge.model_fields["base_url"].default:
+        judge.pop("base_url", None)  # its address may be a private machine's
     commits = _commits(found)
     for role, place in (raw.get("data") or {}).items():
         if isinstance(place, dict):
             _name_source(place, commits.get((role, place["source"])))
-    gap = (raw.get("benchmarks") or {}).get("gap", {})
+    benchmarks: dict[str, Any] = raw.get("benchmarks") or {}
+    gap = benchmarks.get("gap", {})
     if gap.get("fixed") not in (None, *raw["stages"]):
         gap["fixed"] = None  # a stage that this recipe does not hold
-    for options in (raw.get("benchmarks") or {}).values():
+    for options in benchmarks.values():
         for key, value in options.items():
             if isinstance(value, dict) and "source" in value:
                 role = "test" if key == "data" else key
@@ -88,7 +85,7 @@ def portable_recipe(found: FinishedStage) -> str:
 
 
 def plain_name(text: str) -> str:
-    """What stands for a file or folder of this machine: its own name. Other texts stay."""
+    """Return a file or folder of this machine without its parents; other texts as they are."""
     if is_local(text):
         return Path(text).expanduser().resolve().name or "folder"
     return text
@@ -100,15 +97,16 @@ def is_local(text: str) -> bool:
 
 
 def local_names(found: FinishedStage) -> dict[str, str]:
-    """How the recipe writes files and folders of this machine -> their names alone."""
+    """Files and folders of this machine, as the recipe writes them -> names; longest first."""
+    recipe = found.plan.recipe
     places = [place for step in _steps(found) for place in step.locations.values()]
     texts = [place["source"] if isinstance(place, dict) else place for place in places]
-    options = [vars(given) for given in found.plan.recipe.benchmarks.values()]
+    options = [vars(given) for given in recipe.benchmarks.values()]
     texts += [given["template"] for given in options if "template" in given]
-    if (judge := found.plan.recipe.judge) is not None and judge.model is not None:
-        texts.append(judge.model)
-    found_names = {text: plain_name(text) for text in texts if is_local(text)}
-    return dict(sorted(found_names.items(), key=lambda pair: -len(pair[0])))
+    if recipe.judge is not None and recipe.judge.model is not None:
+        texts.append(recipe.judge.model)
+    local = sorted({text for text in texts if is_local(text)}, key=len, reverse=True)
+    return {text: plain_name(text) for text in local}
 
 
 def _steps(found: FinishedStage) -> list[StepSpec]:

@@ -1,9 +1,9 @@
-"""`bashrac push`: a finished stage as a repository on the hub, shown first and sent when asked to.
+"""`bashrac push`: a finished stage as a repository on the hub; shown first, sent with --yes.
 
-What goes: the files of its `model/`, the card, the recipe of its chain, and of its record what
-names no machine, user or folder. What never goes: checkpoints, rows, answers, logs. Nothing on the
-hub is removed. One commit holds all of it (`upload_folder` may make several), and it is the list
-that the dry run prints.
+What is sent: the files of its `model/`, the card, the recipe of its chain, and those parts of its
+record that name no machine, user or folder. Never: checkpoints, rows, answers, logs. Nothing on the
+hub is removed. All of it is one commit (`upload_folder` may make several) of the files that the
+dry run lists.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from pipeline.steps.identity import EMBEDDED_MODEL, cache_folder
 
 CARD, RECIPE = "README.md", "recipe.yaml"
 _ADAPTER = "adapter_config.json"
-# Of a record: what was made, from what, with what, at what cost. Not: host, places, settings.
+# Of a record: what was made, from what, with what, at what cost. Not: host, paths, settings.
 _OF_RECORD = (
     "kind", "title", "fingerprint", "identity", "seed", "versions", "device", "processes",
     "git_commit", "started", "ended", "seconds", "peak_memory_bytes",
 )  # fmt: skip
+_TEXTS = (".json", ".md", ".yaml", ".jinja", ".txt")
 _VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
-_SHORTEST_FOLDER = 4  # of fewer characters, such as / or /w, texts may hold by chance
+_SHORTEST_FOLDER = 4  # shorter ones, such as / or /w, occur in texts by chance
 
 Files = dict[str, Path | bytes]
 
@@ -41,33 +42,36 @@ class Remote:
     """What is known of a repository on the hub.
 
     Attributes:
-        words: its state, for people.
-        files: paths it holds, None where it is not there or could not be asked.
+        state: a clause that says it.
+        files: paths it holds, None where it does not exist or could not be looked at.
         is_private: None where that is not known.
     """
 
-    words: str
+    state: str
     files: list[str] | None = None
     is_private: bool | None = None
 
 
 def push(found: FinishedStage, repository: str, *, private: bool, yes: bool, command: str) -> str:
-    """Show what would be sent, or send it; returns words for people.
+    """Return what would be sent, or send it and return what was.
 
     Args:
         found: the stage.
         repository: hub id, user/name.
-        private: whether a repository that is made is private.
+        private: whether a new repository is private.
         yes: whether to send.
         command: how to send, for the dry run.
 
     Raises:
-        InputError: when it cannot be handed on as it is, the id is none, or there is no token.
+        InputError: when the stage cannot be published as it is, the id is malformed, or there is
+            no token.
         BashracError: when the hub refuses or cannot be reached.
     """
+    from huggingface_hub import get_token
+
     _check_id(repository)
     files = package(found, repository)
-    token = _token()
+    token = get_token()
     if yes and token is None:
         raise InputError(
             "there is no token: set HF_TOKEN in the environment, or log in once with "
@@ -80,23 +84,24 @@ def push(found: FinishedStage, repository: str, *, private: bool, yes: bool, com
             "on the hub first, or choose another name"
         )
     if not yes:
-        return _dry_run(files, repository, remote, private=private, token=token, command=command)
+        new = "private" if private else "public"
+        becomes = f"; it will be {new}" if remote.files is None else ""
+        return _dry_run(files, repository, remote, becomes, has_token=bool(token), command=command)
     assert token is not None
     artifact.verify(found.folder, weights=True)
     return _send(files, repository, found, private=private, token=token)
 
 
 def package(found: FinishedStage, repository: str) -> Files:
-    """Return what is sent: path in the repository -> a file here, or its content.
+    """Return what is sent: path in the repository -> a local file, or content.
 
     Raises:
-        InputError: for an adapter whose base the hub does not have, or a file that names a folder
-            of this machine.
+        InputError: for an adapter whose base is not on the hub, or a file that names a folder of
+            this machine.
     """
-    prefix = "model/"
     record = artifact.read_record(found.folder)
-    names = [name.removeprefix(prefix) for name in record["files"] if name.startswith(prefix)]
-    files: Files = {name: found.folder / prefix / name for name in sorted(names)}
+    paths = sorted(path for path in record["files"] if path.startswith("model/"))
+    files: Files = {path.removeprefix("model/"): found.folder / path for path in paths}
     if found.model.adapter is not None:
         files[_ADAPTER] = _adapter_config(found)
     files[CARD] = str(make_card(found, repository)).encode()
@@ -107,13 +112,12 @@ def package(found: FinishedStage, repository: str) -> Files:
 
 
 def _adapter_config(found: FinishedStage) -> bytes:
-    """The adapter's config with the hub id of its base, instead of where it lay here."""
+    """The adapter's config with its base as a hub id, instead of a folder of this machine."""
     base = hub_base(found)
     if base is None or found.model.base is not None:
         raise InputError(
-            f"{found.name} is an adapter on a model that lies on this machine only: make one plain "
-            "model of both (`bashrac merge RECIPE:STAGE OUT`), and send its folder "
-            "(`hf upload user/name OUT`)"
+            f"{found.name} is an adapter on a model that is on this machine only: merge the two "
+            "(`bashrac merge RECIPE:STAGE OUT`), and upload the folder (`hf upload user/name OUT`)"
         )
     config = artifact.read_json(found.folder / "model" / _ADAPTER)
     revision = None if found.plan.recipe.model == EMBEDDED_MODEL else found.revision
@@ -122,31 +126,29 @@ def _adapter_config(found: FinishedStage) -> bytes:
 
 
 def _public_record(record: dict[str, Any]) -> bytes:
-    metrics = {key: value for key, value in record["metrics"].items() if _is_figures(value)}
+    metrics = {key: value for key, value in record["metrics"].items() if _is_numeric(value)}
     return _json({**{key: record[key] for key in _OF_RECORD}, "metrics": metrics})
 
 
-def _is_figures(value: Any) -> bool:
+def _is_numeric(value: Any) -> bool:
     if isinstance(value, dict):
-        return all(map(_is_figures, value.values()))
+        return all(map(_is_numeric, value.values()))
     return value is None or isinstance(value, (int, float))
 
 
 def _check_folders(files: Files, runs: Path) -> None:
-    """See that nothing that is read by people or programs names a folder of this machine."""
+    """Check that no text names a folder of this machine."""
     folders = {str(place.resolve()) for place in (Path.home(), Path.cwd(), runs, cache_folder())}
     patterns = [re.escape(one) for one in folders if len(one) >= _SHORTEST_FOLDER]
-    pattern = re.compile(rf"(?<![\w/])(?:{'|'.join(patterns)})(?![\w-])") if patterns else None
+    pattern = re.compile(rf"(?<![\w/])(?:{'|'.join(patterns)})(?![\w-])")
     for name, held in files.items():
-        if pattern is None or Path(name).suffix not in (".json", ".md", ".yaml", ".jinja", ".txt"):
-            continue
-        if name in _VOCABULARY:
+        if not patterns or name in _VOCABULARY or Path(name).suffix not in _TEXTS:
             continue
         content = held if isinstance(held, bytes) else held.read_bytes()
         if found := pattern.search(content.decode(errors="replace")):
             raise InputError(
-                f"{name} would name the folder {found[0]} of this machine; nothing was sent. Take "
-                "it out of the recipe's texts, or write it relative to where you run"
+                f"{name} would name the folder {found[0]} of this machine; nothing was sent. "
+                "Remove it from the recipe's texts, or make it relative to where you run"
             )
 
 
@@ -164,22 +166,15 @@ def _check_id(repository: str) -> None:
         ) from None
 
 
-def _token() -> str | None:
-    """The user's token: HF_TOKEN, else that of the last `hf auth login`."""
-    from huggingface_hub import get_token
-
-    return get_token()
-
-
 def look_at(repository: str, token: str | None) -> Remote:
-    """Ask the hub what a repository holds; never raises."""
+    """Look at a repository on the hub; what goes wrong is part of the answer."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
         info = HfApi().model_info(repository, token=token or False, timeout=10)
     except RepositoryNotFoundError:
-        unseen = "" if token else ", or is private, which without a token cannot be seen"
+        unseen = "" if token else ", or is private, which cannot be seen without a token"
         return Remote(f"does not exist yet{unseen}")
     except OfflineModeIsEnabled:
         return Remote("was not asked about: HF_HUB_OFFLINE is set")
@@ -191,32 +186,23 @@ def look_at(repository: str, token: str | None) -> Remote:
 
 
 def _dry_run(
-    files: Files,
-    repository: str,
-    remote: Remote,
-    *,
-    private: bool,
-    token: str | None,
-    command: str,
+    files: Files, repository: str, remote: Remote, becomes: str, *, has_token: bool, command: str
 ) -> str:
     from huggingface_hub import constants
 
     sizes = {name: _size(held) for name, held in files.items()}
     width = max(len(f"{size:,}") for size in sizes.values())
-    becomes = (
-        "" if remote.files is not None else f"; it will be {'private' if private else 'public'}"
-    )
     lines = [
         "dry run: nothing is sent",
-        f"to     {constants.ENDPOINT}/{repository}, which {remote.words}{becomes}",
+        f"to     {constants.ENDPOINT}/{repository}, which {remote.state}{becomes}",
     ]
     if remote.files:
         replaced = [name for name in remote.files if name in files]
-        stay = [name for name in remote.files if name not in files]
+        kept = [name for name in remote.files if name not in files]
         lines.append(f"       replaced there: {', '.join(replaced) or 'nothing'}")
-        lines.append(f"       left as it is, never removed: {', '.join(stay) or 'nothing'}")
-    known = "found, of HF_TOKEN or the stored login" if token else "none: set HF_TOKEN to send"
-    lines += [f"token  {known}", f"files  {len(files)}, {sum(sizes.values()):,} bytes"]
+        lines.append(f"       left as it is, never removed: {', '.join(kept) or 'nothing'}")
+    token = "found, in HF_TOKEN or the stored login" if has_token else "none: set HF_TOKEN to send"
+    lines += [f"token  {token}", f"files  {len(files)}, {sum(sizes.values()):,} bytes"]
     lines += [f"  {size:>{width},}  {name}" for name, size in sizes.items()]
     for name in (CARD, artifact.RECORD):
         held = files[name]
@@ -229,20 +215,16 @@ def _send(files: Files, repository: str, found: FinishedStage, *, private: bool,
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token)
-    recipe = found.plan.recipe.name
+    message = f"{found.plan.recipe.name}: stage {found.name}, seed {found.seed}"
+    operations = [CommitOperationAdd(name, held) for name, held in files.items()]
     try:
         api.create_repo(repository, private=private or None, exist_ok=True)
-        operations = [
-            CommitOperationAdd(name, held if isinstance(held, bytes) else str(held))
-            for name, held in files.items()
-        ]
-        message = f"{recipe}: stage {found.name}, seed {found.seed}"
         commit = api.create_commit(repository, operations, commit_message=message)
     except Exception as error:
         said = " ".join(str(error).split()).replace(token, "[token]")
         raise BashracError(
-            f"the hub did not take {repository} ({type(error).__name__}: {said[:300]}); what it "
-            "held is as it was, and the same command tries again"
+            f"the hub did not take {repository} ({type(error).__name__}: {said[:300]}); its "
+            "content is unchanged, and the same command tries again"
         ) from error
     size = sum(map(_size, files.values()))
     return f"sent {len(files)} files, {size:,} bytes: {commit.commit_url}"

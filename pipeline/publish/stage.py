@@ -1,4 +1,4 @@
-"""Finds what a finished stage made, from the way people name it: RECIPE:STAGE."""
+"""Finds the results of a finished stage, given as RECIPE:STAGE."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.steps.spec import Model, StepSpec
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """A stage whose weights are there.
+    """A stage whose weights exist.
 
     Attributes:
         plan: the plan of its recipe.
@@ -39,7 +39,7 @@ class FinishedStage:
     def step(self) -> StepSpec:
         """The step that holds its own weights: the adapter's where it trained one."""
         step = self.model.adapter or self.model.base
-        assert step is not None  # `find_stage` has seen to it
+        assert step is not None  # as `find_stage` has checked
         return step
 
     @property
@@ -49,7 +49,7 @@ class FinishedStage:
 
     @property
     def base(self) -> str:
-        """What its adapter lies on: a folder, or the recipe's `model:`."""
+        """What its adapter is for: a folder, or the recipe's `model:`."""
         base = self.model.base
         return self.plan.recipe.model if base is None else str(base.directory(self.runs))
 
@@ -94,7 +94,7 @@ def find_stage(
     if name not in plan.stages:
         points = [label for label, stage in plan.stages.items() if stage.name == name]
         if points:
-            raise InputError(f"{name} of {source} is swept; name one of {', '.join(points)}")
+            raise InputError(f"{name} of {source} is swept; choose one of {', '.join(points)}")
         hint, known = suggest(name, list(plan.stages)), ", ".join(plan.stages)
         raise InputError(f"{source} has no stage {name!r}{hint}; stages: {known}")
     chosen = recipe.seeds[0] if seed is None else seed
@@ -102,13 +102,13 @@ def find_stage(
         raise InputError(
             f"{source} has no seed {chosen}; seeds: {', '.join(map(str, recipe.seeds))}"
         )
-    if recipe.points:  # a stage is handed on with the recipe of its point, which sweeps nothing
+    if recipe.points:  # a stage is published with the recipe of its point, which sweeps nothing
         planned = plan.stages[name]
         plan, name = make_plan(planned.recipe), planned.name
     model = plan.models[name, chosen]
     made = [step for step in (model.base, model.adapter) if step is not None]
     if not made:
-        raise InputError(f"{named} trains nothing: it is {recipe.model} as it is")
+        raise InputError(f"{named} trains nothing: it is {recipe.model} itself")
     for step in made:
         if not artifact.is_finished(step.directory(runs)):
             command = command_for("run", source, overrides, variant, runs)

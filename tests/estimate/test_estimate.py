@@ -14,7 +14,8 @@ from conftest import ROOT, save_tiny_model
 
 from pipeline.errors import InputError
 from pipeline.estimate import memory
-from pipeline.estimate.memory import Memory, Shape, Weight, optimizer_bytes, shared_out
+from pipeline.estimate.memory import Memory, Shape, optimizer_bytes, sharded
+from pipeline.estimate.step import Estimate
 from pipeline.recipe.shipped import FSDP2, REPLICATED, zero
 
 LORA = {"r": 4, "target_modules": "all-linear"}
@@ -53,15 +54,15 @@ def test_parameters_are_those_of_the_loaded_model(tmp_path, architecture, tied):
     config = AutoConfig.from_pretrained(tmp_path)
 
     skeleton = build(config, dtype="float32")
-    assert skeleton.total == loaded.num_parameters()
-    assert sum(one.count for one in skeleton.trained) == loaded.num_parameters(only_trainable=True)
+    assert skeleton.shape.total == loaded.num_parameters()
+    assert skeleton.shape.trained == loaded.num_parameters(only_trainable=True)
     assert skeleton.weight_bytes == 4 * loaded.num_parameters()
 
     adapted = get_peft_model(loaded, LoraConfig(task_type="CAUSAL_LM", **LORA))
     with_adapter = build(config, dtype="float32", lora=LORA)
-    assert with_adapter.total == skeleton.total
+    assert with_adapter.shape.total == skeleton.shape.total
     trained, everything = adapted.get_nb_trainable_parameters()
-    assert sum(one.count for one in with_adapter.trained) == trained
+    assert with_adapter.shape.trained == trained
     assert with_adapter.weight_bytes == 4 * everything
 
 
@@ -73,9 +74,9 @@ def test_four_bit_linear_layers_take_half_a_byte_and_leave_embeddings_as_they_ar
     plain = build(load_config(tiny_model), dtype="bfloat16", trains=False)
     linear = sum(one.numel() for name, one in plain.model.named_parameters() if "proj" in name)
     packed = build(load_config(tiny_model), dtype="bfloat16", lora=LORA, quantize="nf4")
-    adapter = sum(one.bytes for one in packed.trained)
-    spared = 2 * (plain.total - linear)
-    assert packed.total == plain.total
+    adapter = sum(one.nbytes for one in packed.trained)
+    spared = 2 * (plain.shape.total - linear)
+    assert packed.shape.total == plain.shape.total
     assert 0.5 * linear < packed.weight_bytes - spared - adapter < 0.54 * linear
     weights = packed.weight_bytes
     assert training_peak(packed, TrainingPass(rows=2, length=8)) > weights
@@ -86,7 +87,7 @@ def test_optimizer_states_are_those_that_torch_makes():
     from transformers import Adafactor
 
     sizes = ((300, 20), (7, 3), (20,))
-    weights = [Weight(size, "float32") for size in sizes]
+    weights = [torch.empty(size, device="meta") for size in sizes]
     for name, make in {
         "adamw_torch": torch.optim.AdamW,
         "rmsprop": torch.optim.RMSprop,
@@ -105,14 +106,19 @@ def test_optimizer_states_are_those_that_torch_makes():
 
 
 def test_8_bit_states_spare_embeddings_and_small_weights():
-    large, small = Weight((64, 256), "float32"), Weight((64, 63), "float32")
-    embedding = Weight((64, 256), "float32", embeds=True)
-    assert optimizer_bytes([large], "adamw_8bit") == 2 * (64 * 256 + 4 * 64)
-    assert optimizer_bytes([small], "paged_adamw_8bit") == 8 * 64 * 63
-    assert optimizer_bytes([embedding], "adamw_8bit") == 8 * 64 * 256
+    import torch
+
+    def weight(*size, dtype=torch.float32):
+        return torch.empty(size, dtype=dtype, device="meta")
+
+    large, small, embedding = weight(64, 256), weight(64, 63), weight(64, 256)
+    assert optimizer_bytes([large], "adamw_8bit", embedding) == 2 * (64 * 256 + 4 * 64)
+    assert optimizer_bytes([small], "paged_adamw_8bit", embedding) == 8 * 64 * 63
+    assert optimizer_bytes([embedding], "adamw_8bit", embedding) == 8 * 64 * 256
     # AdamW of torch keeps states in the dtype of the weight, bitsandbytes' in float32.
-    assert optimizer_bytes([Weight((10,), "bfloat16")], "adamw_torch_fused") == 40
-    assert optimizer_bytes([Weight((10,), "bfloat16")], "paged_adamw_32bit") == 80
+    half = weight(10, dtype=torch.bfloat16)
+    assert optimizer_bytes([half], "adamw_torch_fused") == 40
+    assert optimizer_bytes([half], "paged_adamw_32bit") == 80
 
 
 def test_defaults_are_those_of_the_libraries():
@@ -124,30 +130,36 @@ def test_defaults_are_those_of_the_libraries():
     assert TrainingArguments.num_train_epochs == _DEFAULT_EPOCHS
 
 
-def test_what_is_shared_out_follows_the_figure_of_the_zero_paper():
+def test_sharding_follows_the_figure_of_the_zero_paper():
     """Figure 1 of ZeRO: 7.5 B parameters on 64 GPUs, 16-bit weights and gradients, AdamW.
 
-    Without sharing 120 GB, stage 1 31.4 GB, stage 2 16.6 GB, stage 3 1.9 GB. Here a single process
-    keeps float32 weights, which DeepSpeed turns into 16 bits and a shared-out float32 copy.
+    Without sharding 120 GB, stage 1 31.4 GB, stage 2 16.6 GB, stage 3 1.9 GB. Here a single process
+    keeps float32 weights, which DeepSpeed turns into 16 bits and a sharded float32 copy.
     """
     count = 7_500_000_000
     whole = Memory(weights=4 * count, gradients=4 * count, optimizer=8 * count)
-    shape = Shape(count, count, largest_block=0, outside=0, pass_bytes=2)
-    found = {stage: shared_out(whole, shape, kind=zero(stage), processes=64) for stage in (1, 2, 3)}
+    shape = Shape(count, count, largest_block=0, outside=0)
+    found = {
+        stage: sharded(whole, shape, pass_bytes=2, kind=zero(stage), processes=64)
+        for stage in (1, 2, 3)
+    }
     kept = {stage: (one.total - one.passes) / 1e9 for stage, one in found.items()}
     assert kept == pytest.approx({1: 31.4, 2: 16.6, 3: 1.9}, abs=0.05)
 
 
-def test_fsdp_shares_everything_and_gathers_some_layers():
+def test_fsdp_shards_everything_and_gathers_some_layers():
     whole = Memory(weights=800, gradients=800, optimizer=1600, reference=800, passes=50)
-    shape = Shape(trained=200, total=200, largest_block=20, outside=10, pass_bytes=2)
-    each = shared_out(whole, shape, kind=FSDP2, processes=8)
+    shape = Shape(trained=200, total=200, largest_block=20, outside=10)
+
+    def process(kind, processes):
+        return sharded(whole, shape, pass_bytes=2, kind=kind, processes=processes)
+
+    each = process(FSDP2, 8)
     assert (each.weights, each.gradients, each.optimizer, each.reference) == (100, 100, 200, 100)
     assert each.passes == 50 + 2 * (3 * 20 + 10)
     # Plain data parallelism keeps all, and gradients twice: in the buckets that are sent.
-    plain = shared_out(whole, shape, kind=REPLICATED, processes=8)
-    assert plain.total == whole.total + 800
-    assert shared_out(whole, shape, kind=FSDP2, processes=1) == whole
+    assert process(REPLICATED, 8).total == whole.total + 800
+    assert process(FSDP2, 1) == whole
 
 
 def test_cache_is_that_of_the_reader(tiny_model):
@@ -179,6 +191,21 @@ def test_more_rows_or_longer_ones_need_more_and_checkpoints_less(tiny_model):
     assert peak(rows=2, length=64, checkpointing=True) < least
     # On a GPU the chunks of logits are worked on in place.
     assert peak(rows=2, length=64, on_gpu=True) < least
+
+
+def test_every_step_that_loads_a_model_has_an_estimate(recipe_dict, write_recipe):
+    """Sampled rows too: checking a sample for NaN reads a value, which a fake tensor has not."""
+    recipe_dict["stages"] = {
+        "sft": {"method": "sft"},
+        "bash": {"method": "bash", "from": "sft"},
+        "rac": {"method": "rac", "from": "sft"},
+        "dpo": {"method": "dpo"},
+    }
+    recipe_dict |= {"evaluate": ["gsm8k", "gap"]}
+    found = estimates_of(write_recipe(recipe_dict), Path("none"))
+    computing = {name: one for name, one in found.items() if "dtype" in one.step.options}
+    assert len(computing) >= 12
+    assert {name: one.unknown for name, one in computing.items() if one.memory is None} == {}
 
 
 def test_tokens_are_those_that_finished_steps_count(recipe_dict, write_recipe, run_steps_here):
@@ -259,6 +286,27 @@ def test_the_command_says_what_does_not_fit_and_what_to_do(
     assert tight.returncode == 1, tight.stderr
     assert "does not fit 0.0001 GB: 4 of 4 steps" in tight.stdout
     assert "micro_batch_size 1" in tight.stdout and "--tokens-per-second N" in tight.stdout
+
+
+def test_a_way_out_is_one():
+    """Fewer rows per pass accumulate gradients, which may take more than the rows left out."""
+    from types import SimpleNamespace
+
+    from pipeline.estimate.text import _way_out
+    from pipeline.estimate.tokens import Work
+
+    def step(kind, **options):
+        return SimpleNamespace(kind=kind, options=options, runtime_options={"batch_tokens": 8000})
+
+    train = step("train", trainer={}, lora=None)
+    held = Memory(weights=10**9, passes=10**9)
+    for smallest, offered in ((15 * 10**8, True), (25 * 10**8, False)):
+        one = Estimate(train, Work(), memory=held, rows=4, smallest=smallest)
+        assert ("micro_batch_size 1" in _way_out(one, 10**9)) == offered
+        assert "lora trains an adapter" in _way_out(one, 10**9)
+    for passes, said in ((2 * 10**9, "lower max_length"), (10**8, "quantize: nf4")):
+        one = Estimate(step("contexts"), Work(), memory=Memory(weights=10**9, passes=passes))
+        assert said in _way_out(one, 10**9)
 
 
 def test_memory_is_a_number_above_0():
