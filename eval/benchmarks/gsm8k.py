@@ -40,7 +40,7 @@ def _shots(recipe: Recipe, options: Gsm8kOptions) -> Source | None:
 
 BENCHMARK = Benchmark(
     run="eval.gsm8k:grade_answers",
-    version=2,
+    version=3,
     task="gsm8k",
     options=Gsm8kOptions,
     hub=Source(source="openai/gsm8k", name="main", split="test"),

@@ -35,7 +35,7 @@ _FUNCTIONS = {
     "pipeline.model:merge": Function("pipeline.models.load:merge"),
     "pipeline.stages.bash:write_contexts": Function("pipeline.stages.bash:write_contexts"),
     "pipeline.stages.dpo:train": Function("pipeline.stages.dpo:train"),
-    "pipeline.stages.dpo:write_pairs": Function("pipeline.stages.dpo:write_pairs"),
+    "pipeline.stages.dpo:write_pairs": Function("pipeline.stages.dpo:write_pairs", version=2),
     "pipeline.stages.rac:write_corrections": Function("pipeline.stages.rac:write_corrections"),
     "pipeline.stages.sft:train": Function("pipeline.stages.sft:train"),
     "pipeline.stages.spin:write_pairs": Function("pipeline.stages.spin:write_pairs"),
