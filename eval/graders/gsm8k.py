@@ -67,8 +67,8 @@ _WELL_FORMED = re.compile(
     r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
 )
 _OPENING = (
-    rf"(?:{_SPACE}|[*_`=:+(\[{{~\u2248\u223c]|{_CURRENCY}|{_CODE}|\\[(\[,;! ]|\\(?:boxed|fbox|approx|"
-    r"sim|text(?:bf|it|rm)?|math(?:bf|it|rm))(?![^\W\d_]))*+"
+    rf"(?:{_SPACE}|[*_`=:+(\[{{~\u2248\u223c]|{_CURRENCY}|{_CODE}|\\[(\[,;! ]|\\(?:boxed|fbox|"
+    r"approx|sim|text(?:bf|it|rm)?|math(?:bf|it|rm))(?![^\W\d_]))*+"
 )
 _DECORATION = re.compile(rf"{_OPENING}(?:[^\W\d_]\w{{0,20}}+{_SPACE}*+=(?!=){_OPENING})?")
 _DENOMINATOR = re.compile(rf"{_SPACE}*/{_SPACE}*(?P<run>{_RUN})")

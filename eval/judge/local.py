@@ -158,7 +158,7 @@ class ReferenceJudge:
         """The measure and the version of the library that computes it."""
         return {
             "engine": "reference",
-            "measure": "rougeL F, stemmed",
+            "measure": "rougeL F, stemmed, tokens of all scripts",
             "rouge_score": version("rouge-score"),
         }
 
@@ -172,7 +172,10 @@ class ReferenceJudge:
             first = f_measures(question.first, reference)
             second = f_measures(question.second, reference)
             if first is None or second is None:
-                record(question, Failure("the reference has no letter or digit that ROUGE reads"))
+                record(
+                    question,
+                    Failure("the reference holds no letter or digit that ROUGE could read"),
+                )
             else:
                 record(question, {"rouge_l": [first["rougeL"], second["rougeL"]]})
 

@@ -881,7 +881,7 @@ def test_the_reference_judge_follows_rouge_l_by_hand(tmp_path):
 
 
 def test_without_a_reference_that_rouge_can_read_there_is_no_verdict(tmp_path):
-    rows = [Comparison("none", "p", "a", "b"), Comparison("script", "p", "猫", "犬", "猫が座った")]
+    rows = [Comparison("none", "p", "a", "b"), Comparison("signs", "p", "猫", "犬", "🐈 …")]
     found = judge(rows, ReferenceJudge(), None, tmp_path / "c", announce=quiet)
     assert found.counts["errored"] == 2 and found.win_rate is None
 
