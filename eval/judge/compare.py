@@ -17,6 +17,7 @@ from eval.graders.alpaca import official_order_is_flipped
 from eval.judge.cache import ReplyCache
 from eval.judge.template import Template
 from eval.judge.types import (
+    ORIGIN,
     Comparison,
     Engine,
     Failure,
@@ -120,11 +121,14 @@ def judge(
         orders = _orders(comparison, both_orders, single_order)
         readings = {order: read(comparison.question(order)) for order in orders}
         verdicts.append(_verdict(comparison, readings))
+    used = [replies[key] for key in set(keys.values()) & replies.keys()]
     usage: Counter[str] = Counter()
-    for key in set(keys.values()) & replies.keys():
-        usage.update(replies[key].get("usage", {}))
+    for reply in used:
+        usage.update(reply.get("usage", {}))
+    answered = {name: Counter(reply[name] for reply in used if name in reply) for name in ORIGIN}
+    changes = {name: to for reply in used for name, to in reply.get("request_changes", {}).items()}
     calls = sum(failures[key].asked if key in failures else True for key in asked)
-    return Judgement(tuple(verdicts), plan, calls, usage)
+    return Judgement(tuple(verdicts), plan, calls, usage, answered, changes)
 
 
 def _ask_missing(
@@ -231,10 +235,16 @@ def _verdict(comparison: Comparison, readings: Mapping[str, Reading | Failure]) 
         else (reading.p_second if order == "ab" else 1.0 - reading.p_second)
         for order, reading in readings.items()
     }
+    masses = [
+        reading.label_mass
+        for reading in readings.values()
+        if isinstance(reading, Reading) and reading.label_mass is not None
+    ]
+    mass = math.fsum(masses) / len(masses) if masses else None
     for kind, outcome in ((Failure, VerdictOutcome.ERRORED), (Reading, VerdictOutcome.UNPARSED)):
         for order, reading in readings.items():
             if isinstance(reading, kind) and by_order[order] is None:
-                return Verdict(comparison.id, outcome, None, by_order, reading.reason)
+                return Verdict(comparison.id, outcome, None, by_order, reading.reason, mass)
     signed = [
         reading.p_second - 0.5 if order == "ab" else 0.5 - reading.p_second
         for order, reading in readings.items()
@@ -243,4 +253,4 @@ def _verdict(comparison: Comparison, readings: Mapping[str, Reading | Failure]) 
     above_half = on_grid(math.fsum(signed) / len(signed), bits=52) if signed else 0.0
     names = {-1: VerdictOutcome.LOSS, 0: VerdictOutcome.TIE, 1: VerdictOutcome.WIN}
     outcome = names[(above_half > 0) - (above_half < 0)]
-    return Verdict(comparison.id, outcome, 0.5 + above_half, by_order)
+    return Verdict(comparison.id, outcome, 0.5 + above_half, by_order, label_mass=mass)

@@ -15,6 +15,8 @@ from judge_servers import Served, completion, needs_serve, opinion, wait_for
 from eval.benchmarks import registry
 from eval.benchmarks.alpaca_files import read_annotations, read_model_outputs
 from eval.graders.alpaca import score
+from eval.report.collect import collect
+from eval.report.markdown import markdown
 from pipeline.errors import InputError, StepFailedError
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
@@ -235,6 +237,37 @@ def test_what_cannot_be_scored_is_found_before_a_judge_is_asked(
     assert server.asked == 0
 
 
+def test_what_a_judges_server_changes_and_who_answers_stands_in_record_and_report(
+    judged_recipe, letters, write_recipe, run_steps_here, serve
+):
+    def answer(body):
+        if "temperature" in body:
+            return 400, {"error": {"message": "Unsupported value: 'temperature'"}}
+        status, reply = opinion(body)
+        day = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"][0]["logprob"] < -0.7
+        return status, {
+            **reply,
+            "model": f"stand-in-2025-01-0{day + 1}",
+            "system_fingerprint": "fp",
+        }
+
+    recipe = only_alpaca(judged_recipe, letters, asking(serve(answer)))
+    plan, runs = run_steps_here(write_recipe(recipe))
+    step = plan.results["base", "alpaca", 0]
+    metrics = artifact.read_json(step.directory(runs) / "record.json")["metrics"]
+    assert metrics["judgement"]["request_changes"] == {"temperature": None}
+    answered = metrics["judgement"]["answered"]
+    assert set(answered["model"]) == {"stand-in-2025-01-01", "stand-in-2025-01-02"}
+    assert set(answered["system_fingerprint"]) == {"fp"}
+    warned = " ".join(metrics["warnings"])
+    assert "refused part of the request: temperature was left out" in warned
+    assert "from several models: stand-in-2025-01-01 (" in warned
+    mass = result_of(plan, runs, "alpaca")["measures"]["label mass"]
+    assert mass["value"] == pytest.approx(100)
+    report = markdown(collect(plan, runs))
+    assert "label mass" in report and "temperature was left out" in report
+
+
 def test_summaries_without_a_letter_are_judged_all_the_same(
     judged_recipe, letters, write_recipe, run_steps_here, serve, tmp_path
 ):
@@ -246,6 +279,7 @@ def test_summaries_without_a_letter_are_judged_all_the_same(
     assert list(result_of(plan, runs, "tldr")["measures"]) == [
         "win rate",
         "order decides",
+        "label mass",
         "cut off",
     ]
     recipe |= {"task": "tldr", "evaluate": ["rouge"], "benchmarks": {}}

@@ -62,7 +62,7 @@ def test_a_reference_in_which_rouge_reads_nothing_gives_no_score(prediction, ref
 
 
 @pytest.mark.parametrize(
-    "reference", ["7", "猫 A", "\u212a", "naïve", "猫", "é", "\uff11\uff18", "١"]
+    "reference", ["7", "猫 A", "\u212a", "naïve", "猫", "é", "\uff11\uff18", "\u0661"]
 )
 def test_one_letter_or_digit_makes_a_reference_readable(reference):
     """The third is the Kelvin sign, which lowercases to k."""
@@ -106,7 +106,7 @@ def test_scores_are_percentages_and_do_not_depend_on_which_text_is_the_reference
         pytest.param("猫が座った", "犬が座った", 4 / 5, 3 / 4, 4 / 5, id="japanese"),
         pytest.param("我爱你", "你爱我", 1.0, 0.0, 1 / 3, id="chinese-in-another-order"),
         pytest.param("เด็ก", "เด็ง", 2 / 3, 1 / 2, 2 / 3, id="thai-marks-stay-with-their-letter"),
-        pytest.param("１８ ＡＢＣ", "18 abc", 1.0, 1.0, 1.0, id="fullwidth"),
+        pytest.param("\uff11\uff18 \uff21\uff22", "18 ab", 1.0, 1.0, 1.0, id="fullwidth"),
         pytest.param("the cats 🐈 sat…", "the cat — sat", 1.0, 1.0, 1.0, id="symbols-are-not-read"),
     ],
 )
@@ -121,7 +121,7 @@ def test_other_scripts_by_hand(prediction, reference, rouge1, rouge2, rouge_l):
     assert scores == pytest.approx(expected, abs=1e-12)
 
 
-english_texts = st.text(alphabet="aBz09 .,'_-\n’“”–—…½²™€🐈", max_size=40)
+english_texts = st.text(alphabet="aBz09 .,'_-\n\u2019“”\u2013—…½²™€🐈", max_size=40)
 
 
 @settings(deadline=None)
