@@ -1,4 +1,4 @@
-"""TL;DR summaries: which is better, the model's or the human one, to a judge; and ROUGE.
+"""TL;DR summaries: a judge compares the model's with the human one; and ROUGE.
 
 Prompts are cut in `pipeline.data.tasks` (a post at its last newlines, to 512 tokens). Answers of at
 most 53 tokens are sampled at temperature 0.01 (`eval.benchmarks.registry`), as in the

@@ -279,7 +279,7 @@ def _check_names(recipe: Recipe, written: list[str]) -> list[Problem]:
         elif registry.test_source(recipe, name) is None:
             problems.append(Problem("data.test", f"{name} needs held-out rows; add data.test"))
         else:
-            problems += registry.check(recipe, name)
+            problems += benchmark_of(name).check(recipe)
     for name in recipe.benchmarks:
         if name not in recipe.evaluate:
             problems.append(Problem(f"benchmarks.{name}", f"{name} is not in evaluate"))
