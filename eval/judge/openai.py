@@ -83,34 +83,16 @@ class OpenAIJudge:
             InputError: when the address is none, or holds a user, a password, a query or the path
                 of a request.
         """
-        try:
-            parts = urlsplit(base_url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-                raise ValueError
-        except ValueError:  # also http://[::1, or a port that is no number
-            raise InputError(
-                "the judge's base URL must look like https://api.openai.com/v1"
-            ) from None
-        if parts.username or parts.password or parts.query:
-            raise InputError(
-                "the judge's base URL must hold no user, password or query: a key is taken from "
-                f"the environment only ({' or '.join(KEY_VARIABLES)})"
-            )
-        base_url = base_url.rstrip("/")
-        if added := _ADDED_PATH.search(base_url):
-            raise InputError(
-                f"the judge's base URL must end before {added[0]}, which each request adds: write "
-                f"{base_url.removesuffix(added[0])}"
-            )
         if reads not in ("label", "text"):
             raise InputError(f"reads is {reads!r}, valid are 'label' and 'text'")
         if concurrency < 1 or give_up_after < 1 or max_retries < 0 or timeout_s <= 0:
             raise InputError("concurrency, give_up_after and timeout_s must be above 0")
-        self.model, self.base_url, self.reads = model, base_url, reads
+        self.base_url, hostname = _checked_address(base_url)
+        self.model, self.reads = model, reads
         self.served_model = served_model or model
         self.concurrency, self.give_up_after = concurrency, give_up_after
         self.timeout_s, self.max_retries = timeout_s, max_retries
-        self._is_loopback = _LOOPBACK.fullmatch(parts.hostname) is not None
+        self._is_loopback = _LOOPBACK.fullmatch(hostname) is not None
         if set(request or {}) & set(_OURS):
             raise InputError(
                 f"judge.request must not hold {', '.join(_OURS)}: bashrac sets these, and keys "
@@ -270,7 +252,7 @@ class OpenAIJudge:
         larger = [limit for limit in self._more_tokens if limit > (_limit_of(sent) or 0)]
         if not larger:
             return False
-        name = next(name for name in _LIMITS if name in sent)
+        name = next((name for name in _LIMITS if name in sent), "max_tokens")
         self._sent = {**sent, name: larger[0]}
         return True
 
@@ -307,6 +289,28 @@ class OpenAIJudge:
             f" (asked at {self.base_url}/chat/completions: most endpoints end in /v1, so try "
             f"judge.base_url: {self.base_url}/v1)"
         )
+
+
+def _checked_address(base_url: str) -> tuple[str, str]:
+    """Return the address without a slash at its end, and its host's name."""
+    try:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError
+    except ValueError:  # also http://[::1, or a port that is no number
+        raise InputError("the judge's base URL must look like https://api.openai.com/v1") from None
+    if parts.username or parts.password or parts.query:
+        raise InputError(
+            "the judge's base URL must hold no user, password or query: a key is taken from "
+            f"the environment only ({' or '.join(KEY_VARIABLES)})"
+        )
+    base_url = base_url.rstrip("/")
+    if added := _ADDED_PATH.search(base_url):
+        raise InputError(
+            f"the judge's base URL must end before {added[0]}, which each request adds: write "
+            f"{base_url.removesuffix(added[0])}"
+        )
+    return base_url, parts.hostname
 
 
 def _limit_of(sent: Mapping[str, Any]) -> int | None:

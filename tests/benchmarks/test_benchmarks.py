@@ -667,7 +667,7 @@ def test_a_real_server_with_the_embedded_model_judges_a_stage_end_to_end(
     recipe = only_alpaca(judged_recipe, "alpaca_eval_2", {})
     recipe["judge"] = {
         "engine": "openai", "model": server.model, "base_url": server.url, "max_retries": 0,
-        "concurrency": 1, "request": {"max_tokens": 4},
+        "concurrency": 1, "timeout_s": 300,
     }  # fmt: skip
     path = write_recipe(recipe)
     server.start()
