@@ -84,7 +84,7 @@ def judge(
     Args:
         comparisons: what to judge.
         engine: who judges.
-        template: what the judge is told; the reference judge is told nothing.
+        template: the judge's prompt; the reference judge has none.
         cache_path: JSONL file of replies; only questions without one are asked.
         both_orders: ask each comparison both ways round and average, or once.
         max_calls: most questions to put to the judge.
@@ -98,7 +98,12 @@ def judge(
         InputError: when more calls are needed than `max_calls`, the template does not fit the
             judge, or there is no key.
     """
-    template = _fitting(engine, template)
+    if engine.reads == "reference":
+        template = None
+    elif template is None:
+        raise InputError("this judge needs a template")
+    else:
+        template.asked(engine.reads)  # raises where it does not ask for what the judge reads
     keys = _questions(comparisons, engine, template, both_orders, single_order)
     with ReplyCache(cache_path) as cache:
         plan = _plan(comparisons, keys, cache, engine, template, price)
@@ -158,20 +163,10 @@ def _ask_missing(
     return failures
 
 
-def _fitting(engine: Engine, template: Template | None) -> Template | None:
-    """Return the template as the engine uses it."""
-    if engine.reads == "reference":
-        return None
-    if template is None:
-        raise InputError("this judge needs a template")
-    template.asked(engine.reads)
-    return template
-
-
 def _orders(
     comparison: Comparison, both_orders: bool, single_order: Callable[[Comparison], str]
 ) -> tuple[str, ...]:
-    """The orders in which a comparison is asked: none where its answers are equal."""
+    """The orders in which a comparison is judged: none where its answers are equal."""
     if comparison.a == comparison.b:
         return ()
     return ("ab", "ba") if both_orders else (single_order(comparison),)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from eval.judge.replies import CUT, read_logprobs, reply_of
 from eval.judge.template import Template
-from eval.judge.types import Failure, Question, Reading, Record, Reply
+from eval.judge.types import ORIGIN, Failure, Question, Reading, Record, Reply
 from pipeline.errors import InputError
 from pipeline.extras import require
 
@@ -205,10 +205,12 @@ class OpenAIJudge:
             reply = reply_of(body, wants_logprobs=wants_logprobs, model=self.served_model)
             if isinstance(reply, Failure):
                 return reply._replace(reason=_without_key(reply.reason)[:500])
-            usage.update(reply["usage"])
+            usage.update(reply.get("usage", {}))
             if wants_logprobs or reply.get("finish_reason") != CUT:
-                changes = {"request_changes": dict(self._changes)} if self._changes else {}
-                return _reply_without_key({**reply, "usage": dict(usage), **changes})
+                reply["usage"] = dict(usage)
+                if self._changes:
+                    reply["request_changes"] = dict(self._changes)
+                return _reply_without_key(reply)
             cut = f"the reply was cut at {_limit_of(sent)} tokens; "
             if not self._raise_limit(sent):
                 return Failure(f"{cut}allow more: judge.request: {{max_tokens: N}}")
@@ -347,10 +349,12 @@ def _without_key(text: str) -> str:
 
 
 def _reply_without_key(reply: Reply) -> Reply:
-    tokens = reply.get("top_logprobs")
-    kept = [[_without_key(token), logprob] for token, logprob in tokens or ()]
-    texts = {name: _without_key(text) for name, text in reply.items() if isinstance(text, str)}
-    return {**reply, **texts, **({} if tokens is None else {"top_logprobs": kept})}
+    for name in (*ORIGIN, "text"):
+        if name in reply:
+            reply[name] = _without_key(reply[name])
+    for pair in reply.get("top_logprobs", []):
+        pair[0] = _without_key(pair[0])
+    return reply
 
 
 def _run_to_end(main: Coroutine[Any, Any, None]) -> None:

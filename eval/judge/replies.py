@@ -46,9 +46,11 @@ def reply_of(body: Any, *, wants_logprobs: bool, model: str | None = None) -> Re
         )
     if str(finish_reason).casefold() in _FILTERED:
         return Failure(f"the server withheld the reply (finish_reason {finish_reason})")
+    reply: Reply = {}
     said = (served, finish_reason, _at(body, "system_fingerprint"))
-    origin = zip(ORIGIN, said, strict=True)
-    reply: Reply = {name: value for name, value in origin if isinstance(value, str)}
+    for name, value in zip(ORIGIN, said, strict=True):
+        if isinstance(value, str):
+            reply[name] = value
     reply["usage"] = {
         name: count
         for name in ("prompt_tokens", "completion_tokens")

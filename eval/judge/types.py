@@ -16,8 +16,10 @@ from typing import Any, NamedTuple, Protocol
 
 from eval.stats.types import Interval
 
+# What is kept of a judge's reply: `text`, `top_logprobs` (of the likeliest tokens), a local judge's
+# `logprobs` of the two labels, or the reference judge's `rouge_l`; and of an endpoint's `usage`,
+# `request_changes` (see Judgement) and ORIGIN, who gave it and how.
 Reply = dict[str, Any]
-# What a reply says of who gave it and how, where it does.
 ORIGIN = ("model", "finish_reason", "system_fingerprint")
 _LEAST_MASS = 0.5
 
