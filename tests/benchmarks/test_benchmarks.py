@@ -663,11 +663,19 @@ def test_a_real_server_with_the_embedded_model_judges_a_stage_end_to_end(
 
     for name in ("OPENAI_API_KEY", "BASHRAC_JUDGE_KEY"):
         monkeypatch.delenv(name, raising=False)
-    server = Served(locate("smollm2-135m-instruct"), tmp_path / "log")
+    # Any token ends its reply: a judge of this size would go on until it is cut.
+    embedded, folder = Path(locate("smollm2-135m-instruct")), tmp_path / "judge"
+    folder.mkdir()
+    for file in embedded.iterdir():
+        (folder / file.name).symlink_to(file)
+    config = folder / "generation_config.json"
+    config.unlink(missing_ok=True)
+    config.write_text(json.dumps({"eos_token_id": [*range(49152)]}))
+    server = Served(str(folder), tmp_path / "log")
     recipe = only_alpaca(judged_recipe, "alpaca_eval_2", {})
     recipe["judge"] = {
         "engine": "openai", "model": server.model, "base_url": server.url, "max_retries": 0,
-        "concurrency": 1, "timeout_s": 300,
+        "concurrency": 1,
     }  # fmt: skip
     path = write_recipe(recipe)
     server.start()
