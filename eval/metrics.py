@@ -224,7 +224,7 @@ class Rouge(_InMemory):
         scored = [pair for pair in pairs if pair is not None]
         if not scored:
             raise ValueError(
-                f"none of {len(pairs)} references has a letter a-z or a digit for ROUGE to read, "
+                f"none of {len(pairs)} references holds a letter or digit for ROUGE to read, "
                 "and an empty evaluation is an error, not 0.0: give at least one that has"
             )
         values: dict[str, float] = {"n": len(scored), "left_out": len(pairs) - len(scored)}

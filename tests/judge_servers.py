@@ -83,6 +83,8 @@ class Handler(BaseHTTPRequestHandler):
             server.most_in_flight = max(server.most_in_flight, server.in_flight)
         time.sleep(server.delay)
         status, answer = server.answer(body)
+        if isinstance(answer, dict) and answer.get("model") == "stand-in":
+            answer["model"] = body["model"]  # as most servers do
         with server.lock:
             server.in_flight -= 1
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()

@@ -42,7 +42,7 @@ class AlpacaOptions(JudgedOptions):
 
 
 def _files(options: AlpacaOptions, test: Source) -> dict[str, Source]:
-    """AlpacaEval's own files: the baseline's answers to all instructions, and the two tables."""
+    """AlpacaEval's own files: the baseline's answers to all instructions, and two tables."""
     files = {"difficulty": options.difficulty, "gamed": options.gamed}
     baseline = test.model_copy(update={"limit": None, "skip": 0})
     given = {role: source for role, source in files.items() if source is not None}
@@ -51,6 +51,7 @@ def _files(options: AlpacaOptions, test: Source) -> dict[str, Source]:
 
 BENCHMARK = Benchmark(
     run="eval.alpaca:grade_answers",
+    version=2,
     task="alpaca",
     options=AlpacaOptions,
     hub=Source(source=_HUB, file="alpaca_eval_gpt4_baseline.json"),

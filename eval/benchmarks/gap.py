@@ -29,7 +29,8 @@ Decisions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -38,28 +39,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from eval.benchmarks import registry
-from eval.benchmarks.gap_steps import LOSSES, labels_of
 from eval.benchmarks.results import answers_to_grade, store
 from eval.benchmarks.types import Benchmark, Options
 from eval.graders.gap import agreement, is_reference, slope, thirds
 from eval.stats.measures import Measure, curve, measure
 from pipeline.data.tasks import Example
-from pipeline.errors import Problem, suggest
+from pipeline.errors import Problem, StepFailedError, suggest
+from pipeline.hardware.precision import NOT_FINITE
 from pipeline.recipe.schema import DEFAULT_MAX_LENGTH, Recipe, Share, Source
 from pipeline.rows.stored import ROWS
 from pipeline.steps import artifact
 from pipeline.steps.spec import Model
 
 if TYPE_CHECKING:
+    from pipeline.data.load import TokenRow
     from pipeline.data.render import Renderer
     from pipeline.stages.builder import Builder
     from pipeline.steps.context import StepContext
     from pipeline.steps.spec import StepSpec
 
 NAME = "gap"
+LOSSES = "losses.jsonl"
+Row = dict[str, Any]
 DEFAULT_ROWS = 128
 _NOISE_SEED = 0
-# Benchmarks whose scores are set beside the length of answers, the first one that is asked.
+# Whose scores are plotted against the length of the reference: the first that is evaluated.
 _SCORED = ("gsm8k", "rouge")
 _NEARLY_GREEDY = 0.01
 LENGTH = "length"
@@ -84,7 +88,7 @@ class GapOptions(Options):
 
 
 def check(recipe: Recipe) -> list[Problem]:
-    """Rates that are no curve, and a fixed stage that there is not."""
+    """Rates that make no curve, and a fixed stage that does not exist."""
     given, problems = options_of(recipe), []
     rates = given.rates
     if rates[0] != 0 or any(one >= two for one, two in pairwise(rates)):
@@ -141,7 +145,7 @@ def options_of(recipe: Recipe) -> GapOptions:
 
 
 def fixed_stage(recipe: Recipe) -> str | None:
-    """The stage whose contexts are read by all, or None (decision 3)."""
+    """The stage whose contexts every stage reads, or None (decision 3)."""
     given = options_of(recipe)
     if "fixed" in given.model_fields_set:
         return given.fixed
@@ -152,7 +156,7 @@ def fixed_stage(recipe: Recipe) -> str | None:
 def _rows(recipe: Recipe) -> Source:
     """The rows that are read: the first few, or as many as the benchmark's own `data` says."""
     given, source = options_of(recipe), registry.test_source(recipe, NAME)
-    assert source is not None  # the recipe's check has seen to it
+    assert source is not None  # the recipe has been checked
     own = None if given.data is None else given.data.limit
     return source.limited(given.limit or own or DEFAULT_ROWS)
 
@@ -185,12 +189,12 @@ def _contexts(build: Builder, model: Model) -> StepSpec:
     )
 
 
-def _losses(build: Builder, model: Model, contexts: StepSpec, words: str) -> StepSpec:
+def _losses(build: Builder, model: Model, contexts: StepSpec, whose: str) -> StepSpec:
     """Add the step in which a model reads contexts."""
     return build.step(
         "gap-losses",
         "eval.gap_steps:write_losses",
-        title=f"losses on {words}",
+        title=f"losses on {whose}",
         model=model,
         steps={"contexts": contexts},
         options={"dtype": build.recipe.reading_dtype},
@@ -225,9 +229,131 @@ def _answers(build: Builder, model: Model, asked: dict[str, StepSpec]) -> StepSp
     )
 
 
+def write_contexts(step: StepContext) -> None:
+    """Step: write the contexts of every held-out row at every rate, the reference at rate 0."""
+    from pipeline.data.load import describe_losses, load_examples, tokenise
+    from pipeline.data.render import renderer_for
+    from pipeline.models.load import load_to_read
+    from pipeline.rows.shards import write_in_shards
+    from pipeline.stages.bash import mixer, row_size
+
+    options, renderer = step.options, renderer_for(step)
+    examples = load_examples(step.source("test"), options["task"], step.warn)
+    limits = [size for size in (options["max_length"], renderer.window) if size is not None]
+    longest = min(limits, default=None)
+    token_rows, counts = tokenise(examples, renderer, max_length=longest)
+    prompts = renderer.max_prompt_length
+    if words := describe_losses(counts, max_length=longest, max_prompt_length=prompts):
+        step.warn(words)
+    rates: list[float] = options["rates"]
+    mix = mixer(step, load_to_read(step), renderer, seed=options["noise_seed"])
+
+    def make(items: Sequence[tuple[TokenRow, int]]) -> Iterator[Row]:
+        for place, rate in enumerate(rates):
+            for row in mix(rate, [one for one, at in items if at == place]):
+                yield {**row, "rate": rate}
+
+    rows = write_in_shards(
+        step,
+        [(row, place) for row in token_rows for place in range(len(rates))],
+        make,
+        key=lambda item: (item[0].row_id, item[1]),
+        size=lambda item: row_size(item[0]),
+        row_key=lambda row: (row["id"], rates.index(row["rate"])),
+        tokens=_written,
+        file_name=ROWS,
+    )
+    step.metrics |= {"rows": len(rows), "tokens_generated": sum(map(_written, rows))}
+    step.metrics["figures"] = {"rows": len(token_rows)} | {
+        f"differ at {rate:g}": _changed_share([row for row in rows if row["rate"] == rate])
+        for rate in rates[1:]
+    }
+
+
+def write_losses(step: StepContext) -> None:
+    """Step: compute the loss of each context, summed over its reference tokens, in nats.
+
+    Raises:
+        StepFailedError: when a loss is NaN or infinite.
+    """
+    from pipeline.models.load import load_to_read
+    from pipeline.rows.corrections import Own
+    from pipeline.rows.diagnostics import losses_as_done
+    from pipeline.rows.shards import length_buckets, write_in_shards
+
+    written = artifact.read_rows(step.input_folders()["contexts"] / ROWS)
+    rates = sorted({row["rate"] for row in written})
+    model, batch_tokens = load_to_read(step).eval(), step.runtime_options["batch_tokens"]
+
+    def make(rows: Sequence[Row]) -> Iterator[Row]:
+        # A confident model often writes the reference: equal contexts are read once.
+        alike: dict[tuple[int, ...], list[Row]] = {}
+        for row in rows:
+            alike.setdefault((row["id"], *row["input_ids"]), []).append(row)
+        groups = list(alike.values())
+        for group, at_once in length_buckets(groups, lambda rows: _size(rows[0]), batch_tokens):
+            labels = [labels_of(row) for row, *_ in group]
+            read = [
+                Own(row["input_ids"][: -len(said)], row["input_ids"][-len(said) :], row["id"])
+                for (row, *_), said in zip(group, labels, strict=True)
+            ]
+            for place, nats in losses_as_done(model, read, labels, batch_size=at_once):
+                yield from (_loss_row(row, nats) for row in group[place])
+
+    rows = write_in_shards(
+        step,
+        written,
+        make,
+        key=lambda row: (row["id"], rates.index(row["rate"])),
+        size=_size,
+        row_key=lambda row: (row["id"], rates.index(row["rate"])),
+        tokens=lambda row: row["tokens"],
+        file_name=LOSSES,
+    )
+    step.metrics |= {"rows": len(rows), "tokens_read": sum(map(_size, written))}
+
+
+def _loss_row(row: Row, nats: float) -> Row:
+    if not math.isfinite(nats):
+        raise StepFailedError(
+            f"the loss of row {row['id'] + 1} at rate {row['rate']:g} is {nats}: {NOT_FINITE}"
+        )
+    return {
+        "id": row["id"],
+        "rate": row["rate"],
+        "nats": nats,
+        "tokens": len(labels_of(row)),
+        "changed": _changed(row),
+    }
+
+
+def labels_of(row: Row) -> list[int]:
+    """The reference of a row of contexts, as token ids."""
+    return [label for label in row["labels"] if label != -100]
+
+
+def _size(row: Row) -> int:
+    return len(row["input_ids"])
+
+
+def _written(row: Row) -> int:
+    """Tokens that a model wrote or could have: none at rate 0, which is the reference."""
+    return len(labels_of(row)) if row["rate"] else 0
+
+
+def _changed(row: Row) -> int:
+    """The number of context tokens that differ from the reference."""
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    return sum(label not in (-100, token) for token, label in pairs)
+
+
+def _changed_share(rows: list[Row]) -> float:
+    return sum(map(_changed, rows)) / sum(map(_written, rows))
+
+
 @dataclass(frozen=True)
 class Losses:
-    """What a model lost on contexts.
+    """A model's losses on contexts.
 
     Attributes:
         ids: the rows' ids, N of them.
@@ -243,7 +369,7 @@ class Losses:
 
     @classmethod
     def read(cls, folder: Path) -> Losses:
-        """Read what a step of losses has written."""
+        """Read the losses that a step has written."""
         rows = artifact.read_rows(folder / LOSSES)
         known = {(row["rate"], row["id"]): row for row in rows}
         rates, ids = sorted({rate for rate, _ in known}), sorted({row for _, row in known})
@@ -268,7 +394,7 @@ class Losses:
 
 
 def grade(step: StepContext) -> None:
-    """Step: grade what models lost on contexts; writes grades.jsonl and result.json."""
+    """Step: grade the losses on contexts; writes grades.jsonl and result.json."""
     from pipeline.data.render import renderer_for
 
     folders, renderer = step.input_folders(), renderer_for(step)
@@ -304,7 +430,7 @@ def grade(step: StepContext) -> None:
 def _agreements(
     step: StepContext, contexts: Path, renderer: Renderer, ids: Sequence[int]
 ) -> list[tuple[int, int, bool]]:
-    """Of each row how many tokens the greedy answer agrees for, of how many, and `is_reference`."""
+    """For each row: tokens for which the greedy answer agrees, their total, and `is_reference`."""
     rows = artifact.read_rows(contexts / ROWS)
     references = {row["id"]: labels_of(row) for row in rows if row["rate"] == 0}
     answers = {

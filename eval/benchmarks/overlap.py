@@ -29,7 +29,7 @@ def benchmark_item(example: Example) -> BenchmarkItem:
 
 
 def check_overlap(step: StepContext) -> None:
-    """Step: look for test items among the training rows; writes overlaps.jsonl and result.json.
+    """Step: find test rows among the training rows; writes overlaps.jsonl and result.json.
 
     The training rows are those of the inputs `train` and `preferences`, one or both.
 
@@ -57,7 +57,7 @@ def check_overlap(step: StepContext) -> None:
             "short": found.short,
         },
     )
-    # Built-in rows come from templates, and say so; anywhere else it is news.
+    # Built-in rows come from templates, so overlap is expected there.
     if found.found and test.builtin is None:
         step.warn(f"{_describe(found)}; they are listed in {step.directory / OVERLAPS}")
 
@@ -98,8 +98,9 @@ def _streamed(
 def _as_rows(
     found: Overlaps, sources: dict[str, Sequence[Any]], skipped: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
+    places = [(role, row) for role, rows in sources.items() for row, _ in enumerate(rows, start=1)]
     for overlap in found.found:
-        source, row = _place(overlap.first_row, sources)
+        source, row = places[overlap.first_row - 1]
         yield {
             "id": overlap.item,
             "where": overlap.where,
@@ -108,15 +109,6 @@ def _as_rows(
             "first_row": skipped[source] + row,
             "words": overlap.words,
         }
-
-
-def _place(number: int, sources: dict[str, Sequence[Any]]) -> tuple[str, int]:
-    """Return the source that holds a row of all sources, and the row's number in it, from 1."""
-    for source, rows in sources.items():
-        if number <= len(rows):
-            return source, number
-        number -= len(rows)
-    raise ValueError(f"the row asked for is {number} rows past the end of all sources")
 
 
 def _describe(found: Overlaps) -> str:

@@ -1,9 +1,9 @@
-"""The benchmarks: where each lies, and how its steps are planned.
+"""The benchmarks: where each is defined, and how its steps are planned.
 
-A benchmark is two steps after a stage: the model answers the test rows, then the answers are graded
-(and, where two answers are compared, judged). Answers are an artifact of their own, so a changed
-grader or judge never samples again, and two benchmarks on the same rows share their answers. One
-that takes other steps plans them itself. Nothing here imports torch or datasets.
+A benchmark adds two steps to a stage: the model answers the test rows, then the answers are graded
+or judged. Answers are an artifact of their own, so that a changed grader or judge never samples
+again, and benchmarks on the same rows share them. A benchmark that needs other steps plans them
+itself. Nothing here imports torch or datasets.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks.types import Benchmark, JudgedOptions, Options
-from pipeline.errors import Problem
 from pipeline.recipe.schema import Recipe, Source
 
 if TYPE_CHECKING:
     from pipeline.stages.builder import Builder
     from pipeline.steps.spec import Model, StepSpec
 
-# As text: a benchmark that plans other steps asks the functions below for those of others.
+# As text, because a benchmark that plans its own steps imports the functions below.
 BENCHMARKS = {
     "gsm8k": "eval.benchmarks.gsm8k",
     "alpaca": "eval.benchmarks.alpaca",
@@ -28,18 +27,18 @@ BENCHMARKS = {
     "gap": "eval.benchmarks.gap",
     "rouge": "eval.benchmarks.rouge",
 }
-# Of a task's answers, where neither the benchmark's keys nor the recipe say it.
+# Defaults for the answers to a task, where neither the benchmark's keys nor the recipe set them.
 _MAX_NEW_TOKENS = {"tldr": 53, "alpaca": 2048}
 _TEMPERATURE = {"tldr": 0.01}
 
 
 def benchmark_of(name: str) -> Benchmark:
-    """What a benchmark's file says of it."""
+    """The declaration in a benchmark's file."""
     return import_module(BENCHMARKS[name]).BENCHMARK
 
 
 def options_of(recipe: Recipe, name: str) -> Options:
-    """The keys of a benchmark; `rouge` without its own has those of its task's benchmark."""
+    """The keys of a benchmark; `rouge` without any takes those of its task's benchmark."""
     if name == "rouge" and name not in recipe.benchmarks and recipe.task in BENCHMARKS:
         given = recipe.benchmarks.get(recipe.task, Options())
         return Options(**given.model_dump(include=set(Options.model_fields)))
@@ -47,29 +46,24 @@ def options_of(recipe: Recipe, name: str) -> Options:
 
 
 def judged_options_of(recipe: Recipe, name: str) -> JudgedOptions:
-    """The keys of a benchmark that a judge decides."""
+    """The keys of a judged benchmark."""
     options = options_of(recipe, name)
     assert isinstance(options, JudgedOptions)
     return options
 
 
 def task_of(recipe: Recipe, name: str) -> str:
-    """The task whose rows a benchmark asks."""
+    """The task of a benchmark's test rows."""
     return benchmark_of(name).task or recipe.task
 
 
 def test_source(recipe: Recipe, name: str) -> Source | None:
-    """Where a benchmark's test rows come from, or None where the recipe must say it."""
+    """Where a benchmark's test rows come from, or None where the recipe must name them."""
     given = options_of(recipe, name).data
     if given is not None:
         return given
     own_task = task_of(recipe, name) == recipe.task
     return recipe.data.test if own_task else benchmark_of(name).hub
-
-
-def check(recipe: Recipe, name: str) -> list[Problem]:
-    """Problems with a benchmark's own keys that a type does not say."""
-    return benchmark_of(name).check(recipe)
 
 
 def add_steps(name: str, build: Builder, model: Model) -> StepSpec:
@@ -78,7 +72,7 @@ def add_steps(name: str, build: Builder, model: Model) -> StepSpec:
     if benchmark.plan is not None:
         return benchmark.plan(build, model)
     options, task, test = options_of(recipe, name), task_of(recipe, name), test_source(recipe, name)
-    assert test is not None  # the recipe's check has seen to it
+    assert test is not None  # the recipe has been checked
     temperature = options.temperature
     keys = {"test": f"benchmarks.{name}.data"} if test != recipe.data.test else {}
     answers = build.answers(
@@ -123,7 +117,7 @@ def add_overlap(name: str, build: Builder) -> StepSpec:
     """Add the step that looks for a benchmark's test rows among the training rows."""
     recipe = build.recipe
     test = test_source(recipe, name)
-    assert test is not None  # the recipe's check has seen to it
+    assert test is not None  # the recipe has been checked
     data = {"train": recipe.data.train, "test": test}
     if isinstance(recipe.data.preferences, Source):
         data["preferences"] = recipe.data.preferences
@@ -139,16 +133,16 @@ def add_overlap(name: str, build: Builder) -> StepSpec:
 
 
 def _judge(recipe: Recipe, options: Options) -> dict[str, Any]:
-    """What decides verdicts: the judge, what it is told, and in which orders it is asked."""
+    """What decides verdicts: the judge, its template, and the orders in which it is asked."""
     from eval.judge.step import engine_for, template_for
 
-    assert recipe.judge is not None  # the recipe's check has seen to it
+    assert recipe.judge is not None  # the recipe has been checked
     template = template_for(recipe.judge, options)
-    told = None if template is None else asdict(template) | {"name": ""}  # a file may be renamed
+    fields = None if template is None else asdict(template) | {"name": ""}  # files get renamed
     return {
         "judge": engine_for(recipe.judge).identity(),
         "reads": recipe.judge.reads,
-        "template": told,
+        "template": fields,
         "orders": recipe.judge.orders,
         "max_errors": recipe.judge.max_errors,
     }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
 
 
-BENCHMARK = Benchmark(run="eval.rouge:grade_answers")
+BENCHMARK = Benchmark(run="eval.rouge:grade_answers", version=2)
 
 
 def grade_answers(step: StepContext) -> None:
@@ -23,7 +23,9 @@ def grade_answers(step: StepContext) -> None:
     samples = answers_to_grade(step)
     measures, grades = rouge_measures(samples)
     if not measures:
-        raise InputError("ROUGE reads a-z and 0-9, and no reference has any: it cannot score these")
+        raise InputError(
+            "no reference holds a letter or digit, so ROUGE cannot score these answers"
+        )
     measures["cut off"] = cut_off(samples)
     unread = sum(grade["rougeL"] is None for grade in grades)
     counts = {"scored": len(grades) - unread, "unscored": unread}

@@ -1,4 +1,4 @@
-"""TL;DR summaries: which is better, the model's or the human one, to a judge; and ROUGE.
+"""TL;DR summaries: a judge compares the model's with the human one; and ROUGE.
 
 Prompts are cut in `pipeline.data.tasks` (a post at its last newlines, to 512 tokens). Answers of at
 most 53 tokens are sampled at temperature 0.01 (`eval.benchmarks.registry`), as in the
@@ -33,6 +33,7 @@ class TldrOptions(JudgedOptions):
 
 BENCHMARK = Benchmark(
     run="eval.tldr:grade_answers",
+    version=2,
     task="tldr",
     options=TldrOptions,
     hub=Source(source="vwxyzjn/summarize_from_feedback_tldr_3_filtered", split="test"),
@@ -47,7 +48,7 @@ def grade_answers(step: StepContext) -> None:
     grades = judged_grades(samples, judgement)
     rouge, _ = rouge_measures(samples)
     if not rouge:
-        step.warn("no ROUGE: it reads a-z and 0-9, and no reference has any")
+        step.warn("no ROUGE: no reference holds a letter or digit")
     measures = {
         **judged_measures(judgement),
         **rouge,

@@ -1,4 +1,4 @@
-"""What a benchmark's file says of it: its keys, whose rows it asks, and who grades."""
+"""What a benchmark declares: its keys, its test rows, and the step that grades."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ class Options(Strict):
 
 
 class JudgedOptions(Options):
-    """`template` is what the judge is told: a name in eval/judge/prompts/ or a file."""
+    """`template` is the judge's prompt: a name in eval/judge/prompts/ or a file."""
 
     template: str
 
 
 class Benchmark(NamedTuple):
-    """A benchmark.
+    """A benchmark's declaration.
 
     Attributes:
         run: names the step function that grades (pipeline/steps/functions.py).
         version: raised when grading changes, so that stored answers are graded again.
-        task: what its rows are; None for the recipe's own.
+        task: the kind of its rows; None for the recipe's own.
         options: the schema of its keys.
-        hub: its test set on the hub, None where it asks the recipe's own.
+        hub: its test set on the hub; None where it uses the recipe's test rows.
         judged: whether a judge compares answers.
-        shots: of a recipe and the keys, where solved examples before each prompt come from.
-        files: of the keys and the test set, role -> files that grading reads.
-        check: gives problems of a recipe that the types of the keys do not say.
-        plan: where its steps are others than answers and grades, adds those of a model to a plan
-            and gives the one that holds the result.
+        shots: (recipe, keys) -> where the solved examples before each prompt come from.
+        files: (keys, test set) -> files that grading reads, by role.
+        check: recipe -> problems that the types of the keys do not catch.
+        plan: where its steps are not answers and grades: adds them for one model and returns the
+            one that holds the result.
     """
 
     run: str

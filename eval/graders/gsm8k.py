@@ -4,58 +4,126 @@ What counts as a number, decided once for both ways of reading:
 
 1. A maximal run of digits, commas and dots is one token. It is a number as a whole or not at
    all: `3.14.15`, `1.234,50` and `1,2` are not numbers, and no part of them is taken instead.
-   Dots and commas at its end are punctuation: `18.` and `18,` are 18.
+   Dots and commas at its end are punctuation: `18.` and `18,` are 18. A superscript belongs to
+   the token: `10²` is not 10.
 2. A comma is a thousands separator and nothing else: one to three digits that do not start with
    0, then groups of exactly three. So `1,234.50` is a number; `1,23`, `0,123`, `1234,567` and
-   the Indian `1,00,000` are not. LaTeX's `1{,}234` is `1,234`.
-3. Digits are ASCII. Fullwidth or Arabic digits are neither accepted nor skipped: a token that
-   holds one is not a number.
+   the Indian `1,00,000` are not. LaTeX's `1{,}234` and `1\,234`, and groups divided by a thin or
+   no-break space, are `1,234`. An ordinary space divides two numbers.
+3. Decimal digits of every script are read, with Arabic and fullwidth separators.
 4. `1e3` is 1000, with an exponent of at most three digits.
 5. Minus is a hyphen, U+2212, an en dash or a fullwidth or small hyphen, touching the number or
    its currency sign, and not glued to a word, number or closing bracket on its left: `3-4` is 3
    and 4, `- 5` is a bullet.
-6. Units, percent signs and words such as "billion" are not read: `18%` and `18 dollars` are 18.
-   NaN and infinities are not numbers.
+6. Units and percent signs are not read: `18%` and `18 dollars` are 18. A word that multiplies is
+   no unit: `3 million`, `18k` and `2 dozen` are unread. NaN and infinities are not numbers.
 
-`strict` reads what follows the last marker on the same line, past spaces, currency signs, opening
-brackets, `\boxed{` and Markdown emphasis. There `1/2` is 0.5. Anything that makes it more than one
-number (`3-4`, `1 1/2`, `1 234`, `3 + 4`, `18, 20`, `10:30`) leaves it unread. `flexible` reads the
-last token of the text: of `1/2` that is 2, of `10:30` it is 30, and a last token that is not a
-number leaves it unread, because an earlier one is not what the text ends on.
+`strict` reads what follows the last marker on the same line, past spaces, currency signs, `~`,
+opening brackets, `x =`, `\boxed{`, `\text{` and Markdown emphasis. Where nothing follows, it reads
+the next line, and at the end of the text the one before, if that is a number and nothing else.
+`1/2`, `½` and `\frac{1}{2}` are 0.5 there, and `3 1/2` is 3.5. What makes an answer more than one
+number (`3-4`, `1 234`, `18, 20`, `10:30`, `10 or 12`, `10x12`, `10 ± 2`, `2\sqrt{3}`, `3 hours and
+30 minutes`) leaves it unread; an explanation (`18 = 9 * 2`, `18 (9 * 2)`, `18 of her 20 eggs`) does
+not. `flexible` reads the last token of the text: of `1/2` that is 2, of `10:30` it is 30, and a
+last token that is not a number leaves it unread, because an earlier one is not what the text ends
+on.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import deque
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from eval.stats.types import Outcome
 
-if TYPE_CHECKING:
-    pass
-
 REFERENCE_MARKER = "####"
 
-_DASHES_TO_MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\uff0d\ufe63", "-"))
+# Below no two parts that can match the same character stand side by side, unless the first is
+# possessive, so that reading a text takes time linear in its length.
+_ASCII_SIGNS = str.maketrans(
+    dict.fromkeys("\u2212\u2013\uff0d\ufe63", "-")  # minus, en dash, fullwidth and small hyphen
+    | {"\u066b": ".", "\uff0e": ".", "\u066c": ",", "\uff0c": ","}  # Arabic and fullwidth
+)
+_NARROW_SPACE = "\u2009\u202f\u00a0"
+_NARROW_GROUPS = re.compile(
+    rf"(?<![\d.,{_NARROW_SPACE}])[1-9]\d{{0,2}}(?:(?:[{_NARROW_SPACE}]|\\,)\d{{3}})++(?![\d,])"
+)
 _SPACE = r"[^\S\r\n]"
-_CURRENCY = r"\\?[$€£¥]"
+# Unicode's currency symbols, and codes that stand before an amount.
+_SYMBOLS = "$\u00a2-\u00a5\u058f\u060b\u0e3f\u17db\u20a0-\u20cf\ufdfc\ufe69\uff04\uffe0-\uffe6"
+_CURRENCY = rf"\\?[{_SYMBOLS}]"
+_CODE = r"(?:US|AU?|CA?|HK|NT|R)(?=\$)|(?:USD|EUR|GBP|INR|Rs\.?)(?![^\W\d_])"
+_VULGAR = "\u00bc-\u00be\u2150-\u215e"
+_SUPERSCRIPTS = "\u00b2\u00b3\u00b9\u2070-\u2079"
 # Starts at a digit, or at a single dot that ends no word: "...5" and "No.5" are 5, ".5" is 0.5.
-# Here and below no two parts that can match the same character stand side by side, so that reading
-# a text takes time linear in its length.
-_RUN = r"(?:(?<![\w.)])\.)?\d[\d.,]*(?:[eE][+-]?\d+)?"
+_RUN = rf"(?:(?<![\w.)])\.)?[\d{_VULGAR}][\d.,{_VULGAR}{_SUPERSCRIPTS}]*(?:[eE][+-]?\d+)?"
 _NUMBER = re.compile(
     rf"(?P<sign>(?<![^\W_])(?<![)\]}}%.\-])-)?(?:{_CURRENCY})?(?P<run>{_RUN})",
 )
 _WELL_FORMED = re.compile(
     r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
 )
-_DECORATION = re.compile(rf"(?:{_SPACE}|[*_`$€£¥=:+(\[{{]|\\[$(\[]|\\boxed)*")
+_OPENING = (
+    rf"(?:{_SPACE}|[*_`=:+(\[{{~\u2248\u223c]|{_CURRENCY}|{_CODE}|\\[(\[,;! ]|\\(?:boxed|fbox|"
+    r"approx|sim|text(?:bf|it|rm)?|math(?:bf|it|rm))(?![^\W\d_]))*+"
+)
+_DECORATION = re.compile(rf"{_OPENING}(?:[^\W\d_]\w{{0,20}}+{_SPACE}*+=(?!=){_OPENING})?")
 _DENOMINATOR = re.compile(rf"{_SPACE}*/{_SPACE}*(?P<run>{_RUN})")
-# What makes the number just read a part of something longer: "3-4", "1 1/2", "1 234", "18, 20".
+_MIXED = re.compile(rf"{_SPACE}++(?P<above>\d+)/(?P<below>\d+)(?!\d)")
+_VULGAR_FRACTION = re.compile(rf"(?:(?P<whole>\d){_SPACE}?)?(?P<sign>[{_VULGAR}])")
+_LATEX_FRACTION = re.compile(
+    r"(?:(?P<whole>\d) ?)?\\[dt]?frac(?:\{(?P<a>-?[\d.,]+)\}\{(?P<b>[\d.,]+)\}|(?P<c>\d)(?P<d>\d))"
+)
+_NOTHING_ELSE = re.compile(rf"(?:{_SPACE}|[*_`)\]}}$%.]|\\[)\]])*+(?=[\r\n]|\Z)")
+
+# What makes the number just read a part of something longer.
+_GAP = rf"(?:{_SPACE}|[*_`$)\]}}]|\\text\{{|\\[,;! )\]])*+"
+_SCALE = re.compile(
+    rf"[kKMB](?![^\W_])|{_GAP}(?i:hundreds?|thousands?|millions?|billions?|trillions?|mil|mio|mn|bn|"
+    r"lakhs?|crores?|dozens?|halves|thirds|fifths|sixths|tenths|hundredths|squared|cubed)(?![^\W_])"
+)
+_FIGURE = rf"[-+]?(?:{_CURRENCY})?\.?[\d{_VULGAR}]"
+_AMOUNT = rf"{_OPENING}{_FIGURE}"
+_AMOUNT_IN_WORDS = (
+    r"(?i:(?:(?:an?|one) )?(?:half|quarter|third|hundred|dozen)|one|two|three|four|five|six|seven|"
+    r"eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|"
+    r"six|seven|eigh|nine)ty)(?![^\W_])"
+)
+_QUALIFIER = r"(?i:about|approximately|around|roughly|maybe|perhaps|possibly|even|then|else)"
+_BETWEEN = (
+    r"(?i:or|and(?:/or)?|to|plus|minus|times|versus|vs\.?|(?:divided|multiplied) by)(?![^\W_])"
+)
+_OPERATOR = (
+    r"[-+*\u00d7\u00f7\u00b1\u2213\u00b7\u22c5\u2217~\u223c\uff5e\u2014\u2015\u2026\u3001,;|&]|"
+    r"[-=]>|\u2192|\\(?:times|cdot|pm|mp|div|sim|to)(?![^\W\d_])"
+)
+_UNIT = rf"(?:{_GAP}(?:(?!{_BETWEEN})[^\W\d_]++\.?|\\?[%{_SYMBOLS}\u00b0])){{0,3}}+"
+_SAME_KIND = (
+    r"(?i:hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|yards?|pounds?|lbs?|"
+    r"dollars?|euros?|miles?|meters?|metres?|kg|km|gallons?)"
+)
 _CONTINUATION = re.compile(
-    rf"{_SPACE}*(?:(?:[-+*/^\u00d7\u00f7:'\u2019_\u2014]{{1,2}}|\\[,!;:]){_SPACE}*)?[-+]?(?:{_CURRENCY})?\.?\d"
+    "|".join(
+        (
+            # "3-4", "1 234", "18, 20", "10:30", "10^{2}"
+            rf"{_SPACE}*+{_FIGURE}",
+            rf"{_SPACE}*+(?:[-+*/^\u00d7\u00f7:'\u2019_\u2014]{{1,3}}|\\[,!;:]){_SPACE}*+{_AMOUNT}",
+            # "10x12", "2\sqrt{3}", "2π"
+            rf"{_GAP}[xX]{_SPACE}*+{_AMOUNT}",
+            rf"{_GAP}(?:\\(?:sqrt|pi|frac|log|ln)(?![^\W\d_])|[\u221a\u221b\u03c0])",
+            # "10% - 12%", "18 eggs, 20 ducks", "10 or about 12", "3 and a half"
+            rf"{_UNIT}{_GAP}(?:{_OPERATOR}){_SPACE}*+(?:{_QUALIFIER}{_SPACE}++)?{_AMOUNT}",
+            rf"{_UNIT}{_GAP}[,;(]?{_SPACE}*+{_BETWEEN}{_GAP}(?:{_QUALIFIER}{_SPACE}++)?"
+            rf"(?:{_AMOUNT}|{_AMOUNT_IN_WORDS})",
+            rf"{_GAP}{_QUALIFIER}{_SPACE}++{_AMOUNT}",
+            # "3 hours 30 minutes"
+            rf"{_GAP}{_SAME_KIND},?{_SPACE}*+{_AMOUNT}",
+            _SCALE.pattern,
+        )
+    )
 )
 # Characters after which more of the same number could have come.
 _UNFINISHED = re.compile(r"[.,/:{eE+-]*")
@@ -89,7 +157,7 @@ def extract_answer(
     Raises:
         ValueError: If how is unknown or the marker is empty.
     """
-    reading = _read(_normalize(text), how=how, marker=_normalize(marker))
+    reading = _read(_normalize(text, how), how=how, marker=_normalize(marker))
     return None if reading is None else reading.value
 
 
@@ -120,7 +188,7 @@ def grade(
             is unknown, or the marker is empty.
     """
     expected = _reference_answer(reference)
-    text = _normalize(text)
+    text = _normalize(text, how)
     reading = _read(text, how=how, marker=_normalize(marker))
     if truncated and (reading is None or _UNFINISHED.fullmatch(text, reading.end)):
         return Outcome.TRUNCATED
@@ -183,8 +251,28 @@ def _check_how(how: str) -> None:
         raise ValueError(f"how is {how!r}, valid are 'strict' and 'flexible'")
 
 
-def _normalize(text: str) -> str:
-    return text.translate(_DASHES_TO_MINUS).replace("{,}", ",")
+def _normalize(text: str, how: str = "strict") -> str:
+    """Write signs, digits and groups of digits as ASCII, and for strict, fractions as 1/2."""
+    if not text.isascii():
+        text = text.translate(_ASCII_SIGNS)
+        text = re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text)
+    text = _NARROW_GROUPS.sub(lambda groups: re.sub(r"\D+", ",", groups[0]), text)
+    text = text.replace("{,}", ",")
+    if how == "strict":
+        text = _LATEX_FRACTION.sub(_plain_fraction, text)
+        text = _VULGAR_FRACTION.sub(_plain_vulgar_fraction, text)
+    return text
+
+
+def _plain_fraction(found: re.Match[str]) -> str:
+    above, below = found["a"] or found["c"], found["b"] or found["d"]
+    whole = f"{found['whole']} " if found["whole"] else ""
+    return f"{whole}{above}/{below}"
+
+
+def _plain_vulgar_fraction(found: re.Match[str]) -> str:
+    whole = f"{found['whole']} " if found["whole"] else ""
+    return whole + unicodedata.normalize("NFKC", found["sign"]).replace("\u2044", "/")
 
 
 def _read(text: str, *, how: str, marker: str) -> _Reading | None:
@@ -194,7 +282,10 @@ def _read(text: str, *, how: str, marker: str) -> _Reading | None:
     if not marker:
         raise ValueError("marker is empty: strict needs the text that announces the answer")
     start = text.rfind(marker)
-    return None if start < 0 else _read_at(text, start + len(marker))
+    if start < 0:
+        return None
+    after = start + len(marker)
+    return _read_at(text, after) or _read_line_apart(text, start, after)
 
 
 def _read_last(text: str) -> _Reading | None:
@@ -203,7 +294,7 @@ def _read_last(text: str) -> _Reading | None:
         return None
     last = matches.pop()
     value = _to_decimal(last["run"], negative=last["sign"] is not None)
-    return None if value is None else _Reading(value, last.end())
+    return None if value is None or _SCALE.match(text, last.end()) else _Reading(value, last.end())
 
 
 def _read_at(text: str, start: int) -> _Reading | None:
@@ -218,9 +309,35 @@ def _read_at(text: str, start: int) -> _Reading | None:
         denominator = _to_decimal(below["run"], negative=False)
         value = _QUOTIENT.divide(value, denominator) if denominator else None
         end = below.end()
+    elif value is not None and number["run"].isdigit() and (part := _MIXED.match(text, end)):
+        above, below = Decimal(part["above"]), Decimal(part["below"])
+        if above >= below:
+            return None
+        value += _QUOTIENT.divide(above, below).copy_sign(value)
+        end = part.end()
     if value is None or _CONTINUATION.match(text, end):
         return None
     return _Reading(value, end)
+
+
+def _read_line_apart(text: str, marker_start: int, marker_end: int) -> _Reading | None:
+    """Read a number alone on the line after a marker, or before one that ends the text."""
+    line = text[marker_end:].lstrip()
+    if line:
+        start = len(text) - len(line)
+        if "\n" not in text[marker_end:start]:
+            return None
+        reading = _read_at(text, start)
+        is_alone = reading is not None and _NOTHING_ELSE.match(text, reading.end)
+        return reading if is_alone else None
+    before, newline, same_line = text[:marker_start].rpartition("\n")
+    if not newline or same_line.strip():
+        return None
+    before = before.rstrip()
+    reading = _read_at(before, before.rfind("\n") + 1)
+    if reading is None or not _NOTHING_ELSE.match(before, reading.end):
+        return None
+    return _Reading(reading.value, len(text))
 
 
 def _to_decimal(run: str, *, negative: bool) -> Decimal | None:

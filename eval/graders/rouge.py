@@ -1,27 +1,33 @@
 """ROUGE-1, ROUGE-2 and ROUGE-L of one text against one reference, as summarisation papers do it.
 
-Computed by `rouge_score`, Google's port of ROUGE-1.5.5 (Lin, 2004), with Porter's stemmer. It reads
-runs of a-z and 0-9 after lowercasing and nothing else. Decided here:
+Computed by `rouge_score`, Google's port of ROUGE-1.5.5 (Lin, 2004), with Porter's stemmer. Its own
+tokens are runs of a-z and 0-9, so that it sees nothing in most languages. Decided here:
 
-1. A reference in which it reads nothing has no score: 0 would be a failure to read, not a bad text.
-   A prediction in which it reads nothing says nothing, and that is 0.
-2. A reference of one word holds no pair of words. Its ROUGE-2 is 0, as in `rouge_score`, although
-   no prediction can do better.
+1. A token is a run of letters, accents and decimal digits of any script, after lowercasing. Where
+   all of them are a-z and 0-9 it is what `rouge_score` takes, stemmed alike, so English texts score
+   as published; other tokens are not stemmed, since Porter's rules are of English.
+2. In scripts written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) every character
+   is a token, so that ROUGE-2 compares pairs of characters.
+3. A reference without a token has no score: 0 would be a failure to read, not a bad text. A
+   prediction without one says nothing, and that is 0.
+4. A reference of one token holds no pair. Its ROUGE-2 is 0, as in `rouge_score`, although no
+   prediction can do better.
 """
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import Tokenizer
 
 
 MEASURES = ("rouge1", "rouge2", "rougeL")
 
-_READABLE = re.compile("[a-z0-9]")
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 
 
 def rouge(prediction: str, reference: str) -> dict[str, float] | None:
@@ -33,7 +39,7 @@ def rouge(prediction: str, reference: str) -> dict[str, float] | None:
 
     Returns:
         F measures in percent under `rouge1`, `rouge2` and `rougeL`, or None where the reference
-        holds no letter or digit that ROUGE reads.
+        holds no letter or digit.
     """
     fractions = f_measures(prediction, reference)
     if fractions is None:
@@ -43,7 +49,7 @@ def rouge(prediction: str, reference: str) -> dict[str, float] | None:
 
 def f_measures(prediction: str, reference: str) -> dict[str, float] | None:
     """Return what `rouge` does, as fractions, so that 2/3 is the float nearest to 2/3."""
-    if not _READABLE.search(reference.lower()):
+    if not _tokenizer().tokenize(reference):
         return None
     scores = _scorer().score(reference, prediction)
     return {measure: float(scores[measure].fmeasure) for measure in MEASURES}
@@ -54,4 +60,27 @@ def _scorer() -> RougeScorer:
     # Imported here because it imports numpy and nltk, and a judge is set up without.
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(MEASURES, use_stemmer=True)
+    return RougeScorer(MEASURES, tokenizer=_tokenizer())
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    import regex
+    from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
+
+    find = regex.compile(
+        rf"{_UNSPACED}\p{{M}}*|(?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{Nd}}])+"
+    ).findall
+    english = DefaultTokenizer(use_stemmer=True).tokenize
+
+    class UnicodeTokenizer(Tokenizer):
+        def tokenize(self, text: str) -> list[str]:
+            if text.isascii():
+                return english(text)
+            # Normalised token by token: of a whole text, NFKC would make digits of "²" and "½".
+            words = (unicodedata.normalize("NFKC", word) for word in find(text.lower()))
+            return [
+                token for word in words for token in (english(word) if word.isascii() else [word])
+            ]
+
+    return UnicodeTokenizer()

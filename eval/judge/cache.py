@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from eval.judge.types import Reply
+from eval.judge.types import ORIGIN, Reply
 from pipeline.errors import InputError
 from pipeline.steps.artifact import canonical_json, disk_error
 
@@ -86,6 +86,10 @@ def _is_entry(entry: Any) -> bool:
         return False
     usage = reply.get("usage", {})
     is_counted = isinstance(usage, dict) and all(type(count) is int for count in usage.values())
+    changes = reply.get("request_changes", {})
+    is_counted &= isinstance(changes, dict) and all(
+        isinstance(reply.get(name, ""), str) for name in ORIGIN
+    )
     kinds = [_REPLIES[name](value) for name, value in reply.items() if name in _REPLIES]
     return is_counted and len(kinds) == 1 and kinds[0]
 
@@ -101,7 +105,7 @@ def _are_two_numbers(value: Any) -> bool:
 def _are_logprobs(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(pair, list) and len(pair) == 2
-        and isinstance(pair[0], str) and _is_number(pair[1])
+        and isinstance(pair[0], str) and (pair[1] is None or _is_number(pair[1]))
         for pair in value
     )  # fmt: skip
 
@@ -110,6 +114,6 @@ def _are_logprobs(value: Any) -> bool:
 _REPLIES: dict[str, Callable[[Any], bool]] = {
     "text": lambda value: isinstance(value, str),
     "top_logprobs": _are_logprobs,
-    "logits": _are_two_numbers,
+    "logprobs": _are_two_numbers,
     "rouge_l": _are_two_numbers,
 }

@@ -17,6 +17,7 @@ from eval.graders.alpaca import official_order_is_flipped
 from eval.judge.cache import ReplyCache
 from eval.judge.template import Template
 from eval.judge.types import (
+    ORIGIN,
     Comparison,
     Engine,
     Failure,
@@ -83,7 +84,7 @@ def judge(
     Args:
         comparisons: what to judge.
         engine: who judges.
-        template: what the judge is told; the reference judge is told nothing.
+        template: the judge's prompt; the reference judge has none.
         cache_path: JSONL file of replies; only questions without one are asked.
         both_orders: ask each comparison both ways round and average, or once.
         max_calls: most questions to put to the judge.
@@ -97,7 +98,12 @@ def judge(
         InputError: when more calls are needed than `max_calls`, the template does not fit the
             judge, or there is no key.
     """
-    template = _fitting(engine, template)
+    if engine.reads == "reference":
+        template = None
+    elif template is None:
+        raise InputError("this judge needs a template")
+    else:
+        template.asked(engine.reads)  # raises where it does not ask for what the judge reads
     keys = _questions(comparisons, engine, template, both_orders, single_order)
     with ReplyCache(cache_path) as cache:
         plan = _plan(comparisons, keys, cache, engine, template, price)
@@ -120,11 +126,14 @@ def judge(
         orders = _orders(comparison, both_orders, single_order)
         readings = {order: read(comparison.question(order)) for order in orders}
         verdicts.append(_verdict(comparison, readings))
+    used = [replies[key] for key in set(keys.values()) & replies.keys()]
     usage: Counter[str] = Counter()
-    for key in set(keys.values()) & replies.keys():
-        usage.update(replies[key].get("usage", {}))
+    for reply in used:
+        usage.update(reply.get("usage", {}))
+    answered = {name: Counter(reply[name] for reply in used if name in reply) for name in ORIGIN}
+    changes = {name: to for reply in used for name, to in reply.get("request_changes", {}).items()}
     calls = sum(failures[key].asked if key in failures else True for key in asked)
-    return Judgement(tuple(verdicts), plan, calls, usage)
+    return Judgement(tuple(verdicts), plan, calls, usage, answered, changes)
 
 
 def _ask_missing(
@@ -154,20 +163,10 @@ def _ask_missing(
     return failures
 
 
-def _fitting(engine: Engine, template: Template | None) -> Template | None:
-    """Return the template as the engine uses it."""
-    if engine.reads == "reference":
-        return None
-    if template is None:
-        raise InputError("this judge needs a template")
-    template.asked(engine.reads)
-    return template
-
-
 def _orders(
     comparison: Comparison, both_orders: bool, single_order: Callable[[Comparison], str]
 ) -> tuple[str, ...]:
-    """The orders in which a comparison is asked: none where its answers are equal."""
+    """The orders in which a comparison is judged: none where its answers are equal."""
     if comparison.a == comparison.b:
         return ()
     return ("ab", "ba") if both_orders else (single_order(comparison),)
@@ -231,10 +230,16 @@ def _verdict(comparison: Comparison, readings: Mapping[str, Reading | Failure]) 
         else (reading.p_second if order == "ab" else 1.0 - reading.p_second)
         for order, reading in readings.items()
     }
+    masses = [
+        reading.label_mass
+        for reading in readings.values()
+        if isinstance(reading, Reading) and reading.label_mass is not None
+    ]
+    mass = math.fsum(masses) / len(masses) if masses else None
     for kind, outcome in ((Failure, VerdictOutcome.ERRORED), (Reading, VerdictOutcome.UNPARSED)):
         for order, reading in readings.items():
             if isinstance(reading, kind) and by_order[order] is None:
-                return Verdict(comparison.id, outcome, None, by_order, reading.reason)
+                return Verdict(comparison.id, outcome, None, by_order, reading.reason, mass)
     signed = [
         reading.p_second - 0.5 if order == "ab" else 0.5 - reading.p_second
         for order, reading in readings.items()
@@ -243,4 +248,4 @@ def _verdict(comparison: Comparison, readings: Mapping[str, Reading | Failure]) 
     above_half = on_grid(math.fsum(signed) / len(signed), bits=52) if signed else 0.0
     names = {-1: VerdictOutcome.LOSS, 0: VerdictOutcome.TIE, 1: VerdictOutcome.WIN}
     outcome = names[(above_half > 0) - (above_half < 0)]
-    return Verdict(comparison.id, outcome, 0.5 + above_half, by_order)
+    return Verdict(comparison.id, outcome, 0.5 + above_half, by_order, label_mass=mass)

@@ -1,9 +1,10 @@
 """Judges that need no server: a model in this process, and ROUGE-L against the reference.
 
-Decisions: (1) a local judge's label is the one token that stands for it where an answer starts; its
-questions go through the model one at a time, so that no verdict depends on another question's
-padding; (2) the system message is put before the user's where a model's template refuses one;
-(3) the judge's files are trusted with nothing: no code of its own, no pickled weights.
+Decisions: (1) a local judge's label is the one token that stands for it where an answer starts, and
+every other that differs from it in white space (or in case, where case is not all that tells the
+labels apart); its questions go through the model one at a time, so that no verdict depends on
+another question's padding; (2) the system message is put before the user's where a model's template
+refuses one; (3) the judge's files are trusted with nothing: no code of its own, no pickled weights.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.graders.rouge import f_measures
 from eval.judge.template import Template
-from eval.judge.types import Failure, Question, Reading, Record, Reply, sigmoid
+from eval.judge.types import Failure, Question, Reading, Record, Reply, plain_by, reading_of
 from pipeline.data.tasks import Example
 from pipeline.errors import InputError
 from pipeline.models.trust import Trust, check_pickles
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class LocalJudge:
-    """A causal language model in this process, read by its logits of the two labels in float32."""
+    """A causal language model in this process, read by its probabilities of two labels."""
 
     reads = "label"
     keeps_labels_only = True
@@ -67,10 +68,11 @@ class LocalJudge:
             "engine": "local",
             "model": model_identity(place, self.revision),
             "dtype": self.dtype,
+            "replies": "log probabilities",
         }
 
     def ask(self, questions: Sequence[Question], template: Template, record: Record) -> None:
-        """Read the label logits of one question after the other; see `Engine`."""
+        """Read the labels' log probabilities of one question after the other; see `Engine`."""
         import torch
 
         from pipeline.decoding.batching import logits_to_keep
@@ -86,16 +88,16 @@ class LocalJudge:
             with torch.no_grad():
                 ids_BT = torch.tensor([ids], device=model.device)
                 logits_BTV = model(ids_BT, use_cache=False, **logits_to_keep(model, 1)).logits
-            logits = logits_BTV[0, -1, labels].tolist()
-            if all(map(math.isfinite, logits)):
-                record(question, {"logits": logits})
+            logprobs_V = logits_BTV[0, -1].float().log_softmax(-1)
+            logprobs = [logprobs_V[ids].logsumexp(-1).item() for ids in labels]
+            if all(map(math.isfinite, logprobs)):
+                record(question, {"logprobs": logprobs})
             else:
-                record(question, Failure(f"the judge's label logits are {logits}"))
+                record(question, Failure(f"the labels' log probabilities are {logprobs}"))
 
     def read(self, reply: Reply, template: Template) -> Reading:
-        """Softmax over the two labels."""
-        first, second = reply["logits"]
-        return Reading(sigmoid(second - first))
+        """The second label's share of the probability of both."""
+        return reading_of(*reply["logprobs"])
 
     @cached_property
     def _loaded(self) -> tuple[Any, Renderer]:
@@ -132,8 +134,8 @@ class LocalJudge:
         joined = "\n\n".join(message["content"] for message in messages)  # decision 2
         return renderer.prompt_ids(Example("judge", [{"role": "user", "content": joined}], ""))
 
-    def _label_ids(self, template: Template) -> list[int]:
-        """The tokens of the two labels, as they would start an answer (decision 1)."""
+    def _label_ids(self, template: Template) -> list[list[int]]:
+        """The tokens of each of the two labels (decision 1)."""
         example = Example("judge", [{"role": "user", "content": ""}], "")
         ids = [self._loaded[1].answer_ids(example, label)[:-1] for label in template.labels]
         if any(len(tokens) != 1 for tokens in ids) or ids[0] == ids[1]:
@@ -142,7 +144,13 @@ class LocalJudge:
                 f"{len(ids[0])} and {len(ids[1])} tokens for {self.model}: each must be one token "
                 "of its own; change labels in a copy of the template"
             )
-        return [ids[0][0], ids[1][0]]
+        tokenizer = self._loaded[1].tokenizer
+        texts = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
+        plain = plain_by(template.labels)
+        return [
+            [i for i, text in enumerate(texts) if i == own or plain(text) == plain(label)]
+            for (own,), label in zip(ids, template.labels, strict=True)
+        ]
 
 
 class ReferenceJudge:
@@ -158,7 +166,7 @@ class ReferenceJudge:
         """The measure and the version of the library that computes it."""
         return {
             "engine": "reference",
-            "measure": "rougeL F, stemmed",
+            "measure": "rougeL F, stemmed, tokens of all scripts",
             "rouge_score": version("rouge-score"),
         }
 
@@ -172,7 +180,10 @@ class ReferenceJudge:
             first = f_measures(question.first, reference)
             second = f_measures(question.second, reference)
             if first is None or second is None:
-                record(question, Failure("the reference has no letter or digit that ROUGE reads"))
+                record(
+                    question,
+                    Failure("the reference holds no letter or digit that ROUGE could read"),
+                )
             else:
                 record(question, {"rouge_l": [first["rougeL"], second["rougeL"]]})
 

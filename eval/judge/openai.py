@@ -1,8 +1,9 @@
 """A judge behind any OpenAI-compatible endpoint.
 
-A label that is not among the listed log probabilities has probability 0, as in AlpacaEval 2's
-published annotations; but only where the least likely listed token says that it would not have
-mattered (1 %). Otherwise the reply is unparsed, as it is when neither label is listed.
+Decisions: (1) a text that was cut is asked for again with more tokens, because a verdict quoted
+while a judge thinks is none; (2) `max_tokens`, `temperature` and `top_p`, which some families of
+models refuse, are renamed or left out once a server says so, and each reply says that they were;
+(3) `logprobs` is never left out, for without it there is no verdict.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import asyncio
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
+from eval.judge.replies import CUT, read_logprobs, reply_of
 from eval.judge.template import Template
-from eval.judge.types import Failure, Question, Reading, Record, Reply, sigmoid
+from eval.judge.types import ORIGIN, Failure, Question, Reading, Record, Reply
 from pipeline.errors import InputError
 from pipeline.extras import require
 
@@ -26,8 +29,16 @@ KEY_VARIABLES = ("BASHRAC_JUDGE_KEY", "OPENAI_API_KEY")
 # What a request must not hold: what is asked, how it is sent, and anything that could be a key.
 _OURS = ("model", "messages", "n", "stream", "extra_headers", "extra_query", "extra_body")
 _TOP_LOGPROBS = 20  # the most the protocol allows: with 5 a small judge often misses a label
-_NEGLIGIBLE = 0.01
-_MOST_TOKENS = 1 << 40  # that a server may count for one reply and be believed
+_MORE_TOKENS = (1024, 4096, 16384)  # asked for in turn where a text is cut
+_LIMITS = ("max_tokens", "max_completion_tokens")
+# What becomes of a field that a server refuses: its other name, or None to leave it out.
+_CHANGES = {"max_tokens": "max_completion_tokens", "temperature": None, "top_p": None}
+_REFUSAL = re.compile(
+    r"unsupported|not support|not permitted|not allowed|unrecognized|unknown|unexpected|deprecated|"
+    r"not available|cannot both",
+    re.IGNORECASE,
+)
+_ADDED_PATH = re.compile(r"/(chat/completions|completions|responses|messages)$")
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 
 
@@ -50,6 +61,7 @@ class OpenAIJudge:
         give_up_after: int = 16,
         max_tokens: int = 256,
         request: Mapping[str, Any] | None = None,
+        served_model: str | None = None,
     ):
         """Set up a judge; nothing is asked yet.
 
@@ -62,42 +74,42 @@ class OpenAIJudge:
             max_retries: how often a request is sent again after 408, 409, 429, 5xx, a time-out or
                 a lost connection.
             give_up_after: failures in a row after which the rest is not asked.
-            max_tokens: longest text reply.
+            max_tokens: longest text reply that is asked for at first; longer ones where it is cut,
+                unless `request` holds a limit.
             request: more fields of the request, part of the identity; None takes a field out.
+            served_model: what the endpoint's replies call the model, where that is another name.
 
         Raises:
-            InputError: when the address is none, or holds a user, a password or a query.
+            InputError: when the address is none, or holds a user, a password, a query or the path
+                of a request.
         """
-        try:
-            parts = urlsplit(base_url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-                raise ValueError
-        except ValueError:  # also http://[::1, or a port that is no number
-            raise InputError(
-                "the judge's base URL must look like https://api.openai.com/v1"
-            ) from None
-        if parts.username or parts.password or parts.query:
-            raise InputError(
-                "the judge's base URL must hold no user, password or query: a key is taken from "
-                f"the environment only ({' or '.join(KEY_VARIABLES)})"
-            )
         if reads not in ("label", "text"):
             raise InputError(f"reads is {reads!r}, valid are 'label' and 'text'")
         if concurrency < 1 or give_up_after < 1 or max_retries < 0 or timeout_s <= 0:
             raise InputError("concurrency, give_up_after and timeout_s must be above 0")
-        self.model, self.base_url, self.reads = model, base_url.rstrip("/"), reads
+        self.base_url, hostname = _checked_address(base_url)
+        self.model, self.reads = model, reads
+        self.served_model = served_model or model
         self.concurrency, self.give_up_after = concurrency, give_up_after
         self.timeout_s, self.max_retries = timeout_s, max_retries
-        self._is_loopback = _LOOPBACK.fullmatch(parts.hostname) is not None
+        self._is_loopback = _LOOPBACK.fullmatch(hostname) is not None
         if set(request or {}) & set(_OURS):
             raise InputError(
                 f"judge.request must not hold {', '.join(_OURS)}: bashrac sets these, and keys "
                 "come from the environment only"
             )
+        given = dict(request or {})
+        has_limit = any(given.get(name) is not None for name in _LIMITS)
         label = {"max_tokens": 1, "logprobs": True, "top_logprobs": _TOP_LOGPROBS}
-        fields = label if reads == "label" else {"max_tokens": max_tokens}
-        merged = {"temperature": 0.0, **fields, **(request or {})}
+        fields: dict[str, Any] = label if reads == "label" else {"max_tokens": max_tokens}
+        if given.get("max_completion_tokens") is not None:
+            del fields["max_tokens"]
+        merged = {"temperature": 0.0, **fields, **given}
         self._fields = {name: value for name, value in merged.items() if value is not None}
+        # What is sent: the fields as asked for, less what the server has refused.
+        self._sent = dict(self._fields)
+        self._changes: dict[str, str | None] = {}
+        self._more_tokens = [] if has_limit or reads == "label" else [*_MORE_TOKENS]
 
     keeps_labels_only = False
 
@@ -108,6 +120,8 @@ class OpenAIJudge:
             "model": self.model,
             "base_url": self.base_url,
             "request": self._fields,
+            # Whether earlier texts were cut is not known: they are asked for again.
+            **({"replies": 2} if self.reads == "text" else {}),
         }
 
     def ask(self, questions: Sequence[Question], template: Template, record: Record) -> None:
@@ -180,91 +194,147 @@ class OpenAIJudge:
             await asyncio.gather(*(work(client) for _ in range(workers)))
 
     async def _ask_one(self, client: Any, messages: list[dict[str, str]]) -> Reply | Failure:
+        """Return a whole reply, with the tokens of all that were cut before it."""
+        usage: Counter[str] = Counter()
+        cut = ""
+        while True:
+            body, sent = await self._post(client, messages)
+            if isinstance(body, Failure):
+                return body._replace(reason=cut + body.reason)
+            wants_logprobs = self.reads == "label"
+            reply = reply_of(body, wants_logprobs=wants_logprobs, model=self.served_model)
+            if isinstance(reply, Failure):
+                return reply._replace(reason=_without_key(reply.reason)[:500])
+            usage.update(reply.get("usage", {}))
+            if wants_logprobs or reply.get("finish_reason") != CUT:
+                reply["usage"] = dict(usage)
+                if self._changes:
+                    reply["request_changes"] = dict(self._changes)
+                return _reply_without_key(reply)
+            cut = f"the reply was cut at {_limit_of(sent)} tokens; "
+            if not self._raise_limit(sent):
+                return Failure(f"{cut}allow more: judge.request: {{max_tokens: N}}")
+
+    async def _post(
+        self, client: Any, messages: list[dict[str, str]]
+    ) -> tuple[Any, Mapping[str, Any]]:
+        """Return the parsed body of an answer, or a failure, and the fields that were sent.
+
+        What a server refuses is changed, and the question sent again.
+
+        Raises:
+            InputError: when the server refuses log probabilities.
+        """
         import openai
 
+        while True:
+            sent = self._sent
+            try:
+                response = await client.chat.completions.with_raw_response.create(
+                    model=self.model, messages=messages, extra_body=sent
+                )
+                break
+            except openai.APIStatusError as error:
+                if not self._change_refused(error, sent):
+                    return Failure(self._describe(error)), sent
+            except openai.OpenAIError as error:
+                where = f"{type(error).__name__} at {self.base_url}: {error}"
+                return Failure(_without_key(where)[:500]), sent
+            except UnicodeEncodeError:
+                return Failure("the question is not valid Unicode and cannot be sent"), sent
         try:
-            response = await client.chat.completions.with_raw_response.create(
-                model=self.model, messages=messages, extra_body=self._fields
-            )
-        except openai.APIStatusError as error:
-            message = error.message.removeprefix(f"Error code: {error.status_code} - ")
-            return Failure(_without_key(f"HTTP {error.status_code}: {message}")[:500])
-        except openai.OpenAIError as error:
-            where = f"{type(error).__name__} at {self.base_url}: {error}"
-            return Failure(_without_key(where)[:500])
-        except UnicodeEncodeError:
-            return Failure("the question is not valid Unicode and cannot be sent")
-        try:
-            body = json.loads(response.content)
+            return json.loads(response.content), sent
         except (ValueError, RecursionError):
-            return Failure("the server's answer is not JSON")
-        return _openai_reply(body, wants_logprobs=self.reads == "label")
+            return Failure(f"the server's answer is not JSON{self._suggest_address()}"), sent
 
+    def _raise_limit(self, sent: Mapping[str, Any]) -> bool:
+        """Send a larger limit from now on; True also where another question has seen to it."""
+        if sent is not self._sent:
+            return True
+        larger = [limit for limit in self._more_tokens if limit > (_limit_of(sent) or 0)]
+        if not larger:
+            return False
+        name = next((name for name in _LIMITS if name in sent), "max_tokens")
+        self._sent = {**sent, name: larger[0]}
+        return True
 
-def read_logprobs(top: Sequence[tuple[str, float]], labels: tuple[str, str]) -> Reading:
-    """Return the second label's share of the probability of both.
+    def _change_refused(self, error: Any, sent: Mapping[str, Any]) -> bool:
+        """Rename or leave out the field that a server refuses; False where it refuses another."""
+        if sent is not self._sent:
+            return True  # another question has seen to it
+        name = _refused_field(error, sent)
+        if name in ("logprobs", "top_logprobs"):
+            raise InputError(
+                f"{self.model} at {self.base_url} gives no log probabilities as asked for "
+                f"({self._describe(error)}): write judge.reads: text, with a template that has a "
+                "text_request, or take another judge"
+            )
+        if name is None:
+            return False
+        other = _CHANGES[name]
+        kept = {key: value for key, value in sent.items() if key != name}
+        self._sent = kept if other is None else {**kept, other: sent[name]}
+        self._changes[name] = other
+        return True
 
-    Args:
-        top: the likeliest tokens with their log probabilities.
-        labels: the tokens that stand for the first and for the second answer.
-    """
-    known: dict[str, float] = {}
-    for token, logprob in top:
-        known.setdefault(token, logprob)
-    listed = [known[label] for label in labels if label in known]
-    if not listed:
-        return Reading(None, f"neither label is among the {len(known)} likeliest tokens")
-    if len(listed) == 2:
-        return Reading(sigmoid(known[labels[1]] - known[labels[0]]))
-    if sigmoid(min(known.values()) - listed[0]) > _NEGLIGIBLE:
-        return Reading(
-            None, f"one label is not among the {len(known)} likeliest tokens, the other is unlikely"
+    def _describe(self, error: Any) -> str:
+        """What a server says against a request, without the key, and where that may come from."""
+        message = _message_of(error)
+        said = _without_key(f"HTTP {error.status_code}: {message}")[:500]
+        is_address = error.status_code in (404, 405) and "model" not in message.lower()
+        return said + (self._suggest_address() if is_address else "")
+
+    def _suggest_address(self) -> str:
+        if re.search(r"/v\d", self.base_url):
+            return f" (asked at {self.base_url}/chat/completions: is judge.base_url right?)"
+        return (
+            f" (asked at {self.base_url}/chat/completions: most endpoints end in /v1, so try "
+            f"judge.base_url: {self.base_url}/v1)"
         )
-    return Reading(float(labels[1] in known))
 
 
-def _openai_reply(body: Any, *, wants_logprobs: bool) -> Reply | Failure:
-    """Take what is kept of a chat completion, or say what it lacks."""
-    choice = _at(body, "choices", 0)
-    if not isinstance(_at(choice, "message"), dict):
-        return Failure("the server's answer holds no message (choices[0].message)")
-    text = _at(choice, "message", "content")
-    usage = {
-        name: count
-        for name in ("prompt_tokens", "completion_tokens")
-        if type(count := _at(body, "usage", name)) is int and 0 <= count < _MOST_TOKENS
-    }
-    if not wants_logprobs:
-        if not isinstance(text, str):
-            return Failure("the server's answer holds no text (choices[0].message.content)")
-        return {"text": _without_key(text), "usage": usage}
-    top = _at(choice, "logprobs", "content", 0, "top_logprobs")
-    if not top:
-        return Failure(
-            "the server ignored logprobs: use one that returns them, or judge.reads: text"
+def _checked_address(base_url: str) -> tuple[str, str]:
+    """Return the address without a slash at its end, and its host's name."""
+    try:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError
+    except ValueError:  # also http://[::1, or a port that is no number
+        raise InputError("the judge's base URL must look like https://api.openai.com/v1") from None
+    if parts.username or parts.password or parts.query:
+        raise InputError(
+            "the judge's base URL must hold no user, password or query: a key is taken from "
+            f"the environment only ({' or '.join(KEY_VARIABLES)})"
         )
-    entries = top if isinstance(top, list) else [None]
-    pairs = [(_at(entry, "token"), _at(entry, "logprob")) for entry in entries]
-    if not all(_is_logprob(token, logprob) for token, logprob in pairs):
-        return Failure("the server's logprobs are malformed (choices[0].logprobs.content[0])")
-    kept = [[_without_key(token), float(logprob)] for token, logprob in pairs]
-    return {"top_logprobs": kept, "usage": usage}
+    base_url = base_url.rstrip("/")
+    if added := _ADDED_PATH.search(base_url):
+        raise InputError(
+            f"the judge's base URL must end before {added[0]}, which each request adds: write "
+            f"{base_url.removesuffix(added[0])}"
+        )
+    return base_url, parts.hostname
 
 
-def _at(value: Any, *path: str | int) -> Any:
-    """Follow a path into parsed JSON; None where it does not lead."""
-    for step in path:
-        try:
-            value = value[step]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return value
+def _limit_of(sent: Mapping[str, Any]) -> int | None:
+    return next((sent[name] for name in _LIMITS if name in sent), None)
 
 
-def _is_logprob(token: Any, logprob: Any) -> bool:
-    """A token with a log probability: a finite number, at most 0 but for rounding."""
-    is_number = isinstance(logprob, (int, float)) and not isinstance(logprob, bool)
-    return isinstance(token, str) and is_number and -1e300 < logprob < 1e-3
+def _message_of(error: Any) -> str:
+    """What a server says against a request; the client shows it only where OpenAI would put it."""
+    if isinstance(error.body, dict) and "message" not in error.body:
+        return json.dumps(error.body)
+    return error.message.removeprefix(f"Error code: {error.status_code} - ")
+
+
+def _refused_field(error: Any, sent: Mapping[str, Any]) -> str | None:
+    """The field of a request that a server says it does not take, if that is what it says."""
+    message = _message_of(error)
+    if error.status_code not in (400, 403, 422) or not _REFUSAL.search(message):
+        return None
+    names = [name for name in ("logprobs", "top_logprobs", *reversed(_CHANGES)) if name in sent]
+    if error.param in names:
+        return error.param
+    return next((name for name in names if re.search(rf"\b{name}\b", message)), None)
 
 
 def _key_from_environment() -> str | None:
@@ -276,6 +346,15 @@ def _without_key(text: str) -> str:
     """Take the key out of what a server says: it may repeat what it was sent."""
     key = _key_from_environment()
     return text if key is None else text.replace(key, "[key]")
+
+
+def _reply_without_key(reply: Reply) -> Reply:
+    for name in (*ORIGIN, "text"):
+        if name in reply:
+            reply[name] = _without_key(reply[name])
+    for pair in reply.get("top_logprobs", []):
+        pair[0] = _without_key(pair[0])
+    return reply
 
 
 def _run_to_end(main: Coroutine[Any, Any, None]) -> None:

@@ -55,6 +55,7 @@ def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
         timeout_s=settings.timeout_s,
         max_retries=settings.max_retries,
         request=settings.request,
+        served_model=settings.served_model,
     )
 
 
@@ -130,13 +131,14 @@ def judge_comparisons(step: StepContext, comparisons: Sequence[Comparison]) -> J
     step.metrics["judge_calls"] = judgement.calls
     step.metrics["judgement"] = judgement.summary()
     _check_failures(step, judgement, settings)
+    _warn_of_replies(step, judgement)
     return judgement
 
 
 def judged_measures(judgement: Judgement) -> dict[str, Measure]:
-    """Win rate, and the share of comparisons whose winner changes with the order.
+    """Win rate, the share of comparisons whose winner changes with the order, mean label mass.
 
-    The latter is there where both orders were judged.
+    The second is there where both orders were judged, the last where probabilities were read.
     """
     interval = judgement.interval
     assert judgement.win_rate is not None and interval is not None  # see _check_failures
@@ -145,6 +147,9 @@ def judged_measures(judgement: Judgement) -> dict[str, Measure]:
     measures = {"win rate": {**measure(preferences, verdicts=True), **exact}}
     if judgement.judged_both_ways:
         measures["order decides"] = measure([verdict.flips for verdict in judgement.verdicts])
+    masses = [verdict.label_mass for verdict in judgement.verdicts]
+    if any(mass is not None for mass in masses):
+        measures["label mass"] = measure(masses)
     return measures
 
 
@@ -158,6 +163,7 @@ def judged_grades(samples: Sequence[AnswerRow], judgement: Judgement) -> list[di
             "preference": verdict.preference,
             "by_order": dict(verdict.by_order),
             "reason": verdict.reason,
+            "label_mass": verdict.label_mass,
             "truncated": not sample["finished"],
         }
         for sample, verdict in zip(samples, judgement.verdicts, strict=True)
@@ -197,3 +203,17 @@ def _check_failures(step: StepContext, judgement: Judgement, settings: Judge) ->
             f"{unscored} of {total} comparisons have no verdict and are left out of the win rate "
             f"(first: {reasons[0]})"
         )
+
+
+def _warn_of_replies(step: StepContext, judgement: Judgement) -> None:
+    """Say what servers made of the request, and where several models have answered it."""
+    if judgement.changes:
+        changed = ", ".join(
+            f"{name} was {'left out' if other is None else f'sent as {other}'}"
+            for name, other in sorted(judgement.changes.items())
+        )
+        step.warn(f"the judge's server refused part of the request: {changed}")
+    models = judgement.answered.get("model", {})
+    if len(models) > 1:
+        listed = ", ".join(f"{model} ({times})" for model, times in sorted(models.items()))
+        step.warn(f"the judge's replies are from several models: {listed}")

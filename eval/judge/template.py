@@ -1,6 +1,7 @@
 """What a judge is told: prompt templates, read from files and filled with a question's texts.
 
-A text reply counts when all that its template's pattern finds in it is one and the same verdict.
+A text reply counts by the last that its template's pattern finds in it, reasoning left out: a judge
+that thinks aloud quotes verdicts, and may change its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,15 @@ from pipeline.recipe.strict_yaml import read_yaml_file
 PROMPTS = Path(__file__).parent / "prompts"
 
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+# Tags around reasoning: DeepSeek's and Qwen's, Mistral's, Kimi's, gpt-oss's. What opens it may be
+# part of the prompt, so that only its end is in the reply.
+_TAG = r"(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|reflection|analysis)"
+_REASONING_END = re.compile(
+    rf"(?i:</{_TAG}>)|\[/THINK\]|\u25c1/think\u25b7|<\|channel\|>final<\|message\|>"
+)
+_REASONING_START = re.compile(
+    rf"(?i:<{_TAG}>)|\[THINK\]|\u25c1think\u25b7|<\|channel\|>analysis<\|message\|>"
+)
 _NAMES = ("prompt", "first", "second", "reference")
 _FIELDS = ("system", "prompt", "label_request", "text_request", "labels", "tie", "pattern")
 
@@ -79,11 +89,21 @@ class Template:
 
     def read_text(self, text: str) -> Reading:
         """Read the verdict in a text reply."""
-        verdicts = {found[1] for found in re.finditer(self.pattern or r"(?!)", text)}
-        values = {self.labels[0]: 0.0, self.labels[1]: 1.0, self.tie: 0.5}
-        if len(verdicts) != 1 or not verdicts <= values.keys() - {None}:
-            return Reading(None, f"no single verdict in the reply {text[:200]!r}")
-        return Reading(values[verdicts.pop()])
+        said = _without_reasoning(text)
+        verdicts = [found[1] for found in re.finditer(self.pattern or r"(?!)", said)]
+        values = {self.labels[0]: 0.0, self.labels[1]: 1.0}
+        if self.tie is not None:
+            values[self.tie] = 0.5
+        if not verdicts or verdicts[-1] not in values:
+            return Reading(None, f"no clear verdict in the reply {said[-200:]!r}")
+        return Reading(values[verdicts[-1]])
+
+
+def _without_reasoning(text: str) -> str:
+    """What a reply says after its reasoning, and before any that has no end."""
+    for end in _REASONING_END.finditer(text):
+        text = end.string[end.end() :]
+    return _REASONING_START.split(text, maxsplit=1)[0].strip()
 
 
 def load_template(name: str | Path) -> Template:

@@ -16,7 +16,12 @@ from typing import Any, NamedTuple, Protocol
 
 from eval.stats.types import Interval
 
+# What is kept of a judge's reply: `text`, `top_logprobs` (of the likeliest tokens), a local judge's
+# `logprobs` of the two labels, or the reference judge's `rouge_l`; and of an endpoint's `usage`,
+# `request_changes` (see Judgement) and ORIGIN, who gave it and how.
 Reply = dict[str, Any]
+ORIGIN = ("model", "finish_reason", "system_fingerprint")
+_LEAST_MASS = 0.5
 
 
 class Failure(NamedTuple):
@@ -27,10 +32,14 @@ class Failure(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """The probability that the second answer is better, or None and why there is none."""
+    """The probability that the second answer is better, or None and why there is none.
+
+    `label_mass` is the probability of both labels together, None where none was read.
+    """
 
     p_second: float | None
     reason: str = ""
+    label_mass: float | None = None
 
 
 Record = Callable[["Question", "Reply | Failure"], None]
@@ -124,6 +133,7 @@ class Verdict:
         preference: probability that b is better, None unless win, tie or loss.
         by_order: the same for each order asked, 'ab' and 'ba'; None where that one failed.
         reason: why there is no preference, else empty.
+        label_mass: mean probability of both labels together over the orders read, if any.
     """
 
     id: str
@@ -131,6 +141,7 @@ class Verdict:
     preference: float | None
     by_order: Mapping[str, float | None]
     reason: str = ""
+    label_mass: float | None = None
 
     @property
     def flips(self) -> bool | None:
@@ -176,12 +187,18 @@ class Judgement:
         plan: what was to be asked.
         calls: questions put to the judge in this run.
         usage: tokens that the judge counted, over all replies used, cached ones too.
+        answered: of the same replies, how many came with each `model`, `finish_reason` and
+            `system_fingerprint`.
+        changes: what servers made of the request: the name of a field -> the name it was sent
+            under, or None where it was left out.
     """
 
     verdicts: tuple[Verdict, ...]
     plan: Plan
     calls: int
     usage: Mapping[str, int]
+    answered: Mapping[str, Mapping[str, int]]
+    changes: Mapping[str, str | None]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -252,6 +269,8 @@ class Judgement:
             "cached": self.plan.cached,
             "estimated_cost": self.plan.cost,
             "usage": dict(self.usage),
+            "answered": {name: dict(counted) for name, counted in self.answered.items()},
+            "request_changes": dict(self.changes),
             "reasons": dict(reasons.most_common(10)),
         }
 
@@ -259,6 +278,30 @@ class Judgement:
 def on_grid(x: float, *, bits: int) -> float:
     """Round to a multiple of 2**-bits (decision 2)."""
     return math.ldexp(round(math.ldexp(x, bits)), -bits)
+
+
+def reading_of(first: float, second: float) -> Reading:
+    """Read a preference off the log probabilities of both labels.
+
+    Below half of the probability the judge would rather have said something else, and there is
+    none.
+    """
+    mass = min(1.0, math.exp(first) + math.exp(second))
+    if mass < _LEAST_MASS:
+        reason = (
+            f"the labels hold {mass:.2%} of the probability: the judge would say something else"
+        )
+        return Reading(None, reason, mass)
+    return Reading(sigmoid(second - first), "", mass)
+
+
+def plain_by(labels: tuple[str, str]) -> Callable[[str], str]:
+    """Return what makes one text of a token's variants, which differ in white space around it.
+
+    And in case, unless that is all that tells the labels apart (AlpacaEval 2's are m and M).
+    """
+    first, second = (label.strip().lower() for label in labels)
+    return str.strip if first == second else lambda token: token.strip().lower()
 
 
 def sigmoid(x: float) -> float:

@@ -21,6 +21,7 @@ _MEANINGS = {
     "LC win rate": "length-controlled",
     "win rate": "mean preference for the model's answer, a tie counting half",
     "order decides": "comparisons whose winner changes with the order of the answers",
+    "label mass": "probability that the judge gives its two labels; below a half is no verdict",
     "gap slope": "of a straight line through the loss of reference tokens over the rate of own "
     "tokens before them, from 0 to 1; lower is better",
     "slope, fixed contexts": "the same on contexts that one stage wrote for all (in a sweep of "

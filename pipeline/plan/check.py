@@ -295,7 +295,7 @@ def _check_evaluation(recipe: Recipe) -> Iterator[Problem]:
         elif registry.test_source(recipe, name) is None:
             yield Problem("data.test", f"{name} needs held-out rows; add data.test")
         else:
-            yield from registry.check(recipe, name)
+            yield from benchmark_of(name).check(recipe)
 
 
 def _check_seeds(recipe: Recipe) -> Iterator[Problem]:

@@ -182,6 +182,7 @@ class Judge(Strict):
     engine: Literal["openai", "local", "reference"]
     model: str | None = Field(default=None, min_length=1)
     base_url: str = "https://api.openai.com/v1"
+    served_model: str | None = Field(default=None, min_length=1)  # as replies call it
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     reads: Literal["label", "text"] = "label"

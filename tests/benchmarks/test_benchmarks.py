@@ -15,6 +15,8 @@ from judge_servers import Served, completion, needs_serve, opinion, wait_for
 from eval.benchmarks import registry
 from eval.benchmarks.alpaca_files import read_annotations, read_model_outputs
 from eval.graders.alpaca import score
+from eval.report.collect import collect
+from eval.report.markdown import markdown
 from pipeline.errors import InputError, StepFailedError
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
@@ -235,10 +237,41 @@ def test_what_cannot_be_scored_is_found_before_a_judge_is_asked(
     assert server.asked == 0
 
 
-def test_summaries_in_a_script_that_rouge_cannot_read_are_judged_all_the_same(
+def test_what_a_judges_server_changes_and_who_answers_stands_in_record_and_report(
+    judged_recipe, letters, write_recipe, run_steps_here, serve
+):
+    def answer(body):
+        if "temperature" in body:
+            return 400, {"error": {"message": "Unsupported value: 'temperature'"}}
+        status, reply = opinion(body)
+        day = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"][0]["logprob"] < -0.7
+        return status, {
+            **reply,
+            "model": f"stand-in-2025-01-0{day + 1}",
+            "system_fingerprint": "fp",
+        }
+
+    recipe = only_alpaca(judged_recipe, letters, asking(serve(answer)))
+    plan, runs = run_steps_here(write_recipe(recipe))
+    step = plan.results["base", "alpaca", 0]
+    metrics = artifact.read_json(step.directory(runs) / "record.json")["metrics"]
+    assert metrics["judgement"]["request_changes"] == {"temperature": None}
+    answered = metrics["judgement"]["answered"]
+    assert set(answered["model"]) == {"stand-in-2025-01-01", "stand-in-2025-01-02"}
+    assert set(answered["system_fingerprint"]) == {"fp"}
+    warned = " ".join(metrics["warnings"])
+    assert "refused part of the request: temperature was left out" in warned
+    assert "from several models: stand-in-2025-01-01 (" in warned
+    mass = result_of(plan, runs, "alpaca")["measures"]["label mass"]
+    assert mass["value"] == pytest.approx(100)
+    report = markdown(collect(plan, runs))
+    assert "label mass" in report and "temperature was left out" in report
+
+
+def test_summaries_without_a_letter_are_judged_all_the_same(
     judged_recipe, letters, write_recipe, run_steps_here, serve, tmp_path
 ):
-    row = {"subreddit": "a", "title": "b", "post": "c", "summary": "\u5f88\u957f"}
+    row = {"subreddit": "a", "title": "b", "post": "c", "summary": "\u2026!"}
     (tmp_path / "zh.jsonl").write_text(json.dumps(row) + "\n")
     data = {"data": str(tmp_path / "zh.jsonl"), "template": letters}
     recipe = judged_recipe | {"evaluate": ["tldr"], "judge": asking(serve())}
@@ -246,11 +279,12 @@ def test_summaries_in_a_script_that_rouge_cannot_read_are_judged_all_the_same(
     assert list(result_of(plan, runs, "tldr")["measures"]) == [
         "win rate",
         "order decides",
+        "label mass",
         "cut off",
     ]
     recipe |= {"task": "tldr", "evaluate": ["rouge"], "benchmarks": {}}
     recipe["data"] = {"test": data["data"]}
-    with pytest.raises(InputError, match="ROUGE reads a-z and 0-9"):
+    with pytest.raises(InputError, match="no reference holds a letter or digit"):
         run_steps_here(write_recipe(recipe))
 
 
@@ -629,11 +663,19 @@ def test_a_real_server_with_the_embedded_model_judges_a_stage_end_to_end(
 
     for name in ("OPENAI_API_KEY", "BASHRAC_JUDGE_KEY"):
         monkeypatch.delenv(name, raising=False)
-    server = Served(locate("smollm2-135m-instruct"), tmp_path / "log")
+    # Any token ends its reply: a judge of this size would go on until it is cut.
+    embedded, folder = Path(locate("smollm2-135m-instruct")), tmp_path / "judge"
+    folder.mkdir()
+    for file in embedded.iterdir():
+        (folder / file.name).symlink_to(file)
+    config = folder / "generation_config.json"
+    config.unlink(missing_ok=True)
+    config.write_text(json.dumps({"eos_token_id": [*range(49152)]}))
+    server = Served(str(folder), tmp_path / "log")
     recipe = only_alpaca(judged_recipe, "alpaca_eval_2", {})
     recipe["judge"] = {
         "engine": "openai", "model": server.model, "base_url": server.url, "max_retries": 0,
-        "concurrency": 1, "request": {"max_tokens": 4},
+        "concurrency": 1,
     }  # fmt: skip
     path = write_recipe(recipe)
     server.start()

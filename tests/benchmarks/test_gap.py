@@ -11,7 +11,7 @@ import yaml
 from conftest import problems_of
 from scipy.stats import ttest_1samp
 
-from eval.benchmarks.gap_steps import LOSSES, labels_of
+from eval.benchmarks.gap import LOSSES, labels_of
 from eval.graders.gap import agreement, is_reference, slope, thirds
 from eval.report.collect import collect
 from eval.report.curves import gap_charts

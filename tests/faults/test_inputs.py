@@ -23,7 +23,8 @@ from eval.graders import gsm8k
 from eval.graders.length_control import length_controlled_win_rate
 from eval.graders.rouge import rouge
 from eval.judge.cache import ReplyCache
-from eval.judge.openai import OpenAIJudge, _openai_reply
+from eval.judge.openai import OpenAIJudge
+from eval.judge.replies import reply_of
 from eval.judge.template import load_template
 from eval.judge.types import Failure
 from eval.report.data import csv_text, json_text
@@ -508,7 +509,7 @@ def test_any_reply_of_a_server_is_a_verdict_or_a_reason(template, tmp_path, inje
     @given(bodies, st.sampled_from(["label", "text"]))
     def fuzz(reply_body, reads):
         judge = OpenAIJudge("m", base_url="http://localhost:1/v1", reads=reads)
-        reply = _openai_reply(reply_body, wants_logprobs=reads == "label")
+        reply = reply_of(reply_body, wants_logprobs=reads == "label")
         if isinstance(reply, Failure):
             assert reply.reason and not ACTING.search(visible(reply.reason))
             count["failure"] += 1

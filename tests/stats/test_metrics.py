@@ -245,8 +245,8 @@ def test_rouge_is_a_plain_mean_in_percent_with_an_interval():
 def test_rouge_leaves_out_what_it_cannot_read_and_counts_silence_as_0():
     """Of four pairs two references are unreadable; the others score 100 and, for silence, 0."""
     result = Rouge().compute(
-        predictions=["a cat", "猫が座った", "", "a dog"],
-        references=["a cat", "猫が座った", "a cat", "?"],
+        predictions=["a cat", "🐈 …", "", "a dog"],
+        references=["a cat", "🐈 …", "a cat", "?"],
     )
     assert (result["n"], result["left_out"]) == (2, 2)
     assert (result["rouge1"], result["rouge2"], result["rougeL"]) == (50.0, 50.0, 50.0)
@@ -261,8 +261,8 @@ def test_rouge_does_not_depend_on_a_seed():
 
 
 def test_rouge_refuses_references_of_which_it_can_read_none():
-    with pytest.raises(ValueError, match="none of 2 references has a letter a-z or a digit"):
-        Rouge().compute(predictions=["a", "b"], references=["", "猫が座った"])
+    with pytest.raises(ValueError, match="none of 2 references holds a letter or digit"):
+        Rouge().compute(predictions=["a", "b"], references=["", "🐈 …"])
 
 
 # --- what the library does with every metric --------------------------------------------------
