@@ -72,8 +72,11 @@ def estimate(
 def _finished(step: StepSpec, record: dict[str, Any]) -> Estimate:
     """What a finished step measured."""
     count = throughput.tokens_of(record) if step.kind in ("train", *WRITING) else 0
-    does = {"train": "trained", "gap-losses": "read"}.get(step.kind, "written")
+    if step.kind == "train":
+        work = Work(trained=count)
+    else:
+        work = Work(read=count) if step.kind == "gap-losses" else Work(written=count)
     return Estimate(
-        step, Work(**{does: count}), done=True, measured=record["peak_memory_bytes"],
+        step, work, done=True, measured=record["peak_memory_bytes"],
         seconds=record["seconds"],
     )  # fmt: skip
