@@ -33,7 +33,20 @@ def load_config(model: str, *, revision: str | None = None, trust: Trust = UNTRU
     """
     from transformers import AutoConfig
 
-    return _from_pretrained(AutoConfig, base_of(model), trust, revision=revision)
+    return _without_router_logits(
+        _from_pretrained(AutoConfig, base_of(model), trust, revision=revision)
+    )
+
+
+def _without_router_logits(config: Any) -> Any:
+    """Turn off what a mixture of experts may have been saved with by a trainer.
+
+    Its forward pass would add up an auxiliary loss, which fails beside a cache of earlier tokens.
+    """
+    text = config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False
+    return config
 
 
 def window_of(model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED) -> int | None:
@@ -178,6 +191,7 @@ def _load_whole(
     model = _from_pretrained(
         AutoModelForCausalLM, place, trust, revision=revision, use_safetensors=safe, **how
     )
+    _without_router_logits(model.config)
     return model if quantize is None else finish_loading(model, dtype)
 
 
@@ -224,6 +238,11 @@ def tokenizer_for(step: StepContext) -> Any:
 def end_ids_for(step: StepContext) -> tuple[int, ...]:
     """Return the end tokens of the model a step reads."""
     return end_ids(step.locations["base"], **_terms(step))
+
+
+def config_for(step: StepContext) -> Any:
+    """Return the config of the model a step reads."""
+    return load_config(step.locations["base"], **_terms(step))
 
 
 def window_for(step: StepContext) -> int | None:

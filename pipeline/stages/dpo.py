@@ -2,7 +2,8 @@
 
 The reference model is the stage it starts from: the saved weights (all weights trained) or a frozen
 copy of the adapter (LoRA), both arranged by stock `trl.DPOTrainer`. At the first step policy and
-reference agree, so the loss must be ln 2; the run stops when it is not.
+reference agree, so the loss must be ln 2 (plus, of a mixture of experts, its auxiliary loss); the
+run stops when it is not.
 
 Preference pairs come from a source with prompt, chosen and rejected, or are made from the model's
 own answers (`data.preferences: self`, or `pairs: self` in the stage): `samples` answers to each
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 TRAIN = "pipeline.stages.dpo:train"
 # Options under which the first loss need not be ln 2: other losses, other weights, noise.
-_NOT_LN2 = ("loss_weights", "use_weighting", "neftune_noise_alpha", "router_aux_loss_coef")
+_NOT_LN2 = ("loss_weights", "use_weighting", "neftune_noise_alpha")
 _FOR_SELF = {"samples", "prompts", "temperature", "top_k", "top_p"}
 
 
@@ -156,7 +157,7 @@ def train(step: StepContext) -> None:
     check_rows(step, [side for pair in rows for side in pair], renderer)
     trainer = make_trainer(step, rows, renderer.tokenizer)
     if starts_at_ln2(step.options["trainer"]):
-        trainer.add_callback(_first_loss_check())
+        trainer.add_callback(_first_loss_check(trainer.router_aux_loss_coef))
     fit(step, trainer, tokens_per_epoch=sum(len(side.input_ids) for pair in rows for side in pair))
 
 
@@ -239,17 +240,21 @@ def _collator(tokenizer: Any, arguments: Any) -> Any:
     return collate
 
 
-def _first_loss_check() -> Any:
-    """A callback that stops training when the first loss is not ln 2."""
+def _first_loss_check(router_aux_loss_coef: float = 0.0) -> Any:
+    """A callback that stops training when the first loss is not ln 2.
+
+    Of a mixture of experts TRL adds the auxiliary loss, which it also logs, times a coefficient.
+    """
     from transformers import TrainerCallback
 
     class FirstLoss(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if state.global_step != 1 or not logs or "loss" not in logs:
                 return
-            if abs(logs["loss"] - math.log(2)) > 0.02:
+            loss = logs["loss"] - router_aux_loss_coef * logs.get("aux_loss", 0.0)
+            if abs(loss - math.log(2)) > 0.02:
                 raise StepFailedError(
-                    f"the first DPO loss is {logs['loss']:.4f}, not ln 2 = 0.6931: the reference "
+                    f"the first DPO loss is {loss:.4f}, not ln 2 = 0.6931: the reference "
                     "model is not the model training starts from"
                 )
 
