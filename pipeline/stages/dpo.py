@@ -172,6 +172,7 @@ def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any)
 
     from pipeline.models.load import load_for
     from pipeline.models.quantize import restore_adapter
+    from pipeline.train.dropout import without_noise
     from pipeline.train.sampler import arrange_batches
     from pipeline.train.trainer import load_trainable, training_arguments
 
@@ -180,6 +181,10 @@ def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any)
     reference = None  # of an adapter, TRL keeps a frozen copy itself
     if step.options["lora"] is None:
         reference = load_for(step)
+    if arguments.disable_dropout:
+        for one in (model, reference):
+            if one is not None:
+                without_noise(one)
     no_text = {"prompt": "", "chosen": "", "rejected": ""}
     columns = [
         {
@@ -254,8 +259,10 @@ def _first_loss_check(router_aux_loss_coef: float = 0.0) -> Any:
             loss = logs["loss"] - router_aux_loss_coef * logs.get("aux_loss", 0.0)
             if abs(loss - math.log(2)) > 0.02:
                 raise StepFailedError(
-                    f"the first DPO loss is {loss:.4f}, not ln 2 = 0.6931: the reference "
-                    "model is not the model training starts from"
+                    f"the first DPO loss is {loss:.4f}, not ln 2 = 0.6931: policy and reference "
+                    "disagree before anything is trained. Either the reference model is not the "
+                    "model training starts from, or this model computes at random in training "
+                    "(a dropout of its own kind): set its dropouts to 0 in its config.json"
                 )
 
     return FirstLoss()
