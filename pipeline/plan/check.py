@@ -113,6 +113,14 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
             if problem:
                 problems.append(Problem(f"{prefix}.{block}.{name}".strip("."), problem))
     for name, stage in recipe.stages.items():
+        bias = (recipe.lora_for(stage) or {}).get("bias", "none")
+        if trainer_of(stage.method) == "trl.DPOConfig" and bias in ("all", "lora_only"):
+            message = (
+                f"{bias} trains biases of the base, which {stage.method}'s reference model shares, "
+                "so that it would move too; write none for this stage (and merge_adapter: true "
+                "where it starts from an adapter with biases), or for all stages"
+            )
+            problems.append(Problem(f"stages.{name}.lora.bias", message))
         trainer = {} if trainer_of(stage.method) is None else recipe.trainer_for(stage)
         if trainer and recipe.dtype == "float16" and recipe.lora_for(stage) is None:
             message = "would keep trained weights in float16 too; write precision: float16 instead"

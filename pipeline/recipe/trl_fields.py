@@ -139,6 +139,13 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
         return _problem_with_trackers(value if isinstance(value, list) else [value])
     if name == "init_lora_weights" and str(value).startswith(BASE_CHANGING):
         return f"{value} changes the base or looks at data first, and a base stays as it is here"
+    if name == "init_lora_weights" and value is False:
+        return "false starts from random changes to the model, not from the model; take it out"
+    if name == "target_modules" and "lm_head" in (value if isinstance(value, list) else [value]):
+        return (
+            "lm_head cannot have an adapter: TRL's loss reads its weight directly, and would never "
+            "train one; take it out, or train the whole module with modules_to_save: [lm_head]"
+        )
     if name not in fields:
         if name in RENAMED:
             return f"not a field of {class_label(options_class)}; use {RENAMED[name]}"

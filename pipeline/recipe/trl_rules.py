@@ -97,6 +97,14 @@ LORA_OWNED = {
     "eva_config": "a step does not look at data before it adds an adapter",
     "lora_ga_config": "a step does not look at data before it adds an adapter",
     "arrow_config": "a stage trains one adapter",
+    "loftq_config": "a base stays as it is",
+    "kasa_config": "a base stays as it is, and KaSA cuts its weights down",
+    "layer_replication": "a base keeps its layers: two that share weights cannot be merged into",
+    "monteclora_config": "it needs a loss of its own, which TRL's trainers do not add",
+    "alora_invocation_tokens": "an adapter acts on every token",
+    "use_qalora": "it is for GPTQ, and a base in 4 bits is nf4 here",
+    "qalora_group_size": "it is for GPTQ, and a base in 4 bits is nf4 here",
+    "runtime_config": "an adapter lies where its base does",
 }
 
 # What numbers may be, and in words: trl and peft find out late, or never.

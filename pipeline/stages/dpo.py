@@ -171,14 +171,14 @@ def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any)
     from trl import DPOConfig, DPOTrainer
 
     from pipeline.models.load import load_for
-    from pipeline.models.quantize import restore_adapter
+    from pipeline.train.adapters import complete_reference, train_in_float32
     from pipeline.train.dropout import without_noise
     from pipeline.train.sampler import arrange_batches
     from pipeline.train.trainer import load_trainable, training_arguments
 
     model, peft_config = load_trainable(step)
     arguments = training_arguments(step, DPOConfig, remove_unused_columns=False)
-    reference = None  # of an adapter, TRL keeps a frozen copy itself
+    reference = None  # of an adapter: the base without it, or a frozen copy that TRL keeps
     if step.options["lora"] is None:
         reference = load_for(step)
     if arguments.disable_dropout:
@@ -204,7 +204,8 @@ def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any)
         data_collator=_collator(tokenizer, arguments),
         peft_config=peft_config,
     )
-    restore_adapter(step, trainer)
+    train_in_float32(step, trainer.model)
+    complete_reference(trainer.model)
     sides = [(len(chosen.input_ids), len(rejected.input_ids)) for chosen, rejected in rows]
     arrange_batches(step, trainer, sides)
     return trainer

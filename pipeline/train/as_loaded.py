@@ -2,8 +2,8 @@
 
 Trainers set what they need in the config of the live model: no cache, router logits, no dropout.
 Whoever loads the saved model would get that too: `generate` of a mixture of experts dies of router
-logits. Only the ids of special tokens stay as trainers set them, for they are the tokenizer's, which
-is saved beside the config.
+logits. Only the ids of special tokens stay as trainers set them, for they are the tokenizer's,
+which is saved beside the config.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Turns off a model's noise in training, for losses that compare two passes of the same weights.
 
 TRL's `disable_dropout` reaches dropouts that are `torch.nn.Dropout`. Many models hold a number
-instead, and read it when they compute: Llama's `attention_dropout`, OPT's `dropout` and `layerdrop`,
-Mixtral's `router_jitter_noise`. With any of them DPO's policy and reference differ from the first
-step on, by noise alone.
+instead, and read it when they compute: Llama's `attention_dropout`, OPT's `dropout` and
+`layerdrop`, Mixtral's `router_jitter_noise`. With any of them DPO's policy and reference differ
+from the first step on, by noise alone.
 """
 
 from __future__ import annotations

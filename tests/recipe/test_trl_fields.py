@@ -95,6 +95,12 @@ def test_a_right_option_is_accepted(options_class, name, value):
     assert problem_with(options_class, name, value) is None
 
 
+def test_a_beginning_at_random_and_an_adapter_that_trl_would_not_train_are_refused():
+    assert "take it out" in problem_with("peft.LoraConfig", "init_lora_weights", False)
+    for modules in ("lm_head", ["q_proj", "lm_head"]):
+        assert "modules_to_save" in problem_with("peft.LoraConfig", "target_modules", modules)
+
+
 @pytest.mark.parametrize("value", ["pissa", "pissa_niter_4", "olora", "loftq", "eva"])
 def test_a_beginning_that_changes_the_base_is_refused(value):
     """Later steps read the base as it was: adapter and base would no longer belong together."""
