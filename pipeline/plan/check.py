@@ -259,7 +259,15 @@ def _check_judge(recipe: Recipe) -> list[Problem]:
         return []
     from eval.judge.step import engine_for, template_for
 
-    problems = []
+    # Text in quotes may be meant: a server may want it.
+    problems = [
+        Problem(f"judge.{place}", hint)
+        for place, _, hint in (
+            found.partition(": ")
+            for found in trl_fields.nested_hints(recipe.judge.request, "request")
+        )
+        if hint.startswith("YAML takes")
+    ]
     try:
         engine_for(recipe.judge)
     except InputError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import math
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -154,12 +155,33 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
     if annotation is None or _accepts(annotation, value):
         enum = _ENUMS.get(name)  # read where it is asked for: its file is long
         choices = _members(*enum) if enum else _choices(options_class).get(name)
+        if isinstance(value, dict) and (hints := list(nested_hints(value, name))):
+            return "; ".join(hints)
         if choices is None or value is None or value in choices:
             return _out_of_range(name, value)
         return f"{value!r} is none of {', '.join(choices)}{suggest(str(value), choices)}"
     if isinstance(value, str) and (hint := number_hint(value, whole=not _accepts(annotation, 0.5))):
         return hint
+    if isinstance(value, (dict, list)) and (hints := list(nested_hints(value, name))):
+        return "; ".join(hints)
     return f"{value!r} is {_describe_type(value)}, expected {_readable(annotation)}"
+
+
+def nested_hints(value: Any, place: str) -> Iterator[str]:
+    """Say how to write each number that is text in mappings and lists, by its place in them.
+
+    Of what stands there the libraries declare no types, and none of their options takes a text
+    that could be read as a number, but for names of modules.
+    """
+    if isinstance(value, str):
+        if any(character.isdigit() for character in value) and (hint := number_hint(value)):
+            yield f"{place}: {hint}"
+        return
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in parts:
+        if isinstance(part, (str, dict, list)) and "modules" not in str(key):
+            inner = f"{place}.{key}" if isinstance(value, dict) else f"{place}[{key}]"
+            yield from nested_hints(part, inner)
 
 
 def _out_of_range(name: str, value: Any) -> str | None:
