@@ -8,6 +8,7 @@ import torch
 from conftest import save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.errors import InputError
 from pipeline.models.load import load_model
 
 MIXTURES = {
@@ -85,3 +86,26 @@ def test_a_trained_model_has_the_config_it_was_loaded_with(
         saved = config_in(plan.models[stage, 0].base.directory(runs) / "model")
         assert saved == config_in(tmp_path / "model")
         assert saved["use_cache"] is True and saved["attention_dropout"] == 0.25
+
+
+@pytest.mark.parametrize("added", ["pad", "template", "text"])
+def test_tokens_beyond_the_embedding_stop_before_weights_are_loaded(
+    recipe_dict, write_recipe, run_steps_here, tmp_path, added
+):
+    """An added token without a row ended in an IndexError, deep in the first forward pass."""
+    folder = save_tiny_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|new|>"]})
+    if added == "pad":
+        tokenizer.pad_token = "<|new|>"
+    elif added == "template":
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|new|>")
+    else:
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text('{"question": "What is <|new|>?", "answer": "2\\n#### 2"}\n')
+        recipe_dict["data"]["train"] = {"source": str(rows)}
+    tokenizer.save_pretrained(folder)
+    recipe_dict |= {"model": folder, "evaluate": [], "stages": {"sft": {"method": "sft"}}}
+    words = r"'<\|new\|>' \(400\), and the model's embedding has 400 rows.*resize_token_embeddings"
+    with pytest.raises(InputError, match=words):
+        run_steps_here(write_recipe(recipe_dict))
