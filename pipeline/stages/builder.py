@@ -106,7 +106,8 @@ class Builder:
         inputs: dict[str, Any] = dict(steps or {})
         locations: dict[str, Any] = {}
         merged = dict(options or {})
-        if (timeout := self.recipe.trainer_for(self.stage).get("ddp_timeout")) is not None:
+        given_to_trainers = {**self.recipe.trainer, **self.stage.trainer}
+        if (timeout := given_to_trainers.get("ddp_timeout")) is not None:
             # Of every step, since its first one makes the group that processes talk in.
             given = dict(runtime_options or {})
             given["trainer"] = {"ddp_timeout": timeout, **given.get("trainer", {})}

@@ -222,6 +222,7 @@ def test_every_step_knows_the_time_out_of_the_group_that_its_first_one_makes(
     recipe_dict, write_recipe
 ):
     """It is no part of an identity."""
+    recipe_dict["stages"] = {"base": {"method": "base"}, **recipe_dict["stages"]}
     plain = make_plan(load_recipe(write_recipe(recipe_dict)))
     recipe_dict["trainer"]["ddp_timeout"] = 7200
     plan = make_plan(load_recipe(write_recipe(recipe_dict)))
