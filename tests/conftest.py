@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import failures
 import judge_servers
@@ -74,8 +75,13 @@ def build_tokenizer(*, template: bool):
     return fast
 
 
-def save_tiny_model(folder: Path, *, architecture: str = "llama", template: bool = True) -> str:
-    """Save a random model of about 60,000 weights with its tokenizer; returns the folder."""
+def save_tiny_model(
+    folder: Path, *, architecture: str = "llama", template: bool = True, **more: Any
+) -> str:
+    """Save a random model of about 60,000 weights with its tokenizer; returns the folder.
+
+    `more` goes over the settings of its config.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -95,7 +101,7 @@ def save_tiny_model(folder: Path, *, architecture: str = "llama", template: bool
         sizes["num_key_value_heads"] = 2
     torch.manual_seed(0)
     # A wide initialisation, so that the random model is sure enough of itself to be tested.
-    config = AutoConfig.for_model(architecture, **sizes, initializer_range=0.3)
+    config = AutoConfig.for_model(architecture, **{**sizes, "initializer_range": 0.3, **more})
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -11,6 +11,7 @@ A row that cannot be right stops the run and is shown; what may be right is coun
 | end-of-turn token | not the last label of a whole answer, or a label nowhere | inside an answer |
 | labels | none in a row, or no row at all | |
 | length | over the model's window | |
+| token ids | beyond the model's embedding | |
 | padding token | | is an end token |
 
 Rows cut and dropped are counted by `pipeline.data.load`; that rows, weights and answers were made
@@ -111,6 +112,8 @@ def _problem(row: Row, renderer: Renderer) -> str | None:
             f"has {len(row.input_ids)} tokens, over the model's window of {renderer.window}: lower "
             "max_length"
         )
+    if (unknown := renderer.unknown([*row.input_ids, *row.labels])) is not None:
+        return f"holds a token that the model does not have: {renderer.describe_unknown(unknown)}"
     if all(label == -100 for label in row.labels):
         return "has no label, so that nothing of it would be trained: take the row out"
     if row.whole and row.labels[-1] != renderer.end_of_turn_id:

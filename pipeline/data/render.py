@@ -12,6 +12,7 @@ token; (3) a beginning token is added once, by the template or by the tokenizer,
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class Renderer:
         max_prompt_length: longest prompt in tokens, or None.
         end_ids: tokens that the model's generation config names as ends.
         window: most tokens the model can read, or None where its config does not say.
+        vocabulary: how many tokens the model has a row for, or None where its files do not say.
         plain: whether a chat template and the system message are left aside, as lm-eval does.
     """
 
@@ -44,6 +46,7 @@ class Renderer:
     max_prompt_length: int | None = None
     end_ids: tuple[int, ...] = ()
     window: int | None = None
+    vocabulary: int | None = None
     plain: bool = False
 
     @property
@@ -99,6 +102,33 @@ class Renderer:
         ]
         ids = [(self.prompt_ids(probe), self.answer_ids(probe, _PROBE)) for probe in examples]
         return artifact.fingerprint(ids)
+
+    def check_vocabulary(self) -> None:
+        """Refuse a tokenizer whose padding or template needs tokens that the model does not have.
+
+        Raises:
+            InputError: with the token.
+        """
+        probe = Example("chat", [{"role": "user", "content": _PROBE}], _PROBE)
+        used = [*self.prompt_ids(probe), *self.answer_ids(probe, _PROBE), self.end_of_turn_id]
+        if self.tokenizer.pad_token_id is not None:
+            used.append(self.tokenizer.pad_token_id)
+        if (unknown := self.unknown(used)) is not None:
+            raise InputError(self.describe_unknown(unknown))
+
+    def unknown(self, ids: Sequence[int]) -> int | None:
+        """Return the largest of some ids where the model has no row for it."""
+        largest = max(ids, default=0)
+        return largest if self.vocabulary is not None and largest >= self.vocabulary else None
+
+    def describe_unknown(self, token_id: int) -> str:
+        """Return the sentence on a token that the model has no row for."""
+        return (
+            f"the tokenizer has the token {self.tokenizer.decode([token_id])!r} ({token_id}), and "
+            f"the model's embedding has {self.vocabulary} rows, numbered from 0: take "
+            "the tokenizer that belongs to the model, or give it rows "
+            "(model.resize_token_embeddings(len(tokenizer)), then save both)"
+        )
 
     def prompt_starts_dialogue(self) -> bool:
         """Whether the template writes the same before an answer as it does to ask for one."""
@@ -163,7 +193,7 @@ def renderer_for(step: StepContext) -> Renderer:
     Raises:
         StepFailedError: when rows or weights it reads were made with another rendering.
     """
-    from pipeline.models.load import end_ids_for, tokenizer_for, window_for
+    from pipeline.models.load import end_ids_for, tokenizer_for, vocabulary_for, window_for
 
     renderer = Renderer(
         tokenizer_for(step),
@@ -171,7 +201,9 @@ def renderer_for(step: StepContext) -> Renderer:
         step.options["max_prompt_length"],
         end_ids_for(step),
         window_for(step),
+        vocabulary_for(step),
     )
+    renderer.check_vocabulary()
     template = step.options.get("chat_template")
     if template is not None and renderer.tokenizer.chat_template != template:
         step.warn(

@@ -11,9 +11,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.models.adapter_files import has_tokenizer, resize_base, resized_to
 from pipeline.models.locate import MODEL_FOLDER, base_of, locate
 from pipeline.models.quantize import finish_loading, loading_options
 from pipeline.models.trust import Trust, check_pickles, readable_errors
@@ -33,13 +35,35 @@ def load_config(model: str, *, revision: str | None = None, trust: Trust = UNTRU
     """
     from transformers import AutoConfig
 
-    return _from_pretrained(AutoConfig, base_of(model), trust, revision=revision)
+    return _without_router_logits(
+        _from_pretrained(AutoConfig, base_of(model), trust, revision=revision)
+    )
+
+
+def _without_router_logits(config: Any) -> Any:
+    """Turn off what a mixture of experts may have been saved with by a trainer.
+
+    Its forward pass would add up an auxiliary loss, which fails beside a cache of earlier tokens.
+    """
+    text = config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False
+    return config
 
 
 def window_of(model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED) -> int | None:
     """Return how many tokens a model can read, where its config says."""
     config = load_config(model, revision=revision, trust=trust)
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def vocabulary_of(
+    model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED
+) -> int | None:
+    """Return how many tokens a model's embedding has a row for, where its files say."""
+    config = load_config(model, revision=revision, trust=trust)
+    own = getattr(config.get_text_config(), "vocab_size", None)
+    return resized_to(Path(locate(model))) or own
 
 
 def load_tokenizer(
@@ -51,15 +75,21 @@ def load_tokenizer(
 ) -> Any:
     """Load a model's tokenizer.
 
-    A padding token that is missing or is an end token gives way to another, if there is one;
-    `chat_template` is for a model that has none, and is saved with the tokenizer.
+    An adapter that was saved without one has its base's. A padding token that is missing or is an
+    end token gives way to another, if there is one; `chat_template` is for a model that has none,
+    and is saved with the tokenizer.
 
     Raises:
         InputError: when the model is not there, or needs code that is not trusted.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, locate(model), trust, revision=revision)
+    place = locate(model)
+    if Path(place).is_dir() and not has_tokenizer(Path(place)):
+        place = base_of(
+            model
+        )  # of an adapter; another folder holds one under another name, or none
+    tokenizer = _from_pretrained(AutoTokenizer, place, trust, revision=revision)
     unfit = (None, tokenizer.eos_token_id, *end_ids(model, revision=revision, trust=trust))
     if tokenizer.pad_token_id in unfit:
         added = tokenizer.added_tokens_decoder.items()
@@ -127,6 +157,7 @@ def load_model(
 
     place = locate(adapter)
     check_pickles(place, trust)
+    resize_base(model, Path(place))
     with readable_errors(place):
         if trainable_adapter:
             return PeftModel.from_pretrained(model, place, is_trainable=True)
@@ -160,8 +191,10 @@ def load_merged(
     model = _load_whole(base_of(base), revision, trust, "float32", quantize, "cpu")
     place = locate(adapter)
     check_pickles(place, trust)
+    whole = model.dequantize() if quantize else model
+    resize_base(whole, Path(place))
     with readable_errors(place):
-        adapted = PeftModel.from_pretrained(model.dequantize() if quantize else model, place)
+        adapted = PeftModel.from_pretrained(whole, place)
     return adapted.merge_and_unload()
 
 
@@ -178,6 +211,7 @@ def _load_whole(
     model = _from_pretrained(
         AutoModelForCausalLM, place, trust, revision=revision, use_safetensors=safe, **how
     )
+    _without_router_logits(model.config)
     return model if quantize is None else finish_loading(model, dtype)
 
 
@@ -224,6 +258,16 @@ def tokenizer_for(step: StepContext) -> Any:
 def end_ids_for(step: StepContext) -> tuple[int, ...]:
     """Return the end tokens of the model a step reads."""
     return end_ids(step.locations["base"], **_terms(step))
+
+
+def config_for(step: StepContext) -> Any:
+    """Return the config of the model a step reads."""
+    return load_config(step.locations["base"], **_terms(step))
+
+
+def vocabulary_for(step: StepContext) -> int | None:
+    """Return how many tokens the model a step reads has a row for, where its files say."""
+    return vocabulary_of(step.locations.get("adapter", step.locations["base"]), **_terms(step))
 
 
 def window_for(step: StepContext) -> int | None:

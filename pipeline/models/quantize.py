@@ -5,22 +5,19 @@ every step reads the same 4 bits; what stays in 16 or 32 bits (embeddings, norms
 all arithmetic are in the step's precision; (2) one way of reading: on some CPUs bitsandbytes would
 read with a kernel of its own, whose scales and activations are bfloat16 even where float32 is asked
 for, and which packs the weights in place so that no gradient passes them any more; (3) the adapter
-stays in float32, where TRL would round it to bfloat16: an update of 1e-5 of a weight is lost there;
+stays in float32 (see pipeline/train/adapters.py), where TRL would round it to bfloat16;
 (4) what is merged is what the 4 bits mean, since that is what the adapter was trained on, and never
 in the middle of a recipe: quantised again, the sum would lose much of what the adapter learned.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import InputError, Problem
 from pipeline.recipe.registry import trainer_of
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.shipped import REPLICATED
-
-if TYPE_CHECKING:
-    from pipeline.steps.context import StepContext
 
 
 def quantize_problems(recipe: Recipe) -> list[Problem]:
@@ -96,20 +93,3 @@ def check_whole(kind: str) -> None:
             f"quantize: 4-bit weights are whole on every process, and {kind} would split them; "
             "use --launch single_gpu or ddp"
         )
-
-
-def restore_adapter(step: StepContext, trainer: Any) -> None:
-    """Undo TRL's rounding of an adapter over 4-bit weights to bfloat16 (decision 3)."""
-    if not step.options.get("quantize"):
-        return
-    for weight in trainer.model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-    if "adapter" in step.locations:
-        from peft import set_peft_model_state_dict
-        from peft.utils.save_and_load import load_peft_weights
-
-        from pipeline.models.locate import locate
-
-        saved = load_peft_weights(locate(step.locations["adapter"]), device="cpu")
-        set_peft_model_state_dict(trainer.model, saved, adapter_name="default")

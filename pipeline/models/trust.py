@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.models.adapter_files import has_tokenizer
 from pipeline.recipe.schema import Recipe
 from pipeline.steps import artifact
 from pipeline.steps.identity import EMBEDDED_MODEL
@@ -106,6 +107,11 @@ def _why_not(model: str, said: str, kind: str) -> str:
         )
     if "cannot be loaded with `safetensors`" in said:
         return f" {describe_pickles('no safetensors, so only pickled weights')}"
+    if "tokenizer" in said and Path(model).is_dir() and not has_tokenizer(Path(model)):
+        return (
+            " holds no tokenizer; copy the files of its tokenizer (tokenizer.json, "
+            "tokenizer_config.json) into it, from the model it was made from"
+        )
     if Path(model).is_dir():
         reason = f"the folder does not load: {said[:300]}"
     else:

@@ -106,6 +106,7 @@ def _check_passed_through(recipe: Recipe) -> list[Problem]:
             if problem := trl_fields.problem_with(options_class, name, value):
                 problems.append(Problem(f"{key}.{name}", problem))
     for name, stage in recipe.stages.items():
+        problems += _check_biases(recipe, name, stage)
         problems += _check_half_precision(recipe, name, stage)
     return list(dict.fromkeys(problems))
 
@@ -123,6 +124,17 @@ def _check_shared_options(recipe: Recipe) -> Iterator[Problem]:
             wrong[0] += f"; {both} differ in it: write it below stages.NAME.trainer"
         if wrong:
             yield Problem(f"trainer.{name}", wrong[0])
+
+
+def _check_biases(recipe: Recipe, name: str, stage: StageOptions) -> Iterator[Problem]:
+    bias = (recipe.lora_for(stage) or {}).get("bias", "none")
+    if trainer_of(stage.method) == "trl.DPOConfig" and bias in ("all", "lora_only"):
+        message = (
+            f"{bias} trains biases of the base, which {stage.method}'s reference model shares, "
+            "so that it would move too; write none for this stage (and merge_adapter: true "
+            "where it starts from an adapter with biases), or for all stages"
+        )
+        yield Problem(f"stages.{name}.lora.bias", message)
 
 
 def _check_half_precision(recipe: Recipe, name: str, stage: StageOptions) -> Iterator[Problem]:
@@ -249,7 +261,15 @@ def _check_judge(recipe: Recipe) -> list[Problem]:
         return []
     from eval.judge.step import engine_for, template_for
 
-    problems = []
+    # Text in quotes may be meant: a server may want it.
+    problems = [
+        Problem(f"judge.{place}", hint)
+        for place, _, hint in (
+            found.partition(": ")
+            for found in trl_fields.nested_hints(recipe.judge.request, "request")
+        )
+        if hint.startswith("YAML takes")
+    ]
     try:
         engine_for(recipe.judge)
     except InputError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import math
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -148,6 +149,13 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
         return _problem_with_trackers(value if isinstance(value, list) else [value])
     if name == "init_lora_weights" and str(value).startswith(BASE_CHANGING):
         return f"{value} changes the base or looks at data first, and a base stays as it is here"
+    if name == "init_lora_weights" and value is False:
+        return "false starts from random changes to the model, not from the model; take it out"
+    if name == "target_modules" and "lm_head" in (value if isinstance(value, list) else [value]):
+        return (
+            "lm_head cannot have an adapter: TRL's loss reads its weight directly, and would never "
+            "train one; take it out, or train the whole module with modules_to_save: [lm_head]"
+        )
     if name not in fields:
         way_out = f"; use {RENAMED[name]}" if name in RENAMED else suggest(name, list(fields))
         if name in GONE:
@@ -157,11 +165,15 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
     if annotation is None or _accepts(annotation, value):
         enum = _ENUMS.get(name)  # read where it is asked for: its file is long
         choices = _members(*enum) if enum else _choices(options_class).get(name)
+        if isinstance(value, dict) and (hints := list(nested_hints(value, name))):
+            return "; ".join(hints)
         if choices is None or value is None or value in choices:
             return _out_of_range(name, value)
         return f"{value!r} is none of {_listed(choices, str(value))}"
     if isinstance(value, str) and (hint := number_hint(value, whole=not _accepts(annotation, 0.5))):
         return hint
+    if isinstance(value, (dict, list)) and (hints := list(nested_hints(value, name))):
+        return "; ".join(hints)
     return f"{value!r} is {_describe_type(value)}, expected {_readable(annotation)}"
 
 
@@ -173,6 +185,23 @@ def _listed(choices: list[str], given: str) -> str:
     shown = (near or choices)[:_MOST_CHOICES]
     hint = "" if near else suggest(given, choices)
     return f"{', '.join(shown)} and {len(choices) - len(shown)} others{hint}"
+
+
+def nested_hints(value: Any, place: str) -> Iterator[str]:
+    """Say how to write each number that is text in mappings and lists, by its place in them.
+
+    Of what stands there the libraries declare no types, and none of their options takes a text
+    that could be read as a number, but for names of modules.
+    """
+    if isinstance(value, str):
+        if any(character.isdigit() for character in value) and (hint := number_hint(value)):
+            yield f"{place}: {hint}"
+        return
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in parts:
+        if isinstance(part, (str, dict, list)) and "modules" not in str(key):
+            inner = f"{place}.{key}" if isinstance(value, dict) else f"{place}[{key}]"
+            yield from nested_hints(part, inner)
 
 
 def _out_of_range(name: str, value: Any) -> str | None:

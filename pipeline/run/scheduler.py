@@ -25,7 +25,7 @@ from pipeline.run.progress import Display
 from pipeline.run.worker import run_steps
 from pipeline.steps import artifact
 from pipeline.steps.artifact import ERROR
-from pipeline.steps.context import read_progress, set_precision_aside, write_spec
+from pipeline.steps.context import group_timeout, read_progress, set_precision_aside, write_spec
 from pipeline.steps.lock import held_by
 from pipeline.steps.spec import StepSpec
 
@@ -142,7 +142,8 @@ def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
     from accelerate import PartialState
 
     kind = topology.asked_by_environment()
-    state: Any = PartialState(cpu=topology.asked_for_cpu())
+    timeout = max(map(group_timeout, plan.steps), default=None)
+    state: Any = PartialState(cpu=topology.asked_for_cpu(), timeout=timeout)
     topology.check_started(state)
     use_cpu = state.device.type == "cpu"
     steps = select_steps(plan, settings.stages)

@@ -165,7 +165,7 @@ def _execute(step: StepContext) -> None:
         return
     make(step)
     if not step.spec.main_process_only:
-        step.state.wait_for_everyone()
+        step.wait_for_slow_ones()  # the main process may have more to do
     if step.state.is_main_process:
         record = make_record(step, started=started, seconds=step.seconds())
         artifact.write_record(step.directory, record)

@@ -106,6 +106,12 @@ class Builder:
         inputs: dict[str, Any] = dict(steps or {})
         locations: dict[str, Any] = {}
         merged = dict(options or {})
+        given_to_trainers = {**self.recipe.trainer, **self.stage.trainer}
+        if (timeout := given_to_trainers.get("ddp_timeout")) is not None:
+            # Of every step, since its first one makes the group that processes talk in.
+            given = dict(runtime_options or {})
+            given["trainer"] = {"ddp_timeout": timeout, **given.get("trainer", {})}
+            runtime_options = given
         if renders and (model is not None or data):
             task = merged.setdefault("task", self.recipe.task)
             merged.setdefault("system", self.recipe.system)

@@ -2,7 +2,8 @@
 
 The reference model is the stage it starts from: the saved weights (all weights trained) or a frozen
 copy of the adapter (LoRA), both arranged by stock `trl.DPOTrainer`. At the first step policy and
-reference agree, so the loss must be ln 2; the run stops when it is not.
+reference agree, so the loss must be ln 2 (plus, of a mixture of experts, its auxiliary loss); the
+run stops when it is not.
 
 Preference pairs come from a source with prompt, chosen and rejected, or are made from the model's
 own answers (`data.preferences: self`, or `pairs: self` in the stage): `samples` answers to each
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 TRAIN = "pipeline.stages.dpo:train"
 # Options under which the first loss need not be ln 2: other losses, other weights, noise.
-_NOT_LN2 = ("loss_weights", "use_weighting", "neftune_noise_alpha", "router_aux_loss_coef")
+_NOT_LN2 = ("loss_weights", "use_weighting", "neftune_noise_alpha")
 _FOR_SELF = {"samples", "prompts", "temperature", "top_k", "top_p"}
 
 
@@ -156,7 +157,7 @@ def train(step: StepContext) -> None:
     check_rows(step, [side for pair in rows for side in pair], renderer)
     trainer = make_trainer(step, rows, renderer.tokenizer)
     if starts_at_ln2(step.options["trainer"]):
-        trainer.add_callback(_first_loss_check())
+        trainer.add_callback(_first_loss_check(trainer.router_aux_loss_coef))
     fit(step, trainer, tokens_per_epoch=sum(len(side.input_ids) for pair in rows for side in pair))
 
 
@@ -170,15 +171,20 @@ def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any)
     from trl import DPOConfig, DPOTrainer
 
     from pipeline.models.load import load_for
-    from pipeline.models.quantize import restore_adapter
+    from pipeline.train.adapters import complete_reference, train_in_float32
+    from pipeline.train.dropout import without_noise
     from pipeline.train.sampler import arrange_batches
     from pipeline.train.trainer import load_trainable, training_arguments
 
     model, peft_config = load_trainable(step)
     arguments = training_arguments(step, DPOConfig, remove_unused_columns=False)
-    reference = None  # of an adapter, TRL keeps a frozen copy itself
+    reference = None  # of an adapter: the base without it, or a frozen copy that TRL keeps
     if step.options["lora"] is None:
         reference = load_for(step)
+    if arguments.disable_dropout:
+        for one in (model, reference):
+            if one is not None:
+                without_noise(one)
     no_text = {"prompt": "", "chosen": "", "rejected": ""}
     columns = [
         {
@@ -198,7 +204,8 @@ def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any)
         data_collator=_collator(tokenizer, arguments),
         peft_config=peft_config,
     )
-    restore_adapter(step, trainer)
+    train_in_float32(step, trainer.model)
+    complete_reference(trainer.model)
     sides = [(len(chosen.input_ids), len(rejected.input_ids)) for chosen, rejected in rows]
     arrange_batches(step, trainer, sides)
     return trainer
@@ -239,18 +246,24 @@ def _collator(tokenizer: Any, arguments: Any) -> Any:
     return collate
 
 
-def _first_loss_check() -> Any:
-    """A callback that stops training when the first loss is not ln 2."""
+def _first_loss_check(router_aux_loss_coef: float = 0.0) -> Any:
+    """A callback that stops training when the first loss is not ln 2.
+
+    Of a mixture of experts TRL adds the auxiliary loss, which it also logs, times a coefficient.
+    """
     from transformers import TrainerCallback
 
     class FirstLoss(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if state.global_step != 1 or not logs or "loss" not in logs:
                 return
-            if abs(logs["loss"] - math.log(2)) > 0.02:
+            loss = logs["loss"] - router_aux_loss_coef * logs.get("aux_loss", 0.0)
+            if abs(loss - math.log(2)) > 0.02:
                 raise StepFailedError(
-                    f"the first DPO loss is {logs['loss']:.4f}, not ln 2 = 0.6931: the reference "
-                    "model is not the model training starts from"
+                    f"the first DPO loss is {loss:.4f}, not ln 2 = 0.6931: policy and reference "
+                    "disagree before anything is trained. Either the reference model is not the "
+                    "model training starts from, or this model computes at random in training "
+                    "(a dropout of its own kind): set its dropouts to 0 in its config.json"
                 )
 
     return FirstLoss()

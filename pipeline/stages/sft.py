@@ -193,7 +193,7 @@ def make_trainer(step: StepContext, rows: list[TokenIds], tokenizer: Any) -> Any
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from pipeline.models.quantize import restore_adapter
+    from pipeline.train.adapters import train_in_float32
     from pipeline.train.sampler import arrange_batches
     from pipeline.train.trainer import load_trainable, training_arguments
 
@@ -205,6 +205,6 @@ def make_trainer(step: StepContext, rows: list[TokenIds], tokenizer: Any) -> Any
         processing_class=tokenizer,
         peft_config=peft_config,
     )
-    restore_adapter(step, trainer)
+    train_in_float32(step, trainer.model)
     arrange_batches(step, trainer, [(len(row["input_ids"]),) for row in rows])
     return trainer

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from pipeline.steps import artifact
 from pipeline.steps.artifact import PROGRESS, SPEC
 from pipeline.steps.spec import StepSpec
 
+_GROUP_TIMEOUT = 1800  # seconds: transformers' default of `ddp_timeout`
+_MEETINGS = count()  # of this process; all processes of a launch meet as often
 BEGUN = "begun"  # the precision of the attempt before, in progress.json
 
 
@@ -96,10 +100,30 @@ class StepContext:
 
     @cached_property
     def state(self) -> Any:
-        """The processes of this launch, as `accelerate.PartialState`."""
+        """The processes of this launch, as `accelerate.PartialState`.
+
+        Whoever comes first makes the group that they talk in, so its time-out is set here: the
+        trainer's `ddp_timeout` alone would come too late.
+        """
         from accelerate import PartialState
 
-        return PartialState(cpu=self.launch.use_cpu)
+        return PartialState(cpu=self.launch.use_cpu, timeout=group_timeout(self.spec))
+
+    def wait_for_slow_ones(self) -> None:
+        """Wait for every process, however long it takes: for work of which some have far more.
+
+        A barrier gives up after the group's time-out, ten minutes in torch. Processes count
+        themselves in the store through which the group came together; one that fails ends its
+        launch, and with it those that wait.
+        """
+        if self.state.num_processes == 1:
+            return
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        store, key = _get_default_store(), f"bashrac/{next(_MEETINGS)}"
+        store.add(key, 1)
+        while store.add(key, 0) < self.state.num_processes:
+            time.sleep(0.2)
 
     @property
     def device(self) -> Any:
@@ -184,6 +208,12 @@ class StepContext:
         if self.state.is_main_process:
             print(f"warning: {sentence}", flush=True)
             self.metrics.setdefault("warnings", []).append(sentence)
+
+
+def group_timeout(step: StepSpec) -> timedelta:
+    """How long the processes of a step's launch wait for each other, unless they say otherwise."""
+    trainer = step.runtime_options.get("trainer", {})
+    return timedelta(seconds=trainer.get("ddp_timeout", _GROUP_TIMEOUT))
 
 
 def changed_error(place: str) -> InputError:

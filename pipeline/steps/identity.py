@@ -92,7 +92,13 @@ def model_identity(model: str, revision: str | None) -> dict[str, Any]:
         if base is None:
             return files
         pinned = artifact.read_object(path / "adapter_config.json").get("revision")
-        return {**files, "base": model_identity(base, pinned)}
+        try:
+            return {**files, "base": model_identity(base, pinned)}
+        except InputError as error:
+            raise InputError(
+                f"{path / 'adapter_config.json'} names a base that is not there: {error}; write "
+                "where its base lies now into base_model_name_or_path"
+            ) from None
     return {"hub": model, "revision": hub_commit(model, revision, repo_type="model")}
 
 

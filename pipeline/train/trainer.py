@@ -22,6 +22,7 @@ from pipeline.recipe.shipped import FSDP2, REPLICATED
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext
 from pipeline.train import trackers
+from pipeline.train.as_loaded import restore_config
 from pipeline.train.gather import whole_weights
 from pipeline.train.sampler import micro_batches
 
@@ -183,6 +184,7 @@ def _save(step: StepContext, trainer: Any, whole: dict[str, Any] | None) -> None
     if step.state.is_main_process:
         temporary = step.directory / f".{MODEL_FOLDER}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
+        restore_config(step, trainer.model)
         # Not DPO's frozen copy of the adapter, its reference.
         adapter = (
             {"selected_adapters": ["default"]} if hasattr(trainer.model, "peft_config") else {}

@@ -216,3 +216,20 @@ def test_a_folder_of_preferences_is_read_from_its_train_split_unless_named(plan_
     plan = plan_of(overrides=[f"data.preferences.source={tmp_path}/pairs"])
     dpo = next(step for step in plan.steps if step.stage == "sft-dpo")
     assert dpo.locations["preferences"]["split"] == "train"
+
+
+def test_every_step_knows_the_time_out_of_the_group_that_its_first_one_makes(
+    recipe_dict, write_recipe
+):
+    """It is no part of an identity."""
+    recipe_dict["stages"] = {"base": {"method": "base"}, **recipe_dict["stages"]}
+    plain = make_plan(load_recipe(write_recipe(recipe_dict)))
+    recipe_dict["trainer"]["ddp_timeout"] = 7200
+    plan = make_plan(load_recipe(write_recipe(recipe_dict)))
+    given = {
+        step.runtime_options["trainer"]["ddp_timeout"]
+        for step in plan.steps
+        if step.kind != "overlap"
+    }
+    assert given == {7200}
+    assert [step.fingerprint for step in plan.steps] == [step.fingerprint for step in plain.steps]

@@ -348,3 +348,14 @@ def test_a_stage_with_a_problem_is_still_a_stage_that_others_name(recipe_dict, w
     recipe_dict["stages"]["sft"]["trainr"] = {}
     recipe_dict |= {"evaluate": ["gap"], "benchmarks": {"gap": {"fixed": "sft"}}}
     assert set(problems_of(write_recipe(recipe_dict))) == {"stages.sft.trainr"}
+
+
+def test_a_number_that_yaml_takes_for_text_is_named_in_what_a_judge_is_sent(recipe_dict, tmp_path):
+    recipe_dict["judge"] = {"engine": "openai", "model": "m", "request": {"top_p": 0.5}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        yaml.safe_dump(recipe_dict).replace("top_p: 0.5", "top_p: 5e-1\n    user: '12'")
+    )
+    found = problems_of(path)
+    assert found["judge.request.top_p"] == "YAML takes '5e-1' for text; write 5.0e-1"
+    assert "judge.request.user" not in found

@@ -84,8 +84,42 @@ def test_a_wrong_trainer_option_is_named_with_a_way_out(name, value, expected):
 
 
 @pytest.mark.parametrize(
+    ("options_class", "name", "value", "expected"),
+    [
+        (
+            "trl.SFTConfig",
+            "lr_scheduler_kwargs",
+            {"min_lr": "1e-6", "num_cycles": 0.5},
+            "lr_scheduler_kwargs.min_lr: YAML takes '1e-6' for text; write 1.0e-6",
+        ),
+        (
+            "trl.SFTConfig",
+            "accelerator_config",
+            {"gradient_accumulation_kwargs": {"num_steps": "2"}},
+            "accelerator_config.gradient_accumulation_kwargs.num_steps: text '2': a number",
+        ),
+        ("trl.DPOConfig", "loss_weights", [1.0, "5e-1"], "loss_weights[1]: YAML takes '5e-1'"),
+        ("peft.LoraConfig", "rank_pattern", {"q_proj": "4"}, "rank_pattern.q_proj: text '4'"),
+        ("peft.LoraConfig", "alpha_pattern", {"q_proj": "1e1"}, "alpha_pattern.q_proj: YAML takes"),
+        (
+            "peft.LoraConfig",
+            "trainable_token_indices",
+            {"embed_tokens": [5, "6"]},
+            "trainable_token_indices.embed_tokens[1]: text '6'",
+        ),
+        ("peft.LoraConfig", "layers_to_transform", ["1"], "layers_to_transform[0]: text '1'"),
+    ],
+)
+def test_a_number_that_is_text_is_named_wherever_it_is_nested(options_class, name, value, expected):
+    assert expected in problem_with(options_class, name, value)
+
+
+@pytest.mark.parametrize(
     ("options_class", "name", "value"),
     [
+        ("trl.SFTConfig", "lr_scheduler_kwargs", {"min_lr": 1.0e-6, "decay_type": "1-sqrt"}),
+        ("peft.LoraConfig", "target_modules", ["0", "2"]),
+        ("peft.LoraConfig", "use_bdlora", {"target_modules_bd_a": ["0"], "nblocks": 2}),
         ("trl.SFTConfig", "learning_rate", 5.0e-7),
         ("trl.SFTConfig", "learning_rate", 1),
         ("trl.SFTConfig", "lr_scheduler_type", "cosine"),
@@ -103,6 +137,12 @@ def test_a_wrong_trainer_option_is_named_with_a_way_out(name, value, expected):
 )
 def test_a_right_option_is_accepted(options_class, name, value):
     assert problem_with(options_class, name, value) is None
+
+
+def test_a_beginning_at_random_and_an_adapter_that_trl_would_not_train_are_refused():
+    assert "take it out" in problem_with("peft.LoraConfig", "init_lora_weights", False)
+    for modules in ("lm_head", ["q_proj", "lm_head"]):
+        assert "modules_to_save" in problem_with("peft.LoraConfig", "target_modules", modules)
 
 
 @pytest.mark.parametrize("value", ["pissa", "pissa_niter_4", "olora", "loftq", "eva"])
