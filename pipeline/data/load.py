@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.data.builtin import rows as builtin
-from pipeline.data.files import READERS, rows_of_file
+from pipeline.data.files import READERS, rows_of_file, without_nulls
 from pipeline.data.render import Renderer
 from pipeline.data.tasks import Example, PreferencePair, RowError, example_of, preference_of
 from pipeline.errors import InputError
@@ -18,7 +19,7 @@ from pipeline.recipe.schema import Source
 from pipeline.steps import artifact
 from pipeline.steps.identity import cache_folder, hub_commit, local_digest, local_file
 
-Read = TypeVar("Read")
+Read = TypeVar("Read", Example, PreferencePair)
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,40 @@ class TokenRow:
 
 
 def load_examples(
-    source: dict[str, Any] | Source, task: str, warn: Callable[[str], None] = print
+    source: dict[str, Any] | Source,
+    task: str,
+    warn: Callable[[str], None] = print,
+    renderer: Renderer | None = None,
+    *,
+    answered: bool = True,
 ) -> list[Example]:
     """Read a source's rows as examples of a task.
 
-    `warn` is told how many rows are left out, where the source says `skip_unusable: true`.
+    Args:
+        source: where the rows are.
+        task: what they hold.
+        warn: is told how many rows are left out, where the source says `skip_unusable: true`, and
+            how many have special tokens in their text.
+        renderer: of the model that the rows are for, whose chat template may refuse some.
+        answered: whether their references are going to be tokenised.
 
     Raises:
-        InputError: for a source that cannot be read, is empty, or has a malformed row; the file,
-            line and field are named.
+        InputError: for a source that cannot be read, is empty, or has a row that cannot be used;
+            the file, line and field are named.
     """
-    return _read_each(_source(source), lambda row: example_of(task, row), warn)
+    admit = None if renderer is None else partial(renderer.admit, answered=answered)
+    return _read_each(_source(source), partial(example_of, task), admit, renderer, warn)
 
 
 def load_preferences(
-    source: dict[str, Any] | Source, task: str, warn: Callable[[str], None] = print
+    source: dict[str, Any] | Source,
+    task: str,
+    warn: Callable[[str], None] = print,
+    renderer: Renderer | None = None,
 ) -> list[PreferencePair]:
     """Read a source's rows as preference pairs; otherwise as `load_examples`."""
-    return _read_each(_source(source), lambda row: preference_of(task, row), warn)
+    admit = None if renderer is None else renderer.admit_pair
+    return _read_each(_source(source), partial(preference_of, task), admit, renderer, warn)
 
 
 def fit_prompt(
@@ -143,14 +160,21 @@ def _source(source: dict[str, Any] | Source) -> Source:
 
 
 def _read_each(
-    source: Source, read: Callable[[Mapping[str, Any]], Read], warn: Callable[[str], None]
+    source: Source,
+    read: Callable[[Mapping[str, Any]], Read],
+    admit: Callable[[Read], Read] | None,
+    renderer: Renderer | None,
+    warn: Callable[[str], None],
 ) -> list[Read]:
-    items, unusable = [], []
+    items, unusable, marked = [], [], []
     for place, row in islice(_placed_rows(source), source.skip, source.stop):
         try:
-            items.append(read(row))
+            item = read(row)
+            items.append(item if admit is None else admit(item))
+            if renderer is not None and (token := renderer.special_token_in(item)):
+                marked.append(f"{token!r} at {place}")
         except RowError as error:
-            unusable.append(f"{place}: field {error.field!r} {error}")
+            unusable.append(f"{place}: {error.sentence}")
             if not source.skip_unusable:
                 raise InputError(unusable[0]) from None
     if not items:
@@ -166,6 +190,12 @@ def _read_each(
     if unusable:
         total = len(items) + len(unusable)
         warn(f"{len(unusable)} of {total} rows left out (skip_unusable), the first: {unusable[0]}")
+    if marked:
+        warn(
+            f"{len(marked)} of {len(items)} rows have special tokens in their text, first "
+            f"{marked[0]}: the model reads them as such, as the begin or end of a turn; take them "
+            "out where they are meant as text"
+        )
     return items
 
 
@@ -184,7 +214,7 @@ def _numbered(
     source: Source, rows: Iterable[Mapping[str, Any]]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for number, row in enumerate(rows, start=1):
-        yield f"{source.source}, row {number}", row
+        yield f"{source.source}, row {number}", without_nulls(dict(row))
 
 
 def _from_datasets(source: Source, folder: Path | None) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -87,7 +87,8 @@ def estimate(
         InputError: when model or data cannot be read.
     """
     recipes = [one.recipe for one in plan.stages.values()]
-    if len({(one.model, one.revision, one.chat_template) for one in recipes}) > 1:
+    templates = {(one.chat_template, one.chat_template_name) for one in recipes}
+    if len({(one.model, one.revision) for one in recipes}) > 1 or len(templates) > 1:
         raise InputError(
             "the sweep is over the model, and an estimate is of one: --set sweep=null "
             "--set model=NAME, once for each"

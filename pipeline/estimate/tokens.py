@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pipeline.data.load import TokenRow, fit_prompt, load_examples, load_preferences, tokenise
-from pipeline.data.render import Renderer
+from pipeline.data.render import Renderer, template_terms
 from pipeline.data.tasks import Example
 from pipeline.models.load import end_ids, load_tokenizer, window_of
 from pipeline.models.trust import Trust
@@ -91,7 +91,12 @@ class Workload:
         self.recipe = plan.recipe
         terms = terms_of(plan.recipe)
         model = plan.recipe.model
-        self._tokenizer = load_tokenizer(model, chat_template=plan.recipe.chat_template, **terms)
+        self._tokenizer = load_tokenizer(
+            model,
+            chat_template=plan.recipe.chat_template,
+            chat_template_name=plan.recipe.chat_template_name,
+            **terms,
+        )
         self._end_ids = end_ids(model, **terms)
         self.window = window_of(model, **terms)
         self._known: dict[str, _Lengths] = {}
@@ -118,6 +123,7 @@ class Workload:
             self._end_ids,
             self.window,
             plain=bool(options.get("few_shot")),
+            **template_terms(options),
         )
 
     def _training(self, step: StepSpec) -> Work:
@@ -198,10 +204,11 @@ class Workload:
         place, reader = step.locations[role], of or step
         renderer = self._renderer(reader)
         task, shots = step.options["task"], step.locations.get("shots")
-        key = repr((place, task, shots, max_length, shown, renderer.system,
-                    renderer.max_prompt_length, renderer.plain))  # fmt: skip
+        key = repr((place, task, shots, max_length, shown, renderer.system, renderer.plain,
+                    renderer.max_prompt_length, template_terms(reader.options)))  # fmt: skip
         if key not in self._known:
-            examples = load_examples(place, task)
+            answered = role == "train" or max_length is not None
+            examples = load_examples(place, task, _ignore, renderer, answered=answered)
             if shots:
                 solved = load_examples(shots, task)
                 examples = [example.with_shots(solved) for example in examples]
@@ -227,9 +234,10 @@ class Workload:
             step.options["task"],
             self._renderer(step),
         )
-        key = repr((place, task, max_length, renderer.system, renderer.max_prompt_length, "pairs"))
+        key = repr((place, task, max_length, renderer.system, renderer.max_prompt_length, "pairs",
+                    template_terms(step.options)))  # fmt: skip
         if key not in self._known:
-            pairs = load_preferences(place, task)
+            pairs = load_preferences(place, task, _ignore, renderer)
             chosen, scale = _sample(
                 pairs,
                 lambda pair: _text_length(pair.example) + max(len(pair.chosen), len(pair.rejected)),
@@ -257,6 +265,10 @@ class Workload:
         if steps > 0:
             return steps / max(math.ceil(rows / step.options["batch_size"]), 1)
         return float(trainer.get("num_train_epochs", _DEFAULT_EPOCHS))
+
+
+def _ignore(warning: str) -> None:
+    """The step that reads the rows says it."""
 
 
 def _text_length(example: Example) -> int:

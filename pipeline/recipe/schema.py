@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from pipeline.recipe import trl_fields
 from pipeline.recipe.registry import trainer_of
 
 # TRL's own default, in SFT and DPO, written down so that nothing need import trl (a test compares).
 DEFAULT_MAX_LENGTH = 1024
+# The day that chat templates print which ask for it; where Llama's have no clock, they print this.
+TEMPLATE_DATE = "2024-07-26"
 # What a recipe's `trainer:` goes over; written out, since it decides results.
 TRAINER_DEFAULTS = {
     "max_length": DEFAULT_MAX_LENGTH,
@@ -224,6 +227,29 @@ class RoundOptions(SamplingOptions):
 _PROMPT_LIMITS = {"tldr": 512}
 
 
+# What a chat template is told by what renders with it, and no recipe.
+_TOLD_TEMPLATES = {
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
+    "conversations", "documents", "messages", "padding", "processor_kwargs", "return_dict",
+    "return_assistant_tokens_mask", "return_tensors", "strftime_now", "tokenize",
+    "tokenizer_kwargs", "tools", "truncation", "max_length",
+}  # fmt: skip
+
+
+def _not_ours(options: dict[str, Any]) -> dict[str, Any]:
+    if ours := sorted(_TOLD_TEMPLATES & options.keys()):
+        raise ValueError(f"{ours[0]} is set by bashrac: take it out")
+    return options
+
+
+def _day(value: Any) -> str:
+    """A date as YAML reads it, or as text, in one spelling."""
+    try:
+        return date.fromisoformat(str(value)).isoformat()
+    except ValueError:
+        raise ValueError(f"{str(value)[:40]!r} is no date: write YYYY-MM-DD") from None
+
+
 class Recipe(Strict):
     """One recipe is one table: stages in order, each followed by its evaluation.
 
@@ -241,6 +267,9 @@ class Recipe(Strict):
     quantize: Literal["nf4"] | None = None  # a base frozen under an adapter, in 4 bits
     system: str | None = None
     chat_template: str | None = Field(default=None, min_length=1)  # for a model that has none
+    chat_template_name: str | None = Field(default=None, min_length=1)  # of a model with several
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_not_ours)] = {}
+    template_date: Annotated[str, BeforeValidator(_day)] = TEMPLATE_DATE  # printed by templates
     max_prompt_length: int | None = Field(default=None, ge=1)
     data: Data = Data()
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
@@ -270,6 +299,17 @@ class Recipe(Strict):
         recipe = self.model_copy(update={"sweep": sweep})
         recipe._points = tuple(points)
         return recipe
+
+    @property
+    def rendering(self) -> dict[str, Any]:
+        """What it tells the chat template, by key; nothing where it says what holds anyway."""
+        told = {
+            "chat_template": self.chat_template,
+            "chat_template_name": self.chat_template_name,
+            "chat_template_kwargs": self.chat_template_kwargs or None,
+            "template_date": None if self.template_date == TEMPLATE_DATE else self.template_date,
+        }
+        return {key: value for key, value in told.items() if value is not None}
 
     def prompt_limit(self, task: str) -> int | None:
         """The longest prompt in tokens: `max_prompt_length` is that of the recipe's own task."""

@@ -126,7 +126,7 @@ def write_contexts(step: StepContext) -> None:
 
     options = step.options
     renderer = renderer_for(step)
-    examples = load_examples(step.source("train"), options["task"], step.warn)
+    examples = load_examples(step.source("train"), options["task"], step.warn, renderer)
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
     model = load_to_read(step)
     mix = mixer(step, model, renderer, seed=step.seed_of_round())

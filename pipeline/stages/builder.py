@@ -110,8 +110,7 @@ class Builder:
             task = merged.setdefault("task", self.recipe.task)
             merged.setdefault("system", self.recipe.system)
             merged.setdefault("max_prompt_length", self.recipe.prompt_limit(task))
-            if self.recipe.chat_template is not None:
-                merged["chat_template"] = self.recipe.chat_template
+            merged |= self.recipe.rendering
         if model is not None:
             inputs["base"] = model.base or model_identity(self.recipe.model, self.recipe.revision)
             if model.base is None:

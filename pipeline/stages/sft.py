@@ -82,7 +82,7 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[list[Row]
     options = step.options
     max_length = options["trainer"]["max_length"]
     source = step.source("train")
-    examples = load_examples(source, options["task"], step.warn)
+    examples = load_examples(source, options["task"], step.warn, renderer)
     token_rows, counts = tokenise(examples, renderer, max_length=max_length)
     step.metrics["data"] = counts
     losses = describe_losses(
