@@ -50,6 +50,7 @@ def load_examples(
     renderer: Renderer | None = None,
     *,
     answered: bool = True,
+    train_on: str = "last",
 ) -> list[Example]:
     """Read a source's rows as examples of a task.
 
@@ -60,12 +61,19 @@ def load_examples(
             how many have special tokens in their text.
         renderer: of the model that the rows are for, whose chat template may refuse some.
         answered: whether their references are going to be tokenised.
+        train_on: 'all' for an example of each answer of a dialogue, 'last' for one of the last.
 
     Raises:
         InputError: for a source that cannot be read, is empty, or has a row that cannot be used;
             the file, line and field are named.
     """
-    admit = None if renderer is None else partial(renderer.admit, answered=answered)
+
+    def admit(example: Example) -> list[Example]:
+        every = example.each_answer() if train_on == "all" else [example]
+        if renderer is None:
+            return every
+        return [renderer.admit(one, answered=answered) for one in every]
+
     return _read_each(_source(source), partial(example_of, task), admit, renderer, warn)
 
 
@@ -76,7 +84,10 @@ def load_preferences(
     renderer: Renderer | None = None,
 ) -> list[PreferencePair]:
     """Read a source's rows as preference pairs; otherwise as `load_examples`."""
-    admit = None if renderer is None else renderer.admit_pair
+
+    def admit(pair: PreferencePair) -> list[PreferencePair]:
+        return [pair if renderer is None else renderer.admit_pair(pair)]
+
     return _read_each(_source(source), partial(preference_of, task), admit, renderer, warn)
 
 
@@ -162,15 +173,17 @@ def _source(source: dict[str, Any] | Source) -> Source:
 def _read_each(
     source: Source,
     read: Callable[[Mapping[str, Any]], Read],
-    admit: Callable[[Read], Read] | None,
+    admit: Callable[[Read], list[Read]],
     renderer: Renderer | None,
     warn: Callable[[str], None],
 ) -> list[Read]:
-    items, unusable, marked = [], [], []
+    items: list[Read] = []
+    usable, unusable, marked = 0, [], []
     for place, row in islice(_placed_rows(source), source.skip, source.stop):
         try:
             item = read(row)
-            items.append(item if admit is None else admit(item))
+            items += admit(item)
+            usable += 1
             if renderer is not None and (token := renderer.special_token_in(item)):
                 marked.append(f"{token!r} at {place}")
         except RowError as error:
@@ -188,11 +201,11 @@ def _read_each(
             f"{source.source}: there are no {'usable ' * bool(first)}rows in it{first}"
         )
     if unusable:
-        total = len(items) + len(unusable)
+        total = usable + len(unusable)
         warn(f"{len(unusable)} of {total} rows left out (skip_unusable), the first: {unusable[0]}")
     if marked:
         warn(
-            f"{len(marked)} of {len(items)} rows have special tokens in their text, first "
+            f"{len(marked)} of {usable} rows have special tokens in their text, first "
             f"{marked[0]}: the model reads them as such, as the begin or end of a turn; take them "
             "out where they are meant as text"
         )

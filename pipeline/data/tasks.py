@@ -100,6 +100,18 @@ class Example:
         messages[self._last_user] = {**messages[self._last_user], "content": content}
         return replace(self, messages=messages)
 
+    def each_answer(self) -> list[Example]:
+        """The dialogue up to each answer that follows a question, the whole of it last."""
+        earlier = [
+            (self.messages[:at], _trimmed(message))
+            for at, message in enumerate(self.messages)
+            if message["role"] == "assistant" and _asks(self.messages[:at])
+        ]
+        return [
+            replace(self, messages=asked, reference=text_of(said), answer=_more_than_text(said))
+            for asked, said in earlier
+        ] + [self]
+
     def with_shots(self, solved: Sequence[Example]) -> Example:
         """The example with solved ones before it in its plain prompt, in lm-eval's format."""
         texts = [f"{one.plain_prompt}{one.plain_separator}{one.reference}" for one in solved]

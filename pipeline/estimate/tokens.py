@@ -204,11 +204,14 @@ class Workload:
         place, reader = step.locations[role], of or step
         renderer = self._renderer(reader)
         task, shots = step.options["task"], step.locations.get("shots")
-        key = repr((place, task, shots, max_length, shown, renderer.system, renderer.plain,
+        turns = step.options.get("train_on", "last")
+        key = repr((place, task, shots, turns, max_length, shown, renderer.system, renderer.plain,
                     renderer.max_prompt_length, template_terms(reader.options)))  # fmt: skip
         if key not in self._known:
             answered = role == "train" or max_length is not None
-            examples = load_examples(place, task, _ignore, renderer, answered=answered)
+            examples = load_examples(
+                place, task, _ignore, renderer, answered=answered, train_on=turns
+            )
             if shots:
                 solved = load_examples(shots, task)
                 examples = [example.with_shots(solved) for example in examples]

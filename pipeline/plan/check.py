@@ -162,6 +162,9 @@ def _check_data(recipe: Recipe) -> list[Problem]:
     for key, source, role, task in _sources(recipe):
         problems += _check_source(key, source, role, task)
     trains = any(trainer_of(stage.method) for stage in recipe.stages.values())
+    if recipe.train_on == "all" and recipe.task != "chat":
+        message = f"is for dialogues, and a row of {recipe.task} has one answer; take it out"
+        problems.append(Problem("train_on", message))
     if trains and recipe.data.train is None:
         problems.append(Problem("data.train", "is missing; stages train on its rows"))
     if trains and adapter_base(Path(recipe.model).expanduser()) is not None:

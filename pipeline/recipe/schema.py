@@ -271,6 +271,7 @@ class Recipe(Strict):
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_not_ours)] = {}
     template_date: Annotated[str, BeforeValidator(_day)] = TEMPLATE_DATE  # printed by templates
     max_prompt_length: int | None = Field(default=None, ge=1)
+    train_on: Literal["last", "all"] = "last"  # answers of a dialogue, for sft and bash
     data: Data = Data()
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     launch: str = "single_gpu"
@@ -310,6 +311,11 @@ class Recipe(Strict):
             "template_date": None if self.template_date == TEMPLATE_DATE else self.template_date,
         }
         return {key: value for key, value in told.items() if value is not None}
+
+    @property
+    def trained_turns(self) -> dict[str, str]:
+        """The option of steps that may train on every answer; nothing where they take the last."""
+        return {} if self.train_on == "last" else {"train_on": self.train_on}
 
     def prompt_limit(self, task: str) -> int | None:
         """The longest prompt in tokens: `max_prompt_length` is that of the recipe's own task."""

@@ -45,19 +45,25 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
 def plan(stage: Options, build: Builder) -> Model:
     """One training step."""
     del stage
-    data = {"train": build.train_rows}
-    return build.train(TRAIN, title="train", model=build.start, data=data)
+    data, turns = {"train": build.train_rows}, build.recipe.trained_turns
+    return build.train(TRAIN, title="train", model=build.start, data=data, more=turns)
 
 
-def train_round(build: Builder, model: Model, rows: StepSpec, number: int, ratio: float) -> Model:
-    """Add the training step of a BASH or RAC round; `ratio` is lambda."""
+def train_round(
+    build: Builder, model: Model, rows: StepSpec, number: int, ratio: float,
+    *, turns: dict[str, str] | None = None,
+) -> Model:  # fmt: skip
+    """Add the training step of a BASH or RAC round; `ratio` is lambda.
+
+    `turns` is the recipe's `trained_turns` where `rows` has one for each of these, too.
+    """
     return build.train(
         TRAIN,
         title=build.in_round("train", number),
         model=model,
         data={"train": build.train_rows},
         steps={"rows": rows},
-        more={"lambda": ratio},
+        more={"lambda": ratio, **(turns or {})},
     )
 
 
@@ -82,7 +88,8 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[list[Row]
     options = step.options
     max_length = options["trainer"]["max_length"]
     source = step.source("train")
-    examples = load_examples(source, options["task"], step.warn, renderer)
+    turns = options.get("train_on", "last")
+    examples = load_examples(source, options["task"], step.warn, renderer, train_on=turns)
     token_rows, counts = tokenise(examples, renderer, max_length=max_length)
     step.metrics["data"] = counts
     losses = describe_losses(
@@ -93,7 +100,9 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[list[Row]
     rows: list[TokenIds] = [training_row(row.prompt, row.answer, row.answer) for row in token_rows]
     checked = [
         Row(
-            f"row {source.skip + one.row_id + 1}",
+            f"row {source.skip + one.row_id + 1}"
+            if turns == "last"
+            else f"answer {one.row_id + 1}",
             one.prompt,
             row["input_ids"],
             row["labels"],

@@ -252,5 +252,5 @@ def test_pairs_that_are_equal_once_they_are_cut_are_left_out_and_counted(
     assert said.startswith("1 of 2 pairs left out: both answers are the same tokens")
     recipe_dict["data"]["preferences"]["limit"] = 1
     step = training_step(write_recipe(recipe_dict), tmp_path / "runs")
-    with pytest.raises(InputError, match="1 of 1 pairs left out.*raise max_length"):
+    with pytest.raises(InputError, match=r"1 of 1 pairs left out.*raise max_length"):
         read_pairs(step, renderer_for(step))
