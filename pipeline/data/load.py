@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -67,6 +69,11 @@ def load_examples(
         InputError: for a source that cannot be read, is empty, or has a row that cannot be used;
             the file, line and field are named.
     """
+    source = _source(source)
+    if source.parts is not None:
+        read = partial(load_examples, task=task, warn=warn, renderer=renderer)
+        read = partial(read, answered=answered, train_on=train_on)
+        return _mixed(source, [(part, read(part)) for part in source.parts])
 
     def admit(example: Example) -> list[Example]:
         every = example.each_answer() if train_on == "all" else [example]
@@ -74,7 +81,7 @@ def load_examples(
             return every
         return [renderer.admit(one, answered=answered) for one in every]
 
-    return _read_each(_source(source), partial(example_of, task), admit, renderer, warn)
+    return _read_each(source, partial(example_of, task), admit, renderer, warn)
 
 
 def load_preferences(
@@ -164,6 +171,37 @@ def describe_losses(
 def prompts_cut(count: int, rows: int, max_prompt_length: int | None) -> str:
     """Return a sentence about cut prompts."""
     return f"{count} of {rows} prompts cut to max_prompt_length {max_prompt_length}"
+
+
+def _mixed(source: Source, parts: list[tuple[Source, list[Example]]]) -> list[Example]:
+    """Rows of several sources in their shares, from the first of each, until one has no more.
+
+    Each next row is of the source that is farthest behind its share, so that the first rows of a
+    mixture are in the same shares as all. Without shares, all rows of all sources.
+    """
+    total = sum(len(rows) for _, rows in parts)
+    shares = [
+        Fraction(str(part.share)) if part.share else Fraction(len(rows), total)
+        for part, rows in parts
+    ]
+    mixed: list[Example] = []
+    taken = [0] * len(parts)
+    while len(mixed) < min(total, source.limit or total):
+        behind = [share * (len(mixed) + 1) - one for share, one in zip(shares, taken, strict=True)]
+        place = behind.index(max(behind))
+        part, rows = parts[place]
+        if taken[place] == len(rows):
+            break
+        name = f"{part.source}, {part.describe_rows}" if part.describe_rows else part.source
+        mixed.append(replace(rows[taken[place]], part=name))
+        taken[place] += 1
+    return mixed
+
+
+def count_parts(examples: Iterable[Example]) -> dict[str, dict[str, int]]:
+    """How many examples each part of a mixture gives, for a record; nothing for one source."""
+    counts = Counter(example.part for example in examples)
+    return {"sources": dict(counts)} if any(counts) else {}
 
 
 def _source(source: dict[str, Any] | Source) -> Source:

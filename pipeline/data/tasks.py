@@ -63,6 +63,7 @@ class Example:
         shots: solved examples before a plain prompt (see `with_shots`).
         tools: descriptions of the functions that the model may call.
         answer: the reference as a message, where it has reasoning or calls tools.
+        part: which source it is from, where several are mixed.
     """
 
     task: str
@@ -72,6 +73,7 @@ class Example:
     shots: str = ""
     tools: list[dict[str, Any]] | None = None
     answer: Message | None = None
+    part: str = ""
 
     @property
     def plain_prompt(self) -> str:

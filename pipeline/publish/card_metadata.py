@@ -28,9 +28,9 @@ def metadata(found: FinishedStage, repository: str, rows: list[Row]) -> Any:
     base = hub_base(found)
     is_adapter = found.model.adapter is not None
     results = list(_results(found, rows))
-    sources = [step.locations[role]["source"] for step, role in data_of(found)]
-    hubs = [step.inputs[role].get("hub") for step, role in data_of(found)]
-    read = dict.fromkeys(s for s, hub in zip(sources, hubs, strict=True) if hub)
+    known = [step.inputs[role] for step, role in data_of(found)]
+    parts = [part for one in known for part in one.get("parts", [one])]
+    read = dict.fromkeys(part["hub"] for part in parts if "hub" in part)
     return ModelCardData(
         base_model=base,
         base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",

@@ -35,13 +35,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _plain_source(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
 class Source(Strict):
     """Where rows come from: a hub id, a local file or folder, or `builtin:NAME`.
 
     `file` is one file inside a hub repository, for those that `datasets` cannot load as a whole.
     `skip_unusable` leaves out rows that cannot be read, with a warning, where otherwise one stops
     the run: for sets that others made. `skip` leaves out the first rows, so that one file can give
-    two sets; `limit` counts rows from there, before unusable ones are left out.
+    two sets; `limit` counts rows from there, before unusable ones are left out. `parts` are sources
+    to mix, each with its `share` of the rows: what a list in place of a source stands for.
     """
 
     source: str = Field(min_length=1)
@@ -52,6 +57,8 @@ class Source(Strict):
     skip: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
     skip_unusable: bool = False
+    share: float | None = Field(default=None, gt=0, le=1)
+    parts: list[Annotated[Source, BeforeValidator(_plain_source)]] | None = None
 
     @property
     def stop(self) -> int | None:
@@ -70,7 +77,8 @@ class Source(Strict):
     @property
     def builtin(self) -> str | None:
         """The built-in set's name, or None."""
-        return self.source.split(":", 1)[1] if self.source.startswith("builtin:") else None
+        named = self.source.startswith("builtin:") and self.parts is None
+        return self.source.split(":", 1)[1] if named else None
 
     def limited(self, limit: int | None) -> Source:
         """The source's first `limit` rows."""
@@ -89,7 +97,7 @@ class Source(Strict):
     @property
     def path(self) -> Path | None:
         """The local file or folder, or None for hub ids and built-in sets."""
-        if self.builtin is not None:
+        if self.builtin is not None or self.parts is not None:
             return None
         path = Path(self.source).expanduser()
         looks_local = path.exists() or path.suffix in ROW_FILES
@@ -99,6 +107,10 @@ class Source(Strict):
 
 def written_out(key: str, value: Any) -> Any:
     """What plain text under a top-level key of a recipe stands for: a source, or a judge."""
+    if key != "judge" and isinstance(value, list):
+        parts = [_plain_source(part) for part in value]
+        named = [part.get("source") for part in parts if isinstance(part, dict)]
+        return {"source": " + ".join(map(str, named)) or "nothing", "parts": parts}
     if not isinstance(value, str) or value == "self":
         return value
     if key != "judge":

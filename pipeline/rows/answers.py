@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from pipeline.data.load import load_examples, prompts_cut
+from pipeline.data.load import count_parts, load_examples, prompts_cut
 from pipeline.data.render import Renderer, renderer_for
 from pipeline.data.tasks import Example
 from pipeline.decoding.generate import Prompt, SamplingParams, iter_answers
@@ -61,6 +61,7 @@ def write_answers(step: StepContext) -> None:
         file_name=artifact.SAMPLES,
     )
     step.metrics["answers"] = len(rows)
+    step.metrics |= count_parts(examples[row_id] for row_id in {row["id"] for row in rows})
     step.metrics["tokens_generated"] = sum(len(row["ids"]) for row in rows)
     step.metrics["truncated"] = sum(not row["finished"] for row in rows)
     if "train" in step.locations:

@@ -82,7 +82,7 @@ def train(step: StepContext) -> None:
 
 def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[list[Row], list[TokenIds]]:
     """Return every row of a step, for checking, and the rows to train on (chosen by lambda)."""
-    from pipeline.data.load import describe_losses, load_examples, tokenise
+    from pipeline.data.load import count_parts, describe_losses, load_examples, tokenise
     from pipeline.data.preflight import Row
 
     options = step.options
@@ -92,6 +92,7 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[list[Row]
     examples = load_examples(source, options["task"], step.warn, renderer, train_on=turns)
     token_rows, counts = tokenise(examples, renderer, max_length=max_length)
     step.metrics["data"] = counts
+    step.metrics |= count_parts(row.example for row in token_rows)
     losses = describe_losses(
         counts, max_length=max_length, max_prompt_length=renderer.max_prompt_length
     )
