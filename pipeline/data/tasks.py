@@ -109,10 +109,11 @@ class Example:
             for at, message in enumerate(self.messages)
             if message["role"] == "assistant" and _asks(self.messages[:at])
         ]
-        return [
+        shorter: list[Example] = [
             replace(self, messages=asked, reference=text_of(said), answer=_more_than_text(said))
             for asked, said in earlier
-        ] + [self]
+        ]
+        return [*shorter, self]
 
     def with_shots(self, solved: Sequence[Example]) -> Example:
         """The example with solved ones before it in its plain prompt, in lm-eval's format."""
@@ -398,14 +399,15 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 def _calls(field: str, where: str, calls: Any) -> list[dict[str, Any]]:
     """Calls of tools as templates read them: arguments are a mapping, never JSON text."""
     read = []
-    for call in calls if isinstance(calls, list) else [None]:
-        function = call.get("function", call) if isinstance(call, Mapping) else {}
+    for given in calls if isinstance(calls, list) else [None]:
+        call: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+        function = call.get("function", call)
         arguments = (function.get("arguments") or {}) if isinstance(function, Mapping) else None
         arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
         if not isinstance(arguments, Mapping) or not isinstance(function.get("name"), str):
             wanted = "[{function: {name, arguments}}, ...], arguments a mapping or JSON of one"
             raise RowError(field, f"{where} has tool_calls that are not {wanted}")
-        known = {**call} if "function" in call else {"type": "function"}
+        known = call if "function" in call else {"type": "function"}
         read.append({**known, "function": {**function, "arguments": arguments}})
     return read
 

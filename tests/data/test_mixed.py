@@ -30,8 +30,8 @@ def questions(given):
 def test_rows_are_mixed_in_their_shares_until_a_source_has_no_more(files):
     a, b = files
     found = questions([{"source": a, "share": 0.4}, {"source": b, "share": 0.6}])
-    assert Counter(text[0] for text in found) == {"a": 10, "b": 15}
-    assert [text for text in found if text[0] == "b"] == [f"b{i}" for i in range(15)]
+    assert Counter(text[0] for text in found) == {"a": 10, "b": 16}
+    assert [text for text in found if text[0] == "b"] == [f"b{i}" for i in range(16)]
     for size in range(1, len(found)):
         assert abs(sum(text[0] == "a" for text in found[:size]) - 0.4 * size) < 1
     assert found == questions([{"source": a, "share": 0.4}, {"source": b, "share": 0.6}])
