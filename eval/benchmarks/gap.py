@@ -238,7 +238,7 @@ def write_contexts(step: StepContext) -> None:
     from pipeline.stages.bash import mixer, row_size
 
     options, renderer = step.options, renderer_for(step)
-    examples = load_examples(step.source("test"), options["task"], step.warn)
+    examples = load_examples(step.source("test"), options["task"], step.warn, renderer)
     limits = [size for size in (options["max_length"], renderer.window) if size is not None]
     longest = min(limits, default=None)
     token_rows, counts = tokenise(examples, renderer, max_length=longest)

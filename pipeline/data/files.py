@@ -127,12 +127,19 @@ def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
         for batch in parquet.ParquetFile(path).iter_batches():
             for row in batch.to_pylist():
                 number += 1
-                yield f"{path}, row {number}", row
+                yield f"{path}, row {number}", without_nulls(row)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"{path}: not a whole Parquet file, read up to row {number} ({reason}); write it again"
         ) from None
+
+
+def without_nulls(value: Any) -> Any:
+    """A value of a table without the fields that only other rows' mappings have."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = dict(

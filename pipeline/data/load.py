@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.data.builtin import rows as builtin
-from pipeline.data.files import READERS, rows_of_file
+from pipeline.data.files import READERS, rows_of_file, without_nulls
 from pipeline.data.render import Renderer
 from pipeline.data.tasks import Example, PreferencePair, RowError, example_of, preference_of
 from pipeline.errors import InputError
@@ -18,7 +21,7 @@ from pipeline.recipe.schema import Source
 from pipeline.steps import artifact
 from pipeline.steps.identity import cache_folder, hub_commit, local_digest, local_file
 
-Read = TypeVar("Read")
+Read = TypeVar("Read", Example, PreferencePair)
 
 
 @dataclass(frozen=True)
@@ -43,24 +46,56 @@ class TokenRow:
 
 
 def load_examples(
-    source: dict[str, Any] | Source, task: str, warn: Callable[[str], None] = print
+    source: dict[str, Any] | Source,
+    task: str,
+    warn: Callable[[str], None] = print,
+    renderer: Renderer | None = None,
+    *,
+    answered: bool = True,
+    train_on: str = "last",
 ) -> list[Example]:
     """Read a source's rows as examples of a task.
 
-    `warn` is told how many rows are left out, where the source says `skip_unusable: true`.
+    Args:
+        source: where the rows are.
+        task: what they hold.
+        warn: is told how many rows are left out, where the source says `skip_unusable: true`, and
+            how many have special tokens in their text.
+        renderer: of the model that the rows are for, whose chat template may refuse some.
+        answered: whether their references are going to be tokenised.
+        train_on: 'all' for an example of each answer of a dialogue, 'last' for one of the last.
 
     Raises:
-        InputError: for a source that cannot be read, is empty, or has a malformed row; the file,
-            line and field are named.
+        InputError: for a source that cannot be read, is empty, or has a row that cannot be used;
+            the file, line and field are named.
     """
-    return _read_each(_source(source), lambda row: example_of(task, row), warn)
+    source = _source(source)
+    if source.parts is not None:
+        read = partial(load_examples, task=task, warn=warn, renderer=renderer)
+        read = partial(read, answered=answered, train_on=train_on)
+        return _mixed(source, [(part, read(part)) for part in source.parts])
+
+    def admit(example: Example) -> list[Example]:
+        every = example.each_answer() if train_on == "all" else [example]
+        if renderer is None:
+            return every
+        return [renderer.admit(one, answered=answered) for one in every]
+
+    return _read_each(source, partial(example_of, task), admit, renderer, warn)
 
 
 def load_preferences(
-    source: dict[str, Any] | Source, task: str, warn: Callable[[str], None] = print
+    source: dict[str, Any] | Source,
+    task: str,
+    warn: Callable[[str], None] = print,
+    renderer: Renderer | None = None,
 ) -> list[PreferencePair]:
     """Read a source's rows as preference pairs; otherwise as `load_examples`."""
-    return _read_each(_source(source), lambda row: preference_of(task, row), warn)
+
+    def admit(pair: PreferencePair) -> list[PreferencePair]:
+        return [pair if renderer is None else renderer.admit_pair(pair)]
+
+    return _read_each(_source(source), partial(preference_of, task), admit, renderer, warn)
 
 
 def fit_prompt(
@@ -138,19 +173,59 @@ def prompts_cut(count: int, rows: int, max_prompt_length: int | None) -> str:
     return f"{count} of {rows} prompts cut to max_prompt_length {max_prompt_length}"
 
 
+def _mixed(source: Source, parts: list[tuple[Source, list[Example]]]) -> list[Example]:
+    """Rows of several sources in their shares, from the first of each, until one has no more.
+
+    Each next row is of the source that is farthest behind its share, so that the first rows of a
+    mixture are in the same shares as all. Without shares, all rows of all sources.
+    """
+    total = sum(len(rows) for _, rows in parts)
+    shares = [
+        Fraction(str(part.share)) if part.share else Fraction(len(rows), total)
+        for part, rows in parts
+    ]
+    mixed: list[Example] = []
+    taken = [0] * len(parts)
+    while len(mixed) < min(total, source.limit or total):
+        behind = [share * (len(mixed) + 1) - one for share, one in zip(shares, taken, strict=True)]
+        place = behind.index(max(behind))
+        part, rows = parts[place]
+        if taken[place] == len(rows):
+            break
+        name = f"{part.source}, {part.describe_rows}" if part.describe_rows else part.source
+        mixed.append(replace(rows[taken[place]], part=name))
+        taken[place] += 1
+    return mixed
+
+
+def count_parts(examples: Iterable[Example]) -> dict[str, dict[str, int]]:
+    """How many examples each part of a mixture gives, for a record; nothing for one source."""
+    counts = Counter(example.part for example in examples)
+    return {"sources": dict(counts)} if any(counts) else {}
+
+
 def _source(source: dict[str, Any] | Source) -> Source:
     return source if isinstance(source, Source) else Source.model_validate(source)
 
 
 def _read_each(
-    source: Source, read: Callable[[Mapping[str, Any]], Read], warn: Callable[[str], None]
+    source: Source,
+    read: Callable[[Mapping[str, Any]], Read],
+    admit: Callable[[Read], list[Read]],
+    renderer: Renderer | None,
+    warn: Callable[[str], None],
 ) -> list[Read]:
-    items, unusable = [], []
+    items: list[Read] = []
+    usable, unusable, marked = 0, [], []
     for place, row in islice(_placed_rows(source), source.skip, source.stop):
         try:
-            items.append(read(row))
+            item = read(row)
+            items += admit(item)
+            usable += 1
+            if renderer is not None and (token := renderer.special_token_in(item)):
+                marked.append(f"{token!r} at {place}")
         except RowError as error:
-            unusable.append(f"{place}: field {error.field!r} {error}")
+            unusable.append(f"{place}: {error.sentence}")
             if not source.skip_unusable:
                 raise InputError(unusable[0]) from None
     if not items:
@@ -164,8 +239,14 @@ def _read_each(
             f"{source.source}: there are no {'usable ' * bool(first)}rows in it{first}"
         )
     if unusable:
-        total = len(items) + len(unusable)
+        total = usable + len(unusable)
         warn(f"{len(unusable)} of {total} rows left out (skip_unusable), the first: {unusable[0]}")
+    if marked:
+        warn(
+            f"{len(marked)} of {usable} rows have special tokens in their text, first "
+            f"{marked[0]}: the model reads them as such, as the begin or end of a turn; take them "
+            "out where they are meant as text"
+        )
     return items
 
 
@@ -184,7 +265,7 @@ def _numbered(
     source: Source, rows: Iterable[Mapping[str, Any]]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for number, row in enumerate(rows, start=1):
-        yield f"{source.source}, row {number}", row
+        yield f"{source.source}, row {number}", without_nulls(dict(row))
 
 
 def _from_datasets(source: Source, folder: Path | None) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,11 +1,11 @@
-"""Looks at the rows of a training step before weights are loaded, for what ruins a training unseen.
+"""Checks the rows of a training step before weights are loaded, for what would spoil it unseen.
 
 A row that cannot be right stops the run and is shown; what may be right is counted in a warning:
 
 | looked at | stops | warns |
 | --- | --- | --- |
 | prompt | not the start of a row written by an earlier step, or carries loss | |
-| chat template | | writes a prompt otherwise once it is answered |
+| chat template | | writes a prompt differently once it is answered |
 | beginning token | stands twice | |
 | end token of a model without chat template | ends the prompt | |
 | end-of-turn token | not the last label of a whole answer, or a label nowhere | inside an answer |
@@ -14,8 +14,9 @@ A row that cannot be right stops the run and is shown; what may be right is coun
 | token ids | beyond the model's embedding | |
 | padding token | | is an end token |
 
-Rows cut and dropped are counted by `pipeline.data.load`; that rows, weights and answers were made
-with one rendering is seen to by `pipeline.data.render.renderer_for`.
+`pipeline.data.load` counts rows cut and dropped, and special tokens in their text;
+`pipeline.data.render` checks that an answer stands where the chat template asks for one, and that
+rows, weights and answers were made with the same rendering.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def check_rows(step: StepContext, rows: Sequence[Row], renderer: Renderer) -> No
         )
     if not renderer.prompt_starts_dialogue():
         step.warn(
-            "the chat template writes a prompt otherwise once it is answered than to ask for the "
-            "answer: training and generation here use the latter, other software may differ"
+            "the chat template writes a prompt differently once it is answered: training and "
+            "generation here use it as it asks for the answer, other software may not"
         )
     if renderer.tokenizer.pad_token_id in renderer.stop_ids:
         step.warn(

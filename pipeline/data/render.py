@@ -6,25 +6,44 @@ row. Decisions: (1) a model with a chat template gets the template, one without 
 token: the special token that the template puts after an assistant turn, else the tokenizer's end
 token; (3) a beginning token is added once, by the template or by the tokenizer, never by both;
 (4) a prompt longer than `max_prompt_length` is cut alike in training, generation and evaluation
-(see Example.shorter).
+(see Example.shorter); (5) a template that prints today's date prints `template_date`; (6) an answer
+must follow the generation prompt as the template itself writes it there, or the row is refused;
+reasoning and calls of tools are text that the template writes.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.tasks import Example, with_system
+from pipeline.data.tasks import Example, Message, Messages, PreferencePair, RowError, with_system
 from pipeline.errors import InputError, StepFailedError
+from pipeline.recipe.schema import TEMPLATE_DATE
 from pipeline.steps import artifact
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
 
 _PROBE = "bashrac-probe"
+_PROBE_ANSWER: Message = {"role": "assistant", "content": _PROBE}
+_READS_REASONING = re.compile("reasoning|thinking")
+# What opens and closes a model's reasoning: <think> and </think>, [THINK] and [/THINK].
+_EMPTY_BLOCK = re.compile(r"<([\w|-]+)>\s*</\1>|\[([A-Z]+)\]\s*\[/\2\]")
+_OPENED = re.compile(r"(<|\[)([\w|-]+)(>|\])\Z")
+_REFUSES = "the model's chat template refuses it"
+_APART = "the model's chat template does not write the answer where it asks for one"
+_WAY_OUT = (
+    "give rows with reasoning_content, or chat_template_kwargs: {enable_thinking: false} where the "
+    "template knows that, or take a model whose generation prompt is how its answered turns begin"
+)
+_NO_TEMPLATE = "has tools, calls or reasoning, and the model no chat template that would write them"
+_DIRECTIVES = "aAbBcdDeFfgGhHIjklmMnpPrRStTuUVwWxXyYzZ"
 
 
 @dataclass
@@ -39,6 +58,8 @@ class Renderer:
         window: most tokens the model can read, or None where its config does not say.
         vocabulary: how many tokens the model has a row for, or None where its files do not say.
         plain: whether a chat template and the system message are left aside, as lm-eval does.
+        template_date: the day that it is for the chat template, as YYYY-MM-DD.
+        template_options: what else the chat template is told, such as `enable_thinking`.
     """
 
     tokenizer: Any
@@ -48,6 +69,8 @@ class Renderer:
     window: int | None = None
     vocabulary: int | None = None
     plain: bool = False
+    template_date: str = TEMPLATE_DATE
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_template(self) -> bool:
@@ -62,8 +85,7 @@ class Renderer:
             InputError: when the tokenizer has no end token and the template shows none.
         """
         if self.has_template:
-            turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False)
+            _, text = self._probe("a")
             after = self.tokenizer(text.split(_PROBE)[-1], add_special_tokens=False)["input_ids"]
             added = self.tokenizer.added_tokens_decoder
             special = {token_id for token_id, token in added.items() if token.special}
@@ -100,7 +122,7 @@ class Renderer:
             for task in ("gsm8k", "tldr", "chat")
             for dialogue in (messages[-1:], messages)
         ]
-        ids = [(self.prompt_ids(probe), self.answer_ids(probe, _PROBE)) for probe in examples]
+        ids = [(self._known_ids(probe), self.answer_ids(probe, _PROBE)) for probe in examples]
         return artifact.fingerprint(ids)
 
     def check_vocabulary(self) -> None:
@@ -110,7 +132,12 @@ class Renderer:
             InputError: with the token.
         """
         probe = Example("chat", [{"role": "user", "content": _PROBE}], _PROBE)
-        used = [*self.prompt_ids(probe), *self.answer_ids(probe, _PROBE), self.end_of_turn_id]
+        prompt, answer = self._known_ids(probe) or [], self.answer_ids(probe, _PROBE)
+        used = [*prompt, *answer, self.end_of_turn_id]
+            *(self._known_ids(probe) or ()),
+            *self.answer_ids(probe, _PROBE),
+            self.end_of_turn_id,
+        ]
         if self.tokenizer.pad_token_id is not None:
             used.append(self.tokenizer.pad_token_id)
         if (unknown := self.unknown(used)) is not None:
@@ -130,19 +157,137 @@ class Renderer:
             "(model.resize_token_embeddings(len(tokenizer)), then save both)"
         )
 
+    def _known_ids(self, probe: Example) -> list[int] | None:
+        """A probe's prompt, with a system message if the template demands one; None if refused."""
+        try:
+            return self.prompt_ids(probe)
+        except InputError:
+            return None if self.system else replace(self, system=_PROBE)._known_ids(probe)
+
+    def _probe(self, prompt: str) -> tuple[str, str]:
+        """A prompt as the template writes it, and the same once it is answered by _PROBE."""
+        asked = Example("chat", [{"role": "user", "content": prompt}], _PROBE)
+        try:
+            return self._prompt_text(asked), self._answered_text(asked, _PROBE_ANSWER)
+        except RowError:
+            return ("", "") if self.system else replace(self, system=_PROBE)._probe(prompt)
+
     def prompt_starts_dialogue(self) -> bool:
         """Whether the template writes the same before an answer as it does to ask for one."""
         if not self.has_template:
             return True
-        prompt = [{"role": "user", "content": _PROBE}]
-        asked, answered = (
-            self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
-            for messages, options in (
-                (prompt, {"add_generation_prompt": True}),
-                ([*prompt, {"role": "assistant", "content": _PROBE}], {}),
-            )
-        )
+        asked, answered = self._probe(_PROBE)
         return answered.startswith(asked)
+
+    @cached_property
+    def joint(self) -> str:
+        """White space that the template writes between its generation prompt and an answer.
+
+        Empty where the tokenizer adds it by itself, as those do whose words begin with a space.
+        """
+        asked, answered = self._probe("a")
+        between = answered[len(asked) :].partition(_PROBE)[0]
+        if not answered.startswith(asked) or not between.isspace():
+            return ""
+        before, whole, alone = map(self._ids, (asked, f"{asked}{between}{_PROBE}", _PROBE))
+        return "" if whole == before + alone else between
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        texts = {one.content for one in self.tokenizer.added_tokens_decoder.values() if one.special}
+        texts.update(self.tokenizer.all_special_tokens)
+        return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+
+    def special_token_in(self, item: Example | PreferencePair) -> str | None:
+        """A special token in the text of a row, where it acts as one; None where there is none."""
+        found = self._special.search(json.dumps(asdict(item), ensure_ascii=False, default=str))
+        return found[0] if found else None
+
+    def admit(self, example: Example, *, answered: bool = True) -> Example:
+        """The example with its reference as the model should write it.
+
+        `answered` is false where references are not tokenised, as where test rows are answered.
+
+        Raises:
+            RowError: when the chat template refuses the row, leaves out part of it, or does not
+                write the answer where it asks for one.
+        """
+        rich = [one for one in (*example.messages, example.answer) if one and _is_rich(one)]
+        if not self.has_template:
+            if example.tools or rich:
+                raise RowError("", _NO_TEMPLATE)
+            return example
+        asked = self._prompt_text(example)
+        self._check_written(example, asked)
+        try:
+            text = self.answer_as_written(example, example.answer or _says(example.reference))
+        except RowError:
+            if answered:
+                raise
+            return example
+        return replace(example, reference=text, answer=None)
+
+    def admit_pair(self, pair: PreferencePair) -> PreferencePair:
+        """The pair with its answers as the model should write them; raises as `admit`."""
+        example = self.admit(pair.example)
+        if not self.has_template:
+            if pair.answers:
+                raise RowError("", _NO_TEMPLATE)
+            return pair
+        answers = pair.answers or (_says(pair.chosen), _says(pair.rejected))
+        chosen, rejected = (self.answer_as_written(example, answer) for answer in answers)
+        return PreferencePair(example, chosen, rejected)
+
+    def _check_written(self, example: Example, asked: str) -> None:
+        """Raise RowError where the template leaves out tools, their calls and results, thoughts."""
+        parts = [tool.get("function", tool)["name"] for tool in example.tools or ()]
+        for message in example.messages:
+            parts += _names_of_calls(message)
+            parts += [message["content"]] if message["role"] == "tool" else []
+            if "reasoning_content" in message and not _READS_REASONING.search(self._template):
+                parts.append(message["reasoning_content"])  # else it may leave out earlier thoughts
+        _check_parts(parts, asked)
+
+    def answer_as_written(self, example: Example, answer: Message) -> str:
+        """An answer as the template writes it after its generation prompt, without the end of turn.
+
+        Raises:
+            RowError: when it does not write it there, or leaves out part of it.
+        """
+        asked = self._prompt_text(example)
+        if not _is_rich(answer):
+            self._check_joint(example, asked, answer["content"])
+            return answer["content"]
+        whole = self._answered_text(example, answer)
+        if not whole.startswith(asked):
+            raise RowError("", f"{_APART}: it asks with {asked[-40:]!r}; {_WAY_OUT}")
+        text, end, _ = whole[len(asked) :].rpartition(self.end_of_turn)
+        text = (text if end else whole[len(asked) :]).strip()
+        parts = [answer.get("reasoning_content", ""), answer["content"], *_names_of_calls(answer)]
+        _check_parts(parts, text)
+        return text
+
+    def _check_joint(self, example: Example, asked: str, text: str) -> None:
+        """Raise RowError where the template has more than white space around a plain answer."""
+        before, found, after = self._answered_text(example, _PROBE_ANSWER).rpartition(_PROBE)
+        if not found:
+            raise RowError("", "the model's chat template does not write answers")
+        if before.startswith(asked):
+            between = before[len(asked) :]
+        else:  # it may write all that is before otherwise, but must begin the answer's turn alike
+            question = example.messages[-1]["content"].strip()
+            header = asked[asked.rfind(question) + len(question) :] if question in asked else asked
+            header = _EMPTY_BLOCK.sub("", header).rstrip()
+            opened = _OPENED.search(header)
+            if opened and f"{opened[1]}/{opened[2]}{opened[3]}" in text:
+                header = header[: opened.start()].rstrip()  # the answer holds the thoughts itself
+            if not before.rstrip().endswith(header):
+                raise RowError("", f"{_APART}: it asks with {header[-40:]!r}; {_WAY_OUT}")
+            between = ""
+        after, end, _ = after.partition(self.end_of_turn)
+        if between.strip() or (end and after.strip()):
+            which = f"{between!r:.80} before it" if between.strip() else f"{after!r:.80} after it"
+            raise RowError("", f"{_APART}: it writes {which}; {_WAY_OUT}")
 
     def fit(self, example: Example) -> Example:
         """Return the example, its prompt cut to `max_prompt_length` where its task can be cut."""
@@ -161,22 +306,85 @@ class Renderer:
         if not self.has_template:
             before = f"{self.system}\n\n" if self.system and not self.plain else ""
             return self.tokenizer(f"{before}{example.plain_prompt}")["input_ids"]
-        messages = with_system(example.messages, self.system)
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # jinja2 errors, which templates raise on purpose
-            if type(error).__module__.split(".")[0] != "jinja2":
-                raise
-            raise InputError(f"the model's chat template refuses a row: {error}") from None
+            text = self._prompt_text(example)
+        except RowError as error:
+            raise InputError(f"a row: {error}") from None
+        return self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _prompt_text(self, example: Example) -> str:
+        return self._written(example.messages, example.tools, ask=True)
+
+    def _answered_text(self, example: Example, answer: Message) -> str:
+        return self._written([*example.messages, answer], example.tools)
+
+    def _written(self, messages: Messages, tools: Any, *, ask: bool = False) -> str:
+        """What the chat template makes of a dialogue.
+
+        Raises:
+            RowError: when it refuses it, by an error that it raises on purpose or runs into.
+        """
+        how: dict[str, Any] = {**self._told, **self.template_options}
+        if "strftime_now" in self._template:
+            how["chat_template"] = self._clock + self.tokenizer.get_chat_template(None, tools)
+        try:
+            return self.tokenizer.apply_chat_template(
+                with_system(messages, self.system),
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=ask,
+                **how,
+            )
+        except Exception as error:
+            if type(error).__module__.split(".")[0] != "jinja2" and type(error) is not TypeError:
+                raise
+            raise RowError("", f"{_REFUSES}: {error}") from None
+
+    @property
+    def _template(self) -> str:
+        return str(self.tokenizer.chat_template)
+
+    def check_options(self) -> None:
+        """Raise InputError for options that no chat template reads, which would do nothing."""
+        known = self._template if self.has_template else ""
+        for name in self.template_options:
+            if not re.search(rf"\b{re.escape(name)}\b", known):
+                raise InputError(
+                    f"chat_template_kwargs: the model's chat template does not read {name!r}; "
+                    "take it out, or correct its spelling"
+                )
+
+    @property
+    def reads_date(self) -> bool:
+        """Whether the chat template may print the day."""
+        return "strftime_now" in self._template or "date_string" in self._template
+
+    @cached_property
+    def _told(self) -> dict[str, str]:
+        """The date as text, for templates that have one of their own where none is given."""
+        if self.template_date == TEMPLATE_DATE:
+            return {}
+        return {"date_string": date.fromisoformat(self.template_date).strftime("%d %b %Y")}
+
+    @cached_property
+    def _clock(self) -> str:
+        """A Jinja macro in place of transformers' strftime_now, which has the time of day."""
+        day = datetime.fromisoformat(self.template_date)
+        named = {f"%{flag}{one}": "" for flag in ("-", "") for one in _DIRECTIVES}
+        parts = {"%%": "\1", **{name: day.strftime(name) for name in named}, "\1": "%"}
+        steps = (f"|replace({json.dumps(name)}, {json.dumps(to)})" for name, to in parts.items())
+        return (
+            f"{{%- macro strftime_now(format) -%}}{{{{ format{''.join(steps)} }}}}"
+            "{%- endmacro %}\n"
+        )
 
     def answer_ids(self, example: Example, text: str) -> list[int]:
         """Token ids of an answer, ended by the end-of-turn token."""
-        joined = text if self.has_template else example.plain_separator + text
-        ids = self.tokenizer(joined, add_special_tokens=False)["input_ids"]
-        return [*ids, self.end_of_turn_id]
+        before = self.joint if self.has_template else example.plain_separator
+        return [*self._ids(before + text), self.end_of_turn_id]
 
     def own_answer_ids(self, ids: list[int], *, finished: bool) -> list[int]:
         """Generated ids as training reads them: one end-of-turn token, none where cut."""
@@ -185,6 +393,34 @@ class Renderer:
     def answer_text(self, ids: list[int]) -> str:
         """The text of generated ids, without special tokens or surrounding space."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def _says(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _is_rich(message: Message) -> bool:
+    """Whether a message has more than text, which a chat template must write."""
+    return message["role"] == "tool" or not {"tool_calls", "reasoning_content"}.isdisjoint(message)
+
+
+def _names_of_calls(message: Message) -> list[str]:
+    return [call["function"]["name"] for call in message.get("tool_calls", ())]
+
+
+def _check_parts(parts: list[str], text: str) -> None:
+    """Raise RowError for a part that a text does not hold, as it is or as JSON writes it."""
+    for part in map(str.strip, parts):
+        if part not in text and json.dumps(part, ensure_ascii=False)[1:-1] not in text:
+            raise RowError("", f"the model's chat template leaves out {part!r:.80}")
+
+
+def template_terms(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a step's options say to the chat template, as arguments of a Renderer."""
+    return {
+        "template_date": options.get("template_date", TEMPLATE_DATE),
+        "template_options": options.get("chat_template_kwargs", {}),
+    }
 
 
 def renderer_for(step: StepContext) -> Renderer:
@@ -202,8 +438,12 @@ def renderer_for(step: StepContext) -> Renderer:
         end_ids_for(step),
         window_for(step),
         vocabulary_for(step),
+        **template_terms(step.options),
     )
+    renderer.check_options()
     renderer.check_vocabulary()
+    if renderer.has_template and renderer.reads_date:
+        step.metrics["template_date"] = renderer.template_date
     template = step.options.get("chat_template")
     if template is not None and renderer.tokenizer.chat_template != template:
         step.warn(

@@ -7,20 +7,31 @@ generation and evaluation.
 Decisions: (1) where the model is shown the reference (RAC), the reference stands before the prompt,
 so that the prompt ends as it does in training, and with its end-of-turn token, so that the model
 sees that the answer ends there; (2) a post that is too long is cut at a line end, a first paragraph
-that is too long by itself between words, and the prompt keeps its last line; of a dialogue that is
-too long the oldest turns go; a question is never cut; (3) a post is written the same wherever it
-comes from: the prompts of preferences take the form that rows with fields are given.
+that is too long by itself between words, and the prompt keeps its last line; a dialogue that is too
+long loses its oldest turns; a question is never cut; (3) a post reads the same wherever it comes
+from: the prompts of preferences take the form that rows with fields get; (4) a field that other
+software would render, or train by, is rendered here too, or refused by name; (5) an answer loses
+white space at its end, blank lines at its start, and the one space that separates it from a prompt
+in TRL's files, but not its indentation.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-Messages = list[dict[str, str]]
+Message = dict[str, Any]
+Messages = list[Message]
+# Fields of a row that change what other software renders or trains on, and that nothing reads here.
+_NOT_READ = (
+    "chat_template_kwargs", "documents", "functions", "function_call", "images", "image", "videos",
+    "video", "audios", "audio", "reasoning", "reasoning_content", "thinking", "system",
+    "system_prompt", "tool_calls", "train", "weight",
+)  # fmt: skip
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write one, no tokenizer can read it
 
 # The last user message where the model is shown the reference (RAC), for labels token by token.
@@ -46,10 +57,13 @@ class Example:
 
     Attributes:
         task: gsm8k, tldr or chat (AlpacaEval's instructions are chat).
-        messages: the prompt as chat messages, ending with the user's turn.
-        reference: the reference answer, without any leading space or end token.
+        messages: the prompt as chat messages, ending with a user's turn or a tool's result.
+        reference: the text of the reference answer, without end token.
         plain_separator: what stands between plain prompt and answer.
         shots: solved examples before a plain prompt (see `with_shots`).
+        tools: descriptions of the functions that the model may call.
+        answer: the reference as a message, where it has reasoning or calls tools.
+        part: which source it is from, where several are mixed.
     """
 
     task: str
@@ -57,6 +71,9 @@ class Example:
     reference: str
     plain_separator: str = " "
     shots: str = ""
+    tools: list[dict[str, Any]] | None = None
+    answer: Message | None = None
+    part: str = ""
 
     @property
     def plain_prompt(self) -> str:
@@ -65,14 +82,38 @@ class Example:
             return f"{self.shots}Question: {self.messages[0]['content']}\nAnswer:"
         if len(self.messages) == 1 and self.task == "tldr":
             return self.messages[0]["content"]
-        names = {"system": "System", "user": "Human", "assistant": "Assistant"}
+        names = {"system": "System", "user": "Human", "assistant": "Assistant", "tool": "Tool"}
         lines = [f"{names[message['role']]}: {message['content']}" for message in self.messages]
         return "\n\n".join([*lines, "Assistant:"])
 
-    def with_last_message(self, content: str) -> Example:
+    @property
+    def question(self) -> str:
+        """The user's last message."""
+        return self.messages[self._last_user]["content"]
+
+    @property
+    def _last_user(self) -> int:
+        roles = [message["role"] for message in self.messages]
+        return max(at for at, role in enumerate(roles) if role == "user")
+
+    def with_question(self, content: str) -> Example:
         """The same example with another text in the user's last message."""
-        last = {**self.messages[-1], "content": content}
-        return replace(self, messages=[*self.messages[:-1], last])
+        messages = list(self.messages)
+        messages[self._last_user] = {**messages[self._last_user], "content": content}
+        return replace(self, messages=messages)
+
+    def each_answer(self) -> list[Example]:
+        """The dialogue up to each answer that follows a question, the whole of it last."""
+        earlier = [
+            (self.messages[:at], _trimmed(message))
+            for at, message in enumerate(self.messages)
+            if message["role"] == "assistant" and _asks(self.messages[:at])
+        ]
+        shorter: list[Example] = [
+            replace(self, messages=asked, reference=text_of(said), answer=_more_than_text(said))
+            for asked, said in earlier
+        ]
+        return [*shorter, self]
 
     def with_shots(self, solved: Sequence[Example]) -> Example:
         """The example with solved ones before it in its plain prompt, in lm-eval's format."""
@@ -86,12 +127,12 @@ class Example:
         (the end-of-turn token) in it.
         """
         texts = {
-            "prompt": self.messages[-1]["content"],
+            "prompt": self.question,
             "reference": self.reference,
             "answer": answer,
             "end": end,
         }
-        return self.with_last_message(
+        return self.with_question(
             re.sub(r"\{(prompt|reference|answer|end)\}", lambda found: texts[found[1]], template)
         )
 
@@ -120,7 +161,7 @@ class Example:
         return replace(self, messages=system + self.messages[turn:])
 
     def _with_post(self, body: str, end: int, mark: str) -> Example:
-        return self.with_last_message(body[:end].rstrip() + mark)
+        return self.with_question(body[:end].rstrip() + mark)
 
 
 def with_system(messages: Messages, system: str | None) -> Messages:
@@ -132,19 +173,28 @@ def with_system(messages: Messages, system: str | None) -> Messages:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """A prompt with a better and a worse answer."""
+    """A prompt with a better and a worse answer.
+
+    `answers` holds both as messages, where one of them has reasoning or calls tools.
+    """
 
     example: Example
     chosen: str
     rejected: str
+    answers: tuple[Message, Message] | None = None
 
 
 class RowError(ValueError):
-    """A row that does not have the task's fields. `field` names the one that is wrong."""
+    """A row that cannot be used. `field` names the field at fault, '' where it is the whole row."""
 
     def __init__(self, field: str, message: str):
         self.field = field
         super().__init__(message)
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, with the field."""
+        return f"field {self.field!r} {self}" if self.field else str(self)
 
 
 def example_of(task: str, row: Mapping[str, Any]) -> Example:
@@ -153,8 +203,14 @@ def example_of(task: str, row: Mapping[str, Any]) -> Example:
     Raises:
         RowError: when a field is missing, empty or of the wrong type.
     """
-    messages, reference = _READERS[task](row)
-    return Example("chat" if task == "alpaca" else task, messages, reference)
+    if task == "alpaca":
+        messages, answer = _alpaca(row)
+        return Example("chat", messages, answer["content"])
+    _check_fields(row)
+    messages, answer = _READERS[task](row)
+    return Example(
+        task, messages, text_of(answer), tools=_tools(row), answer=_more_than_text(answer)
+    )
 
 
 def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
@@ -163,28 +219,43 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     Raises:
         RowError: as `example_of`; also when chosen equals rejected.
     """
+    _check_fields(row)
     messages = _prompt(row)
     chosen, rejected = _answer("chosen", row, messages), _answer("rejected", row, messages)
     if chosen == rejected:
         raise RowError("rejected", "equals chosen, so there is no preference")
     if task == "tldr" and len(messages) == 1:
-        messages = [{"role": "user", "content": _as_post(messages[0]["content"])}]
-    return PreferencePair(Example(task, messages, chosen), chosen, rejected)
+        messages = [_said("user", _as_post(messages[0]["content"]))]
+    text = text_of(chosen)
+    more = any(map(_more_than_text, (chosen, rejected)))
+    example = Example(task, messages, text, tools=_tools(row), answer=_more_than_text(chosen))
+    return PreferencePair(example, text, text_of(rejected), (chosen, rejected) if more else None)
 
 
-def _gsm8k(row: Mapping[str, Any]) -> tuple[Messages, str]:
+def text_of(answer: Message) -> str:
+    """An answer as text for people; how a model writes it, its chat template knows."""
+    calls = [json.dumps(call["function"], default=str) for call in answer.get("tool_calls", ())]
+    parts = [answer.get("reasoning_content", ""), answer["content"], *calls]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _more_than_text(answer: Message) -> Message | None:
+    return answer if len(answer) > 2 else None
+
+
+def _gsm8k(row: Mapping[str, Any]) -> tuple[Messages, Message]:
     from eval.graders.gsm8k import extract_answer
 
     question, answer = _text("question", row), _text("answer", row)
     if extract_answer(answer) is None:
         raise RowError("answer", "does not end with '#### number', which grading reads")
-    return [{"role": "user", "content": question}], answer
+    return [_said("user", question)], _said("assistant", answer)
 
 
-def _tldr(row: Mapping[str, Any]) -> tuple[Messages, str]:
+def _tldr(row: Mapping[str, Any]) -> tuple[Messages, Message]:
     names = ("subreddit", "title", "post", "summary")
     subreddit, title, post, summary = (_text(name, row) for name in names)
-    return [{"role": "user", "content": _post_prompt(subreddit, title, post)}], summary
+    return [_said("user", _post_prompt(subreddit, title, post))], _said("assistant", summary)
 
 
 def _post_prompt(subreddit: str, title: str, post: str) -> str:
@@ -200,30 +271,60 @@ def _as_post(prompt: str) -> str:
     return _post_prompt(*parts) if all(parts) else prompt
 
 
-def _chat(row: Mapping[str, Any]) -> tuple[Messages, str]:
-    if "messages" not in row and row.keys() & {"prompt", "completion"}:
+def _chat(row: Mapping[str, Any]) -> tuple[Messages, Message]:
+    if row.get("messages") is None and row.keys() & {"prompt", "completion"}:
         prompt = _prompt(row)
         return prompt, _answer("completion", row, prompt)
-    if "messages" not in row:
+    if row.get("messages") is None:
         message = f"is missing, and so are prompt and completion; the row has {_names(row)}"
         raise RowError("messages", message)
-    messages = _messages("messages", row.get("messages"))
-    if messages[-1]["role"] != "assistant" or len(messages) < 2:
+    messages = _messages("messages", row["messages"])
+    if messages[-1]["role"] != "assistant" or not _asks(messages[:-1]):
         raise RowError("messages", "must end with a user message and the assistant's answer")
-    return messages[:-1], messages[-1]["content"].strip()
+    return messages[:-1], _trimmed(messages[-1])
 
 
-def _alpaca(row: Mapping[str, Any]) -> tuple[Messages, str]:
+def _asks(messages: Messages) -> bool:
+    """Whether messages end with a user's turn, or with what a tool found for one."""
+    roles = [message["role"] for message in messages]
+    return roles[-1:] == ["user"] or (roles[-1:] == ["tool"] and "user" in roles)
+
+
+def _alpaca(row: Mapping[str, Any]) -> tuple[Messages, Message]:
     """A row of AlpacaEval's reference outputs."""
     instruction = row.get("instruction")
     if not isinstance(instruction, str) or not instruction.strip():
         raise RowError("instruction", "is missing, empty or no text")
     _check_whole("instruction", instruction)
     # Difficulties and the judge's coin are keyed by the instruction to the last space.
-    return [{"role": "user", "content": instruction}], _text("output", row)
+    return [_said("user", instruction)], _said("assistant", _text("output", row))
+
+
+def _said(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _check_fields(row: Mapping[str, Any]) -> None:
+    for name in _NOT_READ:
+        if not _is_empty(row.get(name)):
+            raise RowError(name, f"{_UNREAD}; take it out, or write it into the messages")
+    if row.get("label") is False:
+        raise RowError("label", "says that the answer is a bad one, which would be trained on")
+
+
+_UNREAD = "is not read here, and without it the row would mean something else"
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a field holds nothing, as those of tables do that only other rows have."""
+    return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
 def _text(field: str, row: Mapping[str, Any]) -> str:
+    return _any_text(field, row).strip()
+
+
+def _any_text(field: str, row: Mapping[str, Any]) -> str:
     value = row.get(field)
     if value is None:
         raise RowError(field, f"is missing; the row has {_names(row)}")
@@ -232,7 +333,13 @@ def _text(field: str, row: Mapping[str, Any]) -> str:
     if not value.strip():
         raise RowError(field, "is empty")
     _check_whole(field, value)
-    return value.strip()
+    return value
+
+
+def _trimmed(answer: Message) -> Message:
+    """An answer without the white space around it that does not belong to it (decision 5)."""
+    text = re.sub(r"\A(?:[^\S\n]*\n)+", "", answer["content"].rstrip())
+    return {**answer, "content": re.sub(r"\A (?=\S)", "", text)}
 
 
 def _names(row: Mapping[str, Any]) -> str:
@@ -249,51 +356,111 @@ def _check_whole(field: str, text: str) -> None:
 def _messages(field: str, value: Any) -> Messages:
     if not isinstance(value, list) or not value:
         raise RowError(field, "is missing or not a list of {role, content} messages")
-    messages = []
-    for number, message in enumerate(value):
-        if not isinstance(message, Mapping):
-            raise RowError(field, f"message {number} is not a mapping with role and content")
-        role, content = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant"):
-            shown = repr(role[:80]) if isinstance(role, str) else type(role).__name__
-            raise RowError(field, f"message {number} has role {shown}: system, user or assistant")
-        if not isinstance(content, str) or not content.strip():
-            raise RowError(field, f"message {number} ({role}) has no text")
-        _check_whole(field, content)
-        messages.append({"role": role, "content": content})
-    return messages
+    return [_message(field, number, message) for number, message in enumerate(value)]
+
+
+def _message(field: str, number: int, message: Any) -> Message:
+    if not isinstance(message, Mapping):
+        raise RowError(field, f"message {number} is not a mapping with role and content")
+    role, content = message.get("role"), message.get("content")
+    if role not in ("system", "user", "assistant", "tool"):
+        shown = repr(role[:80]) if isinstance(role, str) else type(role).__name__
+        raise RowError(field, f"message {number} has role {shown}: system, user, assistant or tool")
+    where = f"message {number} ({role})"
+    more = {key: value for key, value in message.items() if not _is_empty(value)}
+    more = {key: value for key, value in more.items() if key not in ("role", "content")}
+    known = {"assistant": (*_REASONING, "tool_calls"), "tool": ("name", "tool_call_id")}
+    for key in more:
+        if key not in known.get(role, ()):
+            raise RowError(field, f"{where} has {str(key)[:40]!r}, which {_UNREAD}; take it out")
+    read: Message = {}
+    if "tool_calls" in more:
+        read["tool_calls"] = _calls(field, where, more.pop("tool_calls"))
+        content = "" if content is None else content
+    elif isinstance(content, str) and not content.strip():
+        content = None
+    if not isinstance(content, str):
+        raise RowError(field, f"{where} has no text")
+    if len(thoughts := [more.pop(key) for key in _REASONING if key in more]) > 1:
+        raise RowError(field, f"{where} has reasoning under several names; keep reasoning_content")
+    if thoughts:
+        read["reasoning_content"] = thoughts[0]
+    read = {"role": role, "content": content, **more, **read}
+    for key, text in read.items():
+        if key != "tool_calls" and not isinstance(text, str):
+            raise RowError(field, f"{where} has {type(text).__name__} in {key}, expected text")
+    _check_whole(field, json.dumps(read, ensure_ascii=False, default=str))
+    return read
+
+
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+def _calls(field: str, where: str, calls: Any) -> list[dict[str, Any]]:
+    """Calls of tools as templates read them: arguments are a mapping, never JSON text."""
+    read = []
+    for given in calls if isinstance(calls, list) else [None]:
+        call: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+        function = call.get("function", call)
+        arguments = (function.get("arguments") or {}) if isinstance(function, Mapping) else None
+        arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
+        if not isinstance(arguments, Mapping) or not isinstance(function.get("name"), str):
+            wanted = "[{function: {name, arguments}}, ...], arguments a mapping or JSON of one"
+            raise RowError(field, f"{where} has tool_calls that are not {wanted}")
+        known = call if "function" in call else {"type": "function"}
+        read.append({**known, "function": {**function, "arguments": arguments}})
+    return read
+
+
+def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What a row says of the functions that its model may call; None where it says nothing."""
+    if _is_empty(tools := row.get("tools")):
+        return None
+    tools = _parsed(tools) if isinstance(tools, str) else tools
+    for tool in tools if isinstance(tools, list) and tools else [None]:
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RowError("tools", "is not a list of {type, function: {name, ...}}, or JSON of it")
+    _check_whole("tools", json.dumps(tools, ensure_ascii=False, default=str))
+    return tools
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _prompt(row: Mapping[str, Any]) -> Messages:
     """The prompt of a row: plain text, or a dialogue that ends with the user's turn."""
     prompt = row.get("prompt")
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages = [_said("user", prompt)] if isinstance(prompt, str) else prompt
     messages = _messages("prompt", messages)
-    if messages[-1]["role"] != "user":
+    if not _asks(messages):
         raise RowError("prompt", "must end with a user message")
     return messages
 
 
-def _answer(field: str, row: Mapping[str, Any], prompt: Messages) -> str:
-    """The text of an answer: plain, one message, or the whole dialogue."""
+def _answer(field: str, row: Mapping[str, Any], prompt: Messages) -> Message:
+    """An answer: plain text, one message, or the whole dialogue."""
     value = row.get(field)
     if isinstance(value, str) or value is None:
-        return _text(field, row)
+        return _trimmed(_said("assistant", _any_text(field, row)))
     messages = _messages(field, value)
     if len(messages) > 1 and _spoken(messages[:-1]) != _spoken(prompt):
         raise RowError(field, "holds other messages than the prompt and one answer")
     if messages[-1]["role"] != "assistant":
         raise RowError(field, "must end with an assistant message")
-    return messages[-1]["content"].strip()
+    return _trimmed(messages[-1])
 
 
 def _spoken(messages: Messages) -> list[tuple[str, list[str]]]:
-    return [(message["role"], message["content"].split()) for message in messages]
+    return [(message["role"], text_of(message).split()) for message in messages]
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Messages, str]]] = {
+_READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Messages, Message]]] = {
     "gsm8k": _gsm8k,
     "tldr": _tldr,
     "chat": _chat,
-    "alpaca": _alpaca,
 }

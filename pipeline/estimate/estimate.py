@@ -39,7 +39,8 @@ def estimate(
         InputError: when model or data cannot be read.
     """
     recipes = [stage.recipe for stage in plan.stages.values()]
-    if len({(one.model, one.revision, one.chat_template) for one in recipes}) > 1:
+    templates = {(one.chat_template, one.chat_template_name) for one in recipes}
+    if len({(one.model, one.revision) for one in recipes}) > 1 or len(templates) > 1:
         raise InputError(
             "this recipe sweeps over the model, and an estimate is for one model: run the command "
             "once for each, with --set sweep=null --set model=NAME"

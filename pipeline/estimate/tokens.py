@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pipeline.data.load import TokenRow, fit_prompt, load_examples, load_preferences, tokenise
-from pipeline.data.render import Renderer
+from pipeline.data.render import Renderer, template_terms
 from pipeline.data.tasks import Example
 from pipeline.models.load import end_ids, load_tokenizer, window_of
 from pipeline.models.trust import Trust
@@ -82,7 +82,10 @@ class Workload:
         recipe = plan.recipe
         self.terms: dict[str, Any] = {"revision": recipe.revision, "trust": Trust.of(recipe)}
         self._tokenizer = load_tokenizer(
-            recipe.model, chat_template=recipe.chat_template, **self.terms
+            recipe.model,
+            chat_template=recipe.chat_template,
+            chat_template_name=recipe.chat_template_name,
+            **self.terms,
         )
         self._end_ids = end_ids(recipe.model, **self.terms)
         self._window = window_of(recipe.model, **self.terms)
@@ -110,6 +113,7 @@ class Workload:
             self._end_ids,
             self._window,
             plain=bool(options.get("few_shot")),
+            **template_terms(options),
         )
 
     def _training(self, step: StepSpec) -> Work:
@@ -188,9 +192,13 @@ class Workload:
             step.locations.get("shots"),
         )
         renderer = self._renderer(rendered_for or step)
-        key = repr((source, task, shots, max_length, shown, _looks(renderer)))
+        turns = step.options.get("train_on", "last")
+        key = repr((source, task, shots, turns, max_length, shown, _looks(renderer)))
         if key not in self._known:
-            examples = load_examples(source, task)
+            answered = role == "train" or max_length is not None
+            examples = load_examples(
+                source, task, _ignore, renderer, answered=answered, train_on=turns
+            )
             if shots:
                 solved = load_examples(shots, task)
                 examples = [example.with_shots(solved) for example in examples]
@@ -207,7 +215,7 @@ class Workload:
         renderer = self._renderer(step)
         key = repr((source, task, max_length, _looks(renderer), "pairs"))
         if key not in self._known:
-            pairs = load_preferences(source, task)
+            pairs = load_preferences(source, task, _ignore, renderer)
             chosen, scale = _sample(
                 pairs,
                 lambda pair: _text_length(pair.example) + max(len(pair.chosen), len(pair.rejected)),
@@ -245,7 +253,8 @@ def _epochs(step: StepSpec, rows: int) -> float:
 
 def _looks(renderer: Renderer) -> tuple[Any, ...]:
     """What differs between the renderers of a plan's steps."""
-    return renderer.system, renderer.max_prompt_length, renderer.plain
+    terms = renderer.template_date, renderer.template_options
+    return renderer.system, renderer.max_prompt_length, renderer.plain, *terms
 
 
 def _prompt_length(row: TokenRow, renderer: Renderer, shown: str | None) -> int:
@@ -255,6 +264,10 @@ def _prompt_length(row: TokenRow, renderer: Renderer, shown: str | None) -> int:
     example = row.example
     whole = example.shown(shown, answer=example.reference, end=renderer.end_of_turn)
     return len(renderer.prompt_ids(whole))
+
+
+def _ignore(warning: str) -> None:
+    """The step that reads the rows says it."""
 
 
 def _text_length(example: Example) -> int:

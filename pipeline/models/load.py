@@ -72,15 +72,17 @@ def load_tokenizer(
     revision: str | None = None,
     trust: Trust = UNTRUSTED,
     chat_template: str | None = None,
+    chat_template_name: str | None = None,
 ) -> Any:
     """Load a model's tokenizer.
 
     An adapter that was saved without one has its base's. A padding token that is missing or is an
     end token gives way to another, if there is one; `chat_template` is for a model that has none,
-    and is saved with the tokenizer.
+    `chat_template_name` chooses among several, and the tokenizer is saved with it.
 
     Raises:
-        InputError: when the model is not there, or needs code that is not trusted.
+        InputError: when the model is not there, needs code that is not trusted, or has not the
+            chat template that is asked for.
     """
     from transformers import AutoTokenizer
 
@@ -97,9 +99,22 @@ def load_tokenizer(
         padding = [number for number, text in special if _PADDING.search(text)]
         better = [number for number in (*padding, tokenizer.unk_token_id) if number not in unfit]
         tokenizer.pad_token_id = better[0] if better else tokenizer.eos_token_id
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = chat_template
+    tokenizer.chat_template = _chosen(tokenizer.chat_template, chat_template_name) or chat_template
     return tokenizer
+
+
+def _chosen(templates: Any, name: str | None) -> Any:
+    """The chat template of a name; without one all, of which transformers takes the default."""
+    names = sorted(templates) if isinstance(templates, dict) else []
+    if name is not None and name not in names:
+        there = f"its templates are {', '.join(names)}" if names else "it has no named templates"
+        raise InputError(f"chat_template_name: the model has no chat template {name!r}: {there}")
+    if name is None and names and "default" not in names:
+        raise InputError(
+            f"the model has several chat templates and none is the default: choose one with "
+            f"chat_template_name: {', '.join(names)}"
+        )
+    return templates if name is None else templates[name]
 
 
 def end_ids(
@@ -251,8 +266,11 @@ def load_to_read(step: StepContext) -> Any:
 
 def tokenizer_for(step: StepContext) -> Any:
     """Load the tokenizer of the model a step reads."""
-    template = step.options.get("chat_template")
-    return load_tokenizer(step.locations["base"], chat_template=template, **_terms(step))
+    named = ["chat_template"]
+    if not isinstance(step.spec.inputs["base"], str):  # an earlier step saved the one it chose
+        named.append("chat_template_name")
+    templates = {key: step.options[key] for key in named if key in step.options}
+    return load_tokenizer(step.locations["base"], **templates, **_terms(step))
 
 
 def end_ids_for(step: StepContext) -> tuple[int, ...]:

@@ -84,7 +84,10 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, Source, str, str | None]]:
     """
     for role in ("train", "test", "preferences"):
         if isinstance(source := getattr(recipe.data, role), Source):
-            yield f"data.{role}", source, role, recipe.task
+            for number, part in enumerate(source.parts or ()):
+                yield f"data.{role}.parts.{number}", part, role, recipe.task
+            if source.parts is None:
+                yield f"data.{role}", source, role, recipe.task
     for name, given in recipe.benchmarks.items():
         for role in given.model_fields_set:
             if isinstance(source := getattr(given, role), Source):
@@ -176,16 +179,52 @@ def _check_starts(recipe: Recipe, written: list[str]) -> Iterator[Problem]:
 
 
 def _check_data(recipe: Recipe) -> list[Problem]:
-    problems = []
+    problems = list(_check_parts(recipe))
     for key, source, role, task in _sources(recipe):
         problems += _check_source(key, source, role, task)
     trains = any(trainer_of(stage.method) for stage in recipe.stages.values())
+    if recipe.train_on == "all" and recipe.task != "chat":
+        message = f"is for dialogues, and a row of {recipe.task} has one answer; take it out"
+        problems.append(Problem("train_on", message))
     if trains and recipe.data.train is None:
         problems.append(Problem("data.train", "is missing; stages train on its rows"))
     if trains and adapter_base(Path(recipe.model).expanduser()) is not None:
         message = "is a LoRA adapter: it can be evaluated, but not trained on; merge it first"
         problems.append(Problem("model", message))
     return problems
+
+
+def _check_parts(recipe: Recipe) -> Iterator[Problem]:
+    """Several sources are for training rows, in shares that add up to all of them."""
+    given = {
+        f"data.{role}": getattr(recipe.data, role) for role in ("train", "test", "preferences")
+    }
+    given |= {
+        f"benchmarks.{name}.{role}": getattr(options, role)
+        for name, options in recipe.benchmarks.items()
+        for role in options.model_fields_set
+    }
+    for key, source in given.items():
+        if not isinstance(source, Source):
+            continue
+        parts = source.parts
+        if source.share is not None:
+            yield Problem(f"{key}.share", "is for one of several sources; take it out")
+        if parts is None:
+            continue
+        shares = [part.share for part in parts if part.share is not None]
+        if key != "data.train":
+            yield Problem(key, "takes one source; only data.train mixes several")
+        elif len(parts) < 2 or any(part.parts is not None for part in parts):
+            yield Problem(key, "must list two sources or more, each a source by itself")
+        elif shares and len(shares) < len(parts):
+            yield Problem(key, "gives a share to some sources only; give one to each, or to none")
+        elif shares and abs(sum(shares) - 1) > 1e-9:
+            yield Problem(key, f"has shares that add up to {sum(shares):g}; they must add up to 1")
+        if source.skip or source.skip_unusable:
+            yield Problem(
+                key, "takes skip and skip_unusable in each of its sources, not beside them"
+            )
 
 
 def _check_source(key: str, source: Source, role: str, task: str | None) -> list[Problem]:

@@ -201,6 +201,14 @@ def _data(found: FinishedStage) -> str:
 def _describe_source(step: StepSpec, role: str) -> list[str]:
     """Where rows come from, and what identifies them."""
     place, identity = step.locations[role], step.inputs[role]
+    assert not isinstance(identity, StepSpec)
+    if place["parts"]:
+        described = map(_describe_place, place["parts"], identity["parts"])
+        return [" + ".join(texts) for texts in zip(*described, strict=True)]
+    return _describe_place(place, identity)
+
+
+def _describe_place(place: dict[str, Any], identity: dict[str, Any]) -> list[str]:
     source = plain_name(place["source"])
     more = [f"{key} {code(str(place[key]))}" for key in ("name", "file") if place[key]]
     if "file" not in identity or identity.get("hub"):

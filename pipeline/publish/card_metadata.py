@@ -27,11 +27,9 @@ def metadata(found: FinishedStage, repository: str, rows: list[Row]) -> Any:
 
     base, is_adapter = hub_base(found), found.model.adapter is not None
     results = list(_results(found, rows))
-    datasets = [
-        step.locations[role]["source"]
-        for step, role in data_of(found)
-        if step.inputs[role].get("hub")
-    ]
+    known = [step.inputs[role] for step, role in data_of(found)]
+    parts = [part for one in known for part in one.get("parts", [one])]
+    datasets = [part["hub"] for part in parts if "hub" in part]
     return ModelCardData(
         base_model=base,
         base_model_relation=base and ("adapter" if is_adapter else "finetune"),

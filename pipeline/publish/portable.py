@@ -68,8 +68,12 @@ def portable_recipe(found: FinishedStage) -> str:
         judge.pop("base_url", None)  # its address may be a private machine's
     commits = _commits(found)
     for role, place in (raw.get("data") or {}).items():
-        if isinstance(place, dict):
-            _name_source(place, commits.get((role, place["source"])))
+        parts = place.get("parts") or [] if isinstance(place, dict) else []
+        for one in parts or [place]:
+            if isinstance(one, dict):
+                _name_source(one, commits.get((role, one["source"])))
+        if parts:
+            place["source"] = " + ".join(part["source"] for part in parts)
     benchmarks: dict[str, Any] = raw.get("benchmarks") or {}
     gap = benchmarks.get("gap", {})
     if gap.get("fixed") not in (None, *raw["stages"]):
@@ -100,7 +104,8 @@ def local_names(found: FinishedStage) -> dict[str, str]:
     """Files and folders of this machine, as the recipe writes them -> names; longest first."""
     recipe = found.plan.recipe
     places = [place for step in _steps(found) for place in step.locations.values()]
-    texts = [place["source"] if isinstance(place, dict) else place for place in places]
+    parts = [part for place in places if isinstance(place, dict) for part in place["parts"] or ()]
+    texts = [place["source"] if isinstance(place, dict) else place for place in (*parts, *places)]
     options = [vars(given) for given in recipe.benchmarks.values()]
     texts += [given["template"] for given in options if "template" in given]
     if recipe.judge is not None and recipe.judge.model is not None:
@@ -122,9 +127,11 @@ def _commits(found: FinishedStage) -> dict[tuple[str, str], str]:
     """Role and hub id -> the commit that was read."""
     places = [item for step in _steps(found) for item in step.locations.items()]
     return {
-        (role, place["source"]): place["revision"]
+        (role, one["source"]): one["revision"]
         for role, place in places
-        if isinstance(place, dict) and place["revision"]
+        if isinstance(place, dict)
+        for one in (place, *(place["parts"] or ()))
+        if one["revision"]
     }
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from pipeline.recipe import trl_fields
 from pipeline.recipe.registry import trainer_of
 
 # TRL's own default, in SFT and DPO, written down so that nothing need import trl (a test compares).
 DEFAULT_MAX_LENGTH = 1024
+# The day that chat templates print which ask for it; where Llama's have no clock, they print this.
+TEMPLATE_DATE = "2024-07-26"
 # What a recipe's `trainer:` goes over; written out, since it decides results.
 TRAINER_DEFAULTS = {
     "max_length": DEFAULT_MAX_LENGTH,
@@ -32,13 +35,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _plain_source(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
 class Source(Strict):
     """Where rows come from: a hub id, a local file or folder, or `builtin:NAME`.
 
     `file` is one file inside a hub repository, for those that `datasets` cannot load as a whole.
     `skip_unusable` leaves out rows that cannot be read, with a warning, where otherwise one stops
     the run: for sets that others made. `skip` leaves out the first rows, so that one file can give
-    two sets; `limit` counts rows from there, before unusable ones are left out.
+    two sets; `limit` counts rows from there, before unusable ones are left out. `parts` are sources
+    to mix, each with its `share` of the rows: what a list in place of a source stands for.
     """
 
     source: str = Field(min_length=1)
@@ -49,6 +57,8 @@ class Source(Strict):
     skip: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
     skip_unusable: bool = False
+    share: float | None = Field(default=None, gt=0, le=1)
+    parts: list[Annotated[Source, BeforeValidator(_plain_source)]] | None = None
 
     @property
     def stop(self) -> int | None:
@@ -67,7 +77,8 @@ class Source(Strict):
     @property
     def builtin(self) -> str | None:
         """The built-in set's name, or None."""
-        return self.source.split(":", 1)[1] if self.source.startswith("builtin:") else None
+        named = self.source.startswith("builtin:") and self.parts is None
+        return self.source.split(":", 1)[1] if named else None
 
     def limited(self, limit: int | None) -> Source:
         """The source's first `limit` rows."""
@@ -86,7 +97,7 @@ class Source(Strict):
     @property
     def path(self) -> Path | None:
         """The local file or folder, or None for hub ids and built-in sets."""
-        if self.builtin is not None:
+        if self.builtin is not None or self.parts is not None:
             return None
         path = Path(self.source).expanduser()
         looks_local = path.exists() or path.suffix in ROW_FILES
@@ -96,6 +107,10 @@ class Source(Strict):
 
 def written_out(key: str, value: Any) -> Any:
     """What plain text under a top-level key of a recipe stands for: a source, or a judge."""
+    if key != "judge" and isinstance(value, list):
+        parts = [_plain_source(part) for part in value]
+        named = [part.get("source") for part in parts if isinstance(part, dict)]
+        return {"source": " + ".join(map(str, named)) or "nothing", "parts": parts}
     if not isinstance(value, str) or value == "self":
         return value
     if key != "judge":
@@ -225,6 +240,29 @@ class RoundOptions(SamplingOptions):
 _PROMPT_LIMITS = {"tldr": 512}
 
 
+# What a chat template is told by what renders with it, and no recipe.
+_TOLD_TEMPLATES = {
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
+    "conversations", "documents", "messages", "padding", "processor_kwargs", "return_dict",
+    "return_assistant_tokens_mask", "return_tensors", "strftime_now", "tokenize",
+    "tokenizer_kwargs", "tools", "truncation", "max_length",
+}  # fmt: skip
+
+
+def _not_ours(options: dict[str, Any]) -> dict[str, Any]:
+    if ours := sorted(_TOLD_TEMPLATES & options.keys()):
+        raise ValueError(f"{ours[0]} is set by bashrac: take it out")
+    return options
+
+
+def _day(value: Any) -> str:
+    """A date as YAML reads it, or as text, in one spelling."""
+    try:
+        return date.fromisoformat(str(value)).isoformat()
+    except ValueError:
+        raise ValueError(f"{str(value)[:40]!r} is no date: write YYYY-MM-DD") from None
+
+
 class Recipe(Strict):
     """One recipe is one table: stages in order, each followed by its evaluation.
 
@@ -242,7 +280,11 @@ class Recipe(Strict):
     quantize: Literal["nf4"] | None = None  # a base frozen under an adapter, in 4 bits
     system: str | None = None
     chat_template: str | None = Field(default=None, min_length=1)  # for a model that has none
+    chat_template_name: str | None = Field(default=None, min_length=1)  # of a model with several
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_not_ours)] = {}
+    template_date: Annotated[str, BeforeValidator(_day)] = TEMPLATE_DATE  # printed by templates
     max_prompt_length: int | None = Field(default=None, ge=1)
+    train_on: Literal["last", "all"] = "last"  # answers of a dialogue, for sft and bash
     data: Data = Data()
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     launch: str = "single_gpu"
@@ -271,6 +313,22 @@ class Recipe(Strict):
         recipe = self.model_copy(update={"sweep": sweep})
         recipe._points = tuple(points)
         return recipe
+
+    @property
+    def rendering(self) -> dict[str, Any]:
+        """What it tells the chat template, by key; nothing where it says what holds anyway."""
+        told = {
+            "chat_template": self.chat_template,
+            "chat_template_name": self.chat_template_name,
+            "chat_template_kwargs": self.chat_template_kwargs or None,
+            "template_date": None if self.template_date == TEMPLATE_DATE else self.template_date,
+        }
+        return {key: value for key, value in told.items() if value is not None}
+
+    @property
+    def trained_turns(self) -> dict[str, str]:
+        """The option of steps that may train on every answer; nothing where they take the last."""
+        return {} if self.train_on == "last" else {"train_on": self.train_on}
 
     def prompt_limit(self, task: str) -> int | None:
         """The longest prompt in tokens: `max_prompt_length` is that of the recipe's own task."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from pipeline.data.load import load_examples, prompts_cut
+from pipeline.data.load import count_parts, load_examples, prompts_cut
 from pipeline.data.render import Renderer, renderer_for
 from pipeline.data.tasks import Example
 from pipeline.decoding.generate import Prompt, SamplingParams, iter_answers
@@ -61,6 +61,7 @@ def write_answers(step: StepContext) -> None:
         file_name=artifact.SAMPLES,
     )
     step.metrics["answers"] = len(rows)
+    step.metrics |= count_parts(examples[row_id] for row_id in {row["id"] for row in rows})
     step.metrics["tokens_generated"] = sum(len(row["ids"]) for row in rows)
     step.metrics["truncated"] = sum(not row["finished"] for row in rows)
     if "train" in step.locations:
@@ -143,7 +144,9 @@ def _read_prompts(step: StepContext, renderer: Renderer) -> tuple[list[Example],
     options = step.options
     role = next(name for name in ("test", "train") if name in step.locations)
     source = step.source(role)
-    whole = load_examples(source, options["task"], step.warn)
+    answered = role == "train"  # as the steps read the rows that these answers are paired with
+    task = options["task"]
+    whole = load_examples(source, task, step.warn, renderer, answered=answered)
     if "shots" in step.locations:
         shots = load_examples(step.source("shots"), options["task"], step.warn)
         if len(shots) < options["few_shot"]:
@@ -201,7 +204,7 @@ def answer_figures(rows: Sequence[AnswerRow]) -> dict[str, int]:
 
 def is_reference(row: AnswerRow) -> bool:
     """Whether a self-generated answer equals the reference, and ends."""
-    return row["finished"] and row["answer"] == row["reference"]
+    return row["finished"] and row["answer"] == row["reference"].strip()
 
 
 def _answer_row(prompt: Prompt, example: Example, ids: list[int], renderer: Renderer) -> AnswerRow:
@@ -217,6 +220,8 @@ def _answer_row(prompt: Prompt, example: Example, ids: list[int], renderer: Rend
         "ids": ids,
         "finished": bool(next_question) or (bool(ids) and ids[-1] in renderer.stop_ids),
     }
+    if example.tools:
+        row["tools"] = example.tools
     if example.shots:
         row["few_shot"] = example.shots
     return row

@@ -37,7 +37,7 @@ def read_correction_inputs(step: StepContext, renderer: Renderer) -> dict[int, C
         InputError: when there is none.
     """
     options = step.options
-    examples = load_examples(step.source("train"), options["task"], step.warn)
+    examples = load_examples(step.source("train"), options["task"], step.warn, renderer)
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
     written = read_answers(step.input_folders()["answers"])
     step.metrics["figures"] = answer_figures(written)

@@ -25,7 +25,7 @@ def own_pair(*, chosen: AnswerRow | None, rejected: AnswerRow) -> PairRow:
 
     Self-generated answers keep their ids: their text, tokenised again, may give other tokens.
     """
-    return {
+    pair: PairRow = {
         "id": rejected["id"],
         "prompt": rejected["messages"],
         "chosen": chosen["answer"] if chosen else rejected["reference"],
@@ -35,6 +35,9 @@ def own_pair(*, chosen: AnswerRow | None, rejected: AnswerRow) -> PairRow:
         # An answer cut at the token limit must not teach that turns end there.
         "rejected_finished": rejected["finished"],
     }
+    if "tools" in rejected:
+        pair["tools"] = rejected["tools"]
+    return pair
 
 
 def read_answers_of(step: StepContext, name: str) -> list[AnswerRow]:
@@ -58,7 +61,7 @@ def read_pairs(step: StepContext, renderer: Renderer) -> list[tuple[Row, Row]]:
     """
     max_length = step.options["trainer"]["max_length"]
     pairs = _rendered_pairs(step, renderer)
-    rows, cut, chosen_cut, prompts_cut = [], 0, 0, 0
+    rows, cut, chosen_cut, prompts_cut, equal = [], 0, 0, 0, 0
     for number, (example, chosen, rejected) in enumerate(pairs, start=1):
         fitted = fit_prompt(example, renderer, max_length=max_length)
         if fitted is None:
@@ -71,13 +74,25 @@ def read_pairs(step: StepContext, renderer: Renderer) -> list[tuple[Row, Row]]:
             labels = [-100] * len(prompt) + ids
             wanted = name == "chosen"
             sides.append(Row(f"pair {number}, {name}", prompt, prompt + ids, labels, ends, wanted))
+        if sides[0].input_ids == sides[1].input_ids:
+            equal += 1
+            continue
         rows.append((sides[0], sides[1]))
         prompts_cut += shorter is not example
         chosen_cut += len(chosen) > room
         cut += max(len(chosen), len(rejected)) > room
-    counts = {"rows": len(rows), "dropped": len(pairs) - len(rows), "cut": cut}
+    counts = {"rows": len(rows), "dropped": len(pairs) - len(rows) - equal, "cut": cut}
     step.metrics["data"] = counts | {"chosen_cut": chosen_cut, "prompts_cut": prompts_cut}
     longest = renderer.max_prompt_length
+    same = (
+        f"{equal} of {len(pairs)} pairs left out: both answers are the same tokens, cut at "
+        f"max_length {max_length}, so there is no preference in them"
+    )
+    if equal and not rows:
+        raise InputError(f"{same}; raise max_length, or give other pairs")
+    if equal:
+        step.metrics["data"]["equal"] = equal
+        step.warn(same)
     if not rows:
         raise InputError(
             f"all {len(pairs)} preference prompts are too long (max_length {max_length}, "
@@ -101,11 +116,11 @@ def _rendered_pairs(
                 renderer.answer_ids(pair.example, pair.chosen),
                 renderer.answer_ids(pair.example, pair.rejected),
             )
-            for pair in load_preferences(step.source("preferences"), task, step.warn)
+            for pair in load_preferences(step.source("preferences"), task, step.warn, renderer)
         ]
     pairs = []
     for row in read_pair_rows(step.input_folders()["pairs"]):
-        example = Example(task, row["prompt"], row["chosen"])
+        example = Example(task, row["prompt"], row["chosen"], tools=row.get("tools"))
         rejected = renderer.own_answer_ids(row["rejected_ids"], finished=row["rejected_finished"])
         chosen = renderer.answer_ids(example, row["chosen"])
         if row["chosen_ids"] is not None:

@@ -24,7 +24,8 @@ class AnswerRow(TypedDict):
 
     id: int
     sample: int
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
+    tools: NotRequired[list[dict[str, Any]]]
     reference: str
     few_shot: NotRequired[str]
     answer: str
@@ -44,7 +45,8 @@ class PairRow(TypedDict):
     """A preference pair (`pairs.jsonl`); `chosen_ids` is None where the reference is chosen."""
 
     id: int
-    prompt: list[dict[str, str]]
+    prompt: list[dict[str, Any]]
+    tools: NotRequired[list[dict[str, Any]]]
     chosen: str
     rejected: str
     chosen_ids: list[int] | None

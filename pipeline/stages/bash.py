@@ -110,10 +110,12 @@ def plan(stage: Options, build: Builder) -> Model:
                 "excluded_ids": stage.excluded_ids,
                 "max_length": build.recipe.trainer_for(stage)["max_length"],
                 "dtype": build.recipe.reading_dtype,
+                **build.recipe.trained_turns,
             },
             runtime_options={**build.writing, "engine": stage.engine},
         )
-        model = sft.train_round(build, model, contexts, number, stage.ratio)
+        turns = build.recipe.trained_turns
+        model = sft.train_round(build, model, contexts, number, stage.ratio, turns=turns)
     return model
 
 
@@ -126,7 +128,8 @@ def write_contexts(step: StepContext) -> None:
 
     options = step.options
     renderer = renderer_for(step)
-    examples = load_examples(step.source("train"), options["task"], step.warn)
+    turns, source = options.get("train_on", "last"), step.source("train")
+    examples = load_examples(source, options["task"], step.warn, renderer, train_on=turns)
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
     model = load_to_read(step)
     mix = mixer(step, model, renderer, seed=step.seed_of_round())

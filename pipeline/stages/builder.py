@@ -116,8 +116,7 @@ class Builder:
             task = merged.setdefault("task", self.recipe.task)
             merged.setdefault("system", self.recipe.system)
             merged.setdefault("max_prompt_length", self.recipe.prompt_limit(task))
-            if self.recipe.chat_template is not None:
-                merged["chat_template"] = self.recipe.chat_template
+            merged |= self.recipe.rendering
         if model is not None:
             inputs["base"] = model.base or model_identity(self.recipe.model, self.recipe.revision)
             if model.base is None:
@@ -136,9 +135,7 @@ class Builder:
             except InputError as error:
                 raise InputError(f"{(keys or {}).get(role, f'data.{role}')}: {error}") from None
             inputs[role] = identity
-            revision = identity.get("revision")  # the commit, so that just this is loaded
-            split = source.split_for(role)
-            locations[role] = {**source.model_dump(), "split": split, "revision": revision}
+            locations[role] = _location(source, role, identity)
         added = StepSpec(
             kind=kind,
             run=run,
@@ -270,3 +267,12 @@ class Builder:
             sampling=self.stage,
             round_number=number,
         )
+
+
+def _location(source: Source, role: str, identity: dict[str, Any]) -> dict[str, Any]:
+    """Where a step finds a source: at the commit that its identity has, so that just it is read."""
+    place = {**source.model_dump(), "split": source.split_for(role)}
+    if source.parts is not None:
+        parts = zip(source.parts, identity["parts"], strict=True)
+        place["parts"] = [_location(part, role, known) for part, known in parts]
+    return {**place, "revision": identity.get("revision")}

@@ -45,19 +45,25 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
 def plan(stage: Options, build: Builder) -> Model:
     """One training step."""
     del stage
-    data = {"train": build.train_rows}
-    return build.train(TRAIN, title="train", model=build.start, data=data)
+    data, turns = {"train": build.train_rows}, build.recipe.trained_turns
+    return build.train(TRAIN, title="train", model=build.start, data=data, more=turns)
 
 
-def train_round(build: Builder, model: Model, rows: StepSpec, number: int, ratio: float) -> Model:
-    """Add the training step of a BASH or RAC round; `ratio` is lambda."""
+def train_round(
+    build: Builder, model: Model, rows: StepSpec, number: int, ratio: float,
+    *, turns: dict[str, str] | None = None,
+) -> Model:  # fmt: skip
+    """Add the training step of a BASH or RAC round; `ratio` is lambda.
+
+    `turns` is the recipe's `trained_turns` where `rows` has one for each of these, too.
+    """
     return build.train(
         TRAIN,
         title=build.in_round("train", number),
         model=model,
         data={"train": build.train_rows},
         steps={"rows": rows},
-        more={"lambda": ratio},
+        more={"lambda": ratio, **(turns or {})},
     )
 
 
@@ -76,15 +82,17 @@ def train(step: StepContext) -> None:
 
 def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[list[Row], list[TokenIds]]:
     """Return every row of a step, for checking, and the rows to train on (chosen by lambda)."""
-    from pipeline.data.load import describe_losses, load_examples, tokenise
+    from pipeline.data.load import count_parts, describe_losses, load_examples, tokenise
     from pipeline.data.preflight import Row
 
     options = step.options
     max_length = options["trainer"]["max_length"]
     source = step.source("train")
-    examples = load_examples(source, options["task"], step.warn)
+    turns = options.get("train_on", "last")
+    examples = load_examples(source, options["task"], step.warn, renderer, train_on=turns)
     token_rows, counts = tokenise(examples, renderer, max_length=max_length)
     step.metrics["data"] = counts
+    step.metrics |= count_parts(row.example for row in token_rows)
     losses = describe_losses(
         counts, max_length=max_length, max_prompt_length=renderer.max_prompt_length
     )
@@ -93,7 +101,9 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[list[Row]
     rows: list[TokenIds] = [training_row(row.prompt, row.answer, row.answer) for row in token_rows]
     checked = [
         Row(
-            f"row {source.skip + one.row_id + 1}",
+            f"row {source.skip + one.row_id + 1}"
+            if turns == "last"
+            else f"answer {one.row_id + 1}",
             one.prompt,
             row["input_ids"],
             row["labels"],

@@ -38,6 +38,9 @@ def data_identity(source: Source, *, role: str) -> dict[str, Any]:
         InputError: when a local source is missing or a hub one cannot be looked up.
     """
     limits: dict[str, Any] = {"limit": source.limit}
+    if source.parts is not None:
+        known = [{**data_identity(part, role=role), "share": part.share} for part in source.parts]
+        return {"parts": known, **limits}
     if source.skip:
         limits["skip"] = source.skip
     if source.skip_unusable:

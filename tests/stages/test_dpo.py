@@ -230,3 +230,27 @@ def test_self_made_pairs_run_as_a_stage(recipe_dict, write_recipe, run_steps_her
     figures = artifact.read_record(plan.steps[1].directory(runs))["metrics"]["figures"]
     assert figures["prompts"] == 6 == figures["prompts without a right answer"]
     assert figures["pairs"] + figures["prompts without a wrong answer"] == 6
+
+
+def test_pairs_that_are_equal_once_they_are_cut_are_left_out_and_counted(
+    tmp_path, recipe_dict, write_recipe
+):
+    shared = "word " * 40
+    rows = [
+        {"prompt": "Hi", "chosen": f"{shared}yes", "rejected": f"{shared}no"},
+        {"prompt": "Hi", "chosen": "yes", "rejected": "no"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe_dict["data"]["preferences"] = {"source": str(tmp_path / "pairs.jsonl")}
+    recipe_dict |= {"stages": {"dpo": {"method": "dpo"}}, "evaluate": []}
+    recipe_dict["trainer"]["max_length"] = 60
+    step = training_step(write_recipe(recipe_dict), tmp_path / "runs")
+    ((chosen, _),) = read_pairs(step, renderer_for(step))
+    assert chosen.name == "pair 2, chosen"
+    assert step.metrics["data"]["equal"] == 1 and step.metrics["data"]["dropped"] == 0
+    (said,) = step.metrics["warnings"]
+    assert said.startswith("1 of 2 pairs left out: both answers are the same tokens")
+    recipe_dict["data"]["preferences"]["limit"] = 1
+    step = training_step(write_recipe(recipe_dict), tmp_path / "runs")
+    with pytest.raises(InputError, match=r"1 of 1 pairs left out.*raise max_length"):
+        read_pairs(step, renderer_for(step))
