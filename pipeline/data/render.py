@@ -134,10 +134,6 @@ class Renderer:
         probe = Example("chat", [{"role": "user", "content": _PROBE}], _PROBE)
         prompt, answer = self._known_ids(probe) or [], self.answer_ids(probe, _PROBE)
         used = [*prompt, *answer, self.end_of_turn_id]
-            *(self._known_ids(probe) or ()),
-            *self.answer_ids(probe, _PROBE),
-            self.end_of_turn_id,
-        ]
         if self.tokenizer.pad_token_id is not None:
             used.append(self.tokenizer.pad_token_id)
         if (unknown := self.unknown(used)) is not None:
