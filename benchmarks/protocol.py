@@ -63,7 +63,7 @@ def two_arms(trials: int) -> None:
 
 def compare(trials: int, n: int, seeds: int, scatter: float, points: float) -> tuple[float, float]:
     """Shares of trials in which p is below 0.05, and in which the interval holds the truth."""
-    rng = np.random.default_rng([n, seeds, scatter, int(points)])
+    rng = np.random.default_rng([n, seeds, int(scatter), int(points)])
     u, shift = _seed_effect(scatter), _shift(scatter, points)
     found, held = [], []
     chunk = max(1, _CELLS // (2 * seeds * n))

@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,7 +68,7 @@ _NOISE_SEED = 0
 _SCORED = ("gsm8k", "rouge")
 _NEARLY_GREEDY = 0.01
 LENGTH = "length"
-_NATS = {"unit": "nats", "better": "lower"}
+_nats = partial(measure, unit="nats", better="lower")
 
 
 class GapOptions(Options):
@@ -390,7 +391,7 @@ class Losses:
     def curve(self) -> dict[str, Any]:
         """One measure a rate."""
         points = zip(self.rates, self.nats, strict=True)
-        return curve(self.ids, {f"{rate:g}": measure(nats, **_NATS) for rate, nats in points})
+        return curve(self.ids, {f"{rate:g}": _nats(nats) for rate, nats in points})
 
 
 def grade(step: StepContext) -> None:
@@ -400,14 +401,14 @@ def grade(step: StepContext) -> None:
     folders, renderer = step.input_folders(), renderer_for(step)
     own = Losses.read(folders["own"])
     agreed = _agreements(step, folders["contexts"], renderer, own.ids)
-    measures = {"gap slope": measure(own.slopes, **_NATS)}
+    measures = {"gap slope": _nats(own.slopes)}
     curves = {"own": own.curve}
     if "fixed" in folders:
         fixed = Losses.read(folders["fixed"])
-        measures["slope, fixed contexts"] = measure(fixed.slopes, **_NATS)
+        measures["slope, fixed contexts"] = _nats(fixed.slopes)
         curves["fixed"] = fixed.curve
     measures |= {
-        "NLL at 0": measure(own.nats[0], **_NATS),
+        "NLL at 0": _nats(own.nats[0]),
         "tokens changed": measure(own.changed[-1]),
         "agrees": measure([same for same, *_ in agreed], unit="tokens"),
         "agrees to the end": measure([is_whole for _, _, is_whole in agreed]),
