@@ -37,6 +37,7 @@ class Renderer:
         end_ids: tokens that the model's generation config names as ends.
         window: most tokens the model can read, or None where its config does not say.
         plain: whether a chat template and the system message are left aside, as lm-eval does.
+        vocabulary: how many token ids the model can write, or None where its config does not say.
     """
 
     tokenizer: Any
@@ -45,6 +46,26 @@ class Renderer:
     end_ids: tuple[int, ...] = ()
     window: int | None = None
     plain: bool = False
+    vocabulary: int | None = None
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """All special tokens: those with a name, and those that the tokenizer only marks (roles).
+
+        `all_special_ids` of transformers 5 holds the former only.
+        """
+        added = self.tokenizer.added_tokens_decoder.items()
+        marked = {number for number, token in added if token.special}
+        return frozenset(marked | set(self.tokenizer.all_special_ids))
+
+    @cached_property
+    def ids_without_token(self) -> tuple[int, ...]:
+        """Ids that the model can write and the tokenizer does not know.
+
+        Vocabularies are often padded to a round number; what stands there means nothing.
+        """
+        known = set(self.tokenizer.get_vocab().values())
+        return tuple(number for number in range(self.vocabulary or 0) if number not in known)
 
     @property
     def has_template(self) -> bool:
@@ -62,12 +83,9 @@ class Renderer:
             turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
             text = self.tokenizer.apply_chat_template(turn, tokenize=False)
             after = self.tokenizer(text.split(_PROBE)[-1], add_special_tokens=False)["input_ids"]
-            added = self.tokenizer.added_tokens_decoder
-            special = {token_id for token_id, token in added.items() if token.special}
-            special.update(self.tokenizer.all_special_ids)
             # A template may put white space before the token, and text of a next turn after it.
             for token_id in after:
-                if token_id in special:
+                if token_id in self.special_ids:
                     return token_id
                 if self.tokenizer.decode([token_id]).strip():
                     break
@@ -163,7 +181,7 @@ def renderer_for(step: StepContext) -> Renderer:
     Raises:
         StepFailedError: when rows or weights it reads were made with another rendering.
     """
-    from pipeline.models.load import end_ids_for, tokenizer_for, window_for
+    from pipeline.models.load import end_ids_for, tokenizer_for, vocabulary_for, window_for
 
     renderer = Renderer(
         tokenizer_for(step),
@@ -171,6 +189,7 @@ def renderer_for(step: StepContext) -> Renderer:
         step.options["max_prompt_length"],
         end_ids_for(step),
         window_for(step),
+        vocabulary=vocabulary_for(step),
     )
     template = step.options.get("chat_template")
     if template is not None and renderer.tokenizer.chat_template != template:

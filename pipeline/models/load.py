@@ -42,6 +42,14 @@ def window_of(model: str, *, revision: str | None = None, trust: Trust = UNTRUST
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def vocabulary_of(
+    model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED
+) -> int | None:
+    """Return how many token ids a model can write, where its config says."""
+    config = load_config(model, revision=revision, trust=trust)
+    return getattr(config.get_text_config(), "vocab_size", None)
+
+
 def load_tokenizer(
     model: str,
     *,
@@ -229,6 +237,11 @@ def end_ids_for(step: StepContext) -> tuple[int, ...]:
 def window_for(step: StepContext) -> int | None:
     """Return how many tokens the model a step reads can read, where its config says."""
     return window_of(step.locations["base"], **_terms(step))
+
+
+def vocabulary_for(step: StepContext) -> int | None:
+    """Return how many token ids the model a step reads can write, where its config says."""
+    return vocabulary_of(step.locations["base"], **_terms(step))
 
 
 def merge(step: StepContext) -> None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from pipeline.decoding.batching import tokens_of_a_pass
 from pipeline.errors import StepFailedError
 from pipeline.hardware.precision import NOT_FINITE
 from pipeline.rows.corrections import Own, batches, log_probabilities, logits_at_answers
@@ -132,7 +131,7 @@ def losses_as_done(
     model: Any, rows: Sequence[Own], labels: Sequence[Sequence[int]], *, batch_size: int
 ) -> Iterator[tuple[int, float]]:
     """Give (place in rows, sum over its labels of -log pi) as rows are done; see `mean_loss`."""
-    for batch in batches(rows, batch_size, tokens_of_a_pass(model.device)):
+    for batch in batches(model, rows, batch_size):
         label_BT = pad_sequence(
             [torch.tensor(labels[place]) for place in batch], batch_first=True, padding_value=-100
         ).to(model.device)

@@ -155,11 +155,10 @@ def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mi
     options = step.options
     excluded = options["excluded_ids"]
     if excluded is None:  # a template may end turns with a token the generation config lacks
-        special = {*default_excluded_ids(model), *renderer.tokenizer.all_special_ids}
+        special = {*default_excluded_ids(model), *renderer.special_ids}
         excluded = sorted({*special, renderer.end_of_turn_id})
-    sampling = Sampling(
-        seed, options["temperature"], options["top_k"], options["top_p"], tuple(excluded)
-    )
+    excluded = (*excluded, *renderer.ids_without_token)
+    sampling = Sampling(seed, options["temperature"], options["top_k"], options["top_p"], excluded)
 
     @cache
     def warn(sentence: str) -> None:

@@ -192,6 +192,7 @@ def _by_token(
         min_confidence=options["min_confidence"],
         seed=step.seed_of_round(),
         batch_size=at_once,
+        excluded_ids=renderer.ids_without_token,
     )
     for place, ids in done:
         one = inputs[place]
@@ -217,6 +218,7 @@ def _by_sequence(
         temperature=1.0 if step.options["label"] == "sample" else 0.0,
         # Other noise than that of the answers being corrected.
         seed=~step.seed_of_round(),
+        excluded_ids=renderer.ids_without_token,
     )
     prompts = [Prompt(one.row.row_id, 0, one.shown) for one in inputs]
     for place, ids in iter_answers(model, prompts, how, batch_size=at_once):
