@@ -49,6 +49,10 @@ class Renderer:
     vocabulary: int | None = None
 
     @cached_property
+    def _objects(self) -> dict[int, int]:
+        return {}
+
+    @cached_property
     def special_ids(self) -> frozenset[int]:
         """All special tokens: those with a name, and those that the tokenizer only marks (roles).
 
@@ -148,7 +152,7 @@ class Renderer:
         """Token ids of the prompt, ready for the answer's first token."""
         if not self.has_template:
             before = f"{self.system}\n\n" if self.system and not self.plain else ""
-            return self.tokenizer(f"{before}{example.plain_prompt}")["input_ids"]
+            return self._shared(self.tokenizer(f"{before}{example.plain_prompt}")["input_ids"])
         messages = with_system(example.messages, self.system)
         try:
             text = self.tokenizer.apply_chat_template(
@@ -158,17 +162,21 @@ class Renderer:
             if type(error).__module__.split(".")[0] != "jinja2":
                 raise
             raise InputError(f"the model's chat template refuses a row: {error}") from None
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._shared(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def answer_ids(self, example: Example, text: str) -> list[int]:
         """Token ids of an answer, ended by the end-of-turn token."""
         joined = text if self.has_template else example.plain_separator + text
         ids = self.tokenizer(joined, add_special_tokens=False)["input_ids"]
-        return [*ids, self.end_of_turn_id]
+        return self._shared([*ids, self.end_of_turn_id])
 
     def own_answer_ids(self, ids: list[int], *, finished: bool) -> list[int]:
         """Generated ids as training reads them: one end-of-turn token, none where cut."""
-        return [*ids[:-1], self.end_of_turn_id] if finished else list(ids)
+        return self._shared([*ids[:-1], self.end_of_turn_id] if finished else ids)
+
+    def _shared(self, ids: list[int]) -> list[int]:
+        """The same ids, each as the one object that stands for it: 8 bytes a token, not 36."""
+        return [self._objects.setdefault(number, number) for number in ids]
 
     def answer_text(self, ids: list[int]) -> str:
         """The text of generated ids, without special tokens or surrounding space."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,11 +21,11 @@ def logits_to_keep(model: Any, count: int) -> dict[str, int]:
     return {"logits_to_keep": count} if "logits_to_keep" in known else {}
 
 
-def rope_limit(model: Any) -> int | None:
+def rope_limit(model: Any) -> int:
     """The length above which the rotation of all rows of a pass follows the longest of them.
 
     So do LongRoPE (the long factors, once a row is over the original window) and dynamic NTK. Rows
-    above it are read alone, or they would depend on their company. None for other models.
+    above it are read alone, or they would depend on their company. Of other models no row is.
     """
     config = without_adapter(model).config.get_text_config()
     found = getattr(config, "rope_parameters", None) or {}
@@ -35,7 +36,7 @@ def rope_limit(model: Any) -> int | None:
         one.get("original_max_position_embeddings") if one["rope_type"] == "longrope" else window
         for one in following
     ]
-    return min((limit for limit in limits if limit is not None), default=None)
+    return min((limit for limit in limits if limit is not None), default=sys.maxsize)
 
 
 def forget_length(model: Any) -> None:

@@ -13,7 +13,6 @@ are read alone. vLLM (pipeline/decoding/vllm_engine.py) draws its own noise, and
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,9 +134,7 @@ def iter_answers(
         return
     with _plain_generation(model):
         limit = rope_limit(model)
-        long = [
-            place for place in order if _most_tokens(prompts[place], how) > (limit or sys.maxsize)
-        ]
+        long = [place for place in order if _most_tokens(prompts[place], how) > limit]
         for place in long:
             yield place, _generate(model, [prompts[place]], how)[0]
             forget_length(model)

@@ -60,9 +60,8 @@ def can_read(model: Any, longest: int) -> bool:
     """
     if longest < 2:
         return True
-    limit = rope_limit(model)
     config = without_adapter(model).config.get_text_config()
-    if longest > min([*_windows(config), *([] if limit is None else [limit])], default=longest):
+    if longest > min([rope_limit(model), *_windows(config)]):
         return False
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     if not set(kinds or ()) <= _LAYERS:
@@ -121,10 +120,10 @@ def _reads_alike(model: Any, size: int) -> bool:
             before_RL = columns_RL < first_R1
             width = int(first_R1.max())
             if width:
-                reader.read(
-                    *(each[:, :width] for each in (ids_RL, columns_RL, before_RL)),
-                    torch.zeros_like(before_RL[:, :width]),
+                ids_RW, columns_RW, before_RW = (
+                    each[:, :width] for each in (ids_RL, columns_RL, before_RL)
                 )
+                reader.read(ids_RW, columns_RW, before_RW, torch.zeros_like(before_RW))
             at_RK = first_R1 + torch.arange(_COMPARED, device=device)
             inside_RK = at_RK < sizes_R1
             at_RK = at_RK.clamp(max=size - 1)

@@ -69,7 +69,7 @@ def write_answers(step: StepContext) -> None:
     diagnostics.check_rate(step)
 
 
-def _check_own(step: StepContext, rows: list[AnswerRow]) -> None:
+def _check_own(step: StepContext, rows: Sequence[AnswerRow]) -> None:
     """Check self-generated answers that rows or pairs will be made of.
 
     Raises:

@@ -139,7 +139,7 @@ def iter_contexts(
     try:
         write = _mix_on_gold if context == "gold" else _mix_sequentially
         limit = rope_limit(model)
-        for place in [] if limit is None else list(touched):
+        for place in list(touched):
             if touched[place].longest > limit:
                 ((_, ids),) = write(model, [touched.pop(place)], sampling, 1)
                 forget_length(model)

@@ -156,7 +156,7 @@ def batches(model: Any, rows: Sequence[Own], batch_size: int) -> Iterator[list[i
     order = [place for place in order if rows[place].answer]
     sizes = [len(row.shown) + len(row.answer) for row in rows]
     limit, tokens = rope_limit(model), tokens_of_a_pass(model.device)
-    for place in [] if limit is None else list(order):
+    for place in list(order):
         if sizes[place] > limit:
             order.remove(place)
             yield [place]

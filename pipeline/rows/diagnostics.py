@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,7 +77,8 @@ def compare_losses(
     """
     if not step.state.is_main_process:
         return
-    labelled = [row for row in rows if any(label != -100 for label in row["labels"])][:_ROWS]
+    with_label = (row for row in rows if any(label != -100 for label in row["labels"]))
+    labelled = list(islice(with_label, _ROWS))
     if not labelled:
         return  # training says so, and what to do
     answers = [references[row["id"]] for row in labelled]

@@ -146,9 +146,12 @@ def write_corrections(step: StepContext) -> None:
 
 
 def _measure(
-    step: StepContext, model: Any, rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput],
+    step: StepContext,
+    model: Any,
+    rows: Sequence[SelfGeneratedRow],
+    inputs: dict[int, CorrectionInput],
     renderer: Renderer,
-) -> None:  # fmt: skip
+) -> None:
     """Record how labels relate to answers and references, and warn when they look wrong."""
     from pipeline.rows import diagnostics
 
@@ -229,7 +232,10 @@ def _by_sequence(
 
 
 def _check_ends(
-    step: StepContext, rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput], end: int
+    step: StepContext,
+    rows: Sequence[SelfGeneratedRow],
+    inputs: dict[int, CorrectionInput],
+    end: int,
 ) -> None:
     """Count finished answers whose last label ends the turn, and warn where most do not."""
     last = [row["labels"][-1] for row in rows if inputs[row["id"]].finished]
@@ -244,7 +250,7 @@ def _check_ends(
 
 
 def token_figures(
-    rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput]
+    rows: Sequence[SelfGeneratedRow], inputs: dict[int, CorrectionInput]
 ) -> Mapping[str, float]:
     """How a round's labels compare with its answers and references; shares are of labels."""
     kept = changed = as_reference = dropped = without = 0
@@ -268,7 +274,7 @@ def token_figures(
 
 
 def sequence_figures(
-    rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput]
+    rows: Sequence[SelfGeneratedRow], inputs: dict[int, CorrectionInput]
 ) -> Mapping[str, float]:
     """How many rewritten answers equal the original answer, or the reference, token for token."""
     pairs = [
