@@ -27,7 +27,7 @@ def main() -> None:
     step = StepContext.read(Path(sys.argv[1]))
     renderer = renderer_for(step)
     _, rows = read_training_rows(step, renderer)
-    special = sorted(renderer.tokenizer.all_special_ids)
+    special = sorted(renderer.special_ids)
     with tempfile.TemporaryDirectory() as folder:
         step.directory, source = Path(folder), step.directory
         trainer = make_trainer(step, rows, renderer.tokenizer)

@@ -100,7 +100,7 @@ def measure(data: str, given: argparse.Namespace, runs: Path) -> None:
     print(f"\n## {len(prompts)} rows of {data}: {sum(map(len, prompts)):,} prompt tokens, "
           f"{sum(map(len, references)):,} answer tokens\n")  # fmt: skip
     show(lines)
-    special = sorted(renderer.tokenizer.all_special_ids)
+    special = sorted(renderer.special_ids)
     show(
         curve(model, prompts, references, special, betas=given.betas, batch_sizes=given.batch_sizes)
     )

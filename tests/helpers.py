@@ -2,6 +2,7 @@
 
 import torch
 
+from pipeline.decoding import noise
 from pipeline.models.load import load_model
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
@@ -19,6 +20,45 @@ def hand_loss(model, rows):
                 total -= log_probabilities[position - 1, label].item()
                 count += 1
     return total / count
+
+
+@torch.no_grad()
+def last_logits(model, ids):
+    """Logits after a row, from one pass over it alone, without a cache."""
+    return model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+
+
+def greedy_by_definition(model, ids, stop, limit):
+    """A greedy answer, one token after the other."""
+    answer = []
+    while len(answer) < limit and (not answer or answer[-1] != stop):
+        answer.append(int(last_logits(model, ids + answer).argmax()))
+    return answer
+
+
+def mix_by_definition(model, prompt, reference, *, beta, seed, row_id, excluded, temperature=1.0):
+    """One row, no cache, no batch: g_t is y_t or a sample given x and g_<t."""
+    mixed = []
+    for position, token in enumerate(reference):
+        key = noise.keys(
+            seed, torch.tensor([row_id]), torch.tensor([position]), stream=noise.REPLACE
+        )
+        last = position == len(reference) - 1
+        if token in excluded or last or noise.uniform(key).item() >= beta:
+            mixed.append(token)
+            continue
+        logits = last_logits(model, prompt + mixed) / temperature
+        logits[list(excluded)] = float("-inf")
+        key = noise.keys(seed, torch.tensor([row_id]), torch.tensor(position), stream=noise.SAMPLE)
+        mixed.append(int((logits + noise.gumbel(key, len(logits))[0]).argmax()))
+    return mixed
+
+
+def labels_by_definition(model, shown, answer):
+    """The likeliest token at each place of an answer."""
+    return [
+        int(last_logits(model, shown + answer[:place]).argmax()) for place in range(len(answer))
+    ]
 
 
 def steps_of(plan, stage):

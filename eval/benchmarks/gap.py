@@ -265,9 +265,12 @@ def write_contexts(step: StepContext) -> None:
         file_name=ROWS,
     )
     step.metrics |= {"rows": len(rows), "tokens_generated": sum(map(_written, rows))}
+    changed, filled = dict.fromkeys(rates, 0), dict.fromkeys(rates, 0)
+    for row in rows:
+        changed[row["rate"]] += _changed(row)
+        filled[row["rate"]] += _written(row)
     step.metrics["figures"] = {"rows": len(token_rows)} | {
-        f"differ at {rate:g}": _changed_share([row for row in rows if row["rate"] == rate])
-        for rate in rates[1:]
+        f"differ at {rate:g}": changed[rate] / filled[rate] for rate in rates[1:]
     }
 
 
@@ -346,10 +349,6 @@ def _changed(row: Row) -> int:
     """The number of context tokens that differ from the reference."""
     pairs = zip(row["input_ids"], row["labels"], strict=True)
     return sum(label not in (-100, token) for token, label in pairs)
-
-
-def _changed_share(rows: list[Row]) -> float:
-    return sum(map(_changed, rows)) / sum(map(_written, rows))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,29 @@ def logits_to_keep(model: Any, count: int) -> dict[str, int]:
     """The argument that computes logits for the last positions only, if the model takes one."""
     known = inspect.signature(type(without_adapter(model)).forward).parameters
     return {"logits_to_keep": count} if "logits_to_keep" in known else {}
+
+
+def rope_limit(model: Any) -> int:
+    """The length above which the rotation of all rows of a pass follows the longest of them.
+
+    So do LongRoPE (the long factors, once a row is over the original window) and dynamic NTK. Rows
+    above it are read alone, or they would depend on their company. Of other models no row is.
+    """
+    config = without_adapter(model).config.get_text_config()
+    found = getattr(config, "rope_parameters", None) or {}
+    of_layers = [found, *(one for one in found.values() if isinstance(one, dict))]
+    following = [one for one in of_layers if one.get("rope_type") in ("longrope", "dynamic")]
+    window = getattr(config, "max_position_embeddings", None)
+    limits = [
+        one.get("original_max_position_embeddings") if one["rope_type"] == "longrope" else window
+        for one in following
+    ]
+    return min((limit for limit in limits if limit is not None), default=sys.maxsize)
+
+
+def forget_length(model: Any) -> None:
+    """Have dynamic NTK forget the longest row it has read, which later rows would be rotated by."""
+    model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
 
 
 def tokens_of_a_pass(device: Any) -> int:

@@ -5,8 +5,10 @@ the rows that share its batch.
 
 The engine `auto` decodes with continuous batching (pipeline/decoding/jacobi.py), and falls back to
 `transformers`, its `generate` on one batch after the other, for models that the slot-indexed cache
-does not fit. Both write the same answers in float32. vLLM (pipeline/decoding/vllm_engine.py) draws
-its own noise, and so other samples.
+does not fit. Both write the same answers in float32. A model that misreads batches padded on the
+left is asked one prompt at a time, one whose cache changes its numbers without a cache
+(pipeline/decoding/probe.py), and rows that LongRoPE and dynamic NTK rotate by the longest of a pass
+are read alone. vLLM (pipeline/decoding/vllm_engine.py) draws its own noise, and so other samples.
 """
 
 from __future__ import annotations
@@ -14,13 +16,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from pipeline.decoding import noise
-from pipeline.decoding.batching import in_order, pad_left, without_adapter
-from pipeline.decoding.sampling import Sampling, check_finite, greedy
+from pipeline.decoding.batching import (
+    forget_length,
+    in_order,
+    pad_left,
+    rope_limit,
+    without_adapter,
+)
+from pipeline.decoding.probe import can_read, steps_of
+from pipeline.decoding.sampling import Sampling, check_finite, greedy, without
 
 ENGINES = ("auto", "transformers")
 
@@ -58,6 +68,7 @@ class SamplingParams:
         seed: with row id, sample and position decides what is sampled.
         stop_text: a text that also ends an answer (and is part of it); needs the tokenizer.
         tokenizer: the model's.
+        excluded_ids: tokens that are never written.
     """
 
     max_new_tokens: int
@@ -68,13 +79,14 @@ class SamplingParams:
     seed: int = 0
     stop_text: str | None = None
     tokenizer: Any = None
+    excluded_ids: tuple[int, ...] = ()
 
     @property
     def sampling(self) -> Sampling | None:
         """The sampler of a token; None for greedy decoding."""
         if self.temperature == 0:
             return None
-        return Sampling(self.seed, self.temperature, self.top_k, self.top_p)
+        return Sampling(self.seed, self.temperature, self.top_k, self.top_p, self.excluded_ids)
 
 
 def generate_answers(
@@ -121,14 +133,22 @@ def iter_answers(
     if not order:
         return
     with _plain_generation(model):
+        limit = rope_limit(model)
+        long = [place for place in order if _most_tokens(prompts[place], how) > limit]
+        for place in long:
+            yield place, _generate(model, [prompts[place]], how)[0]
+            forget_length(model)
+        order = order[len(long) :]
         write = _by_transformers
-        if engine == "auto":
-            from pipeline.decoding.kv_cache import can_read
-
-            whole = prompts[order[0]].ids + [0] * how.max_new_tokens
-            write = _by_jacobi if can_read(model, whole) else _by_transformers
+        if engine == "auto" and order and can_read(model, _most_tokens(prompts[order[0]], how)):
+            write = _by_jacobi
         for place, ids in write(model, [prompts[place] for place in order], how, batch_size):
             yield order[place], ids
+
+
+def _most_tokens(prompt: Prompt, how: SamplingParams) -> int:
+    """The most tokens that a prompt and its answer can have together."""
+    return len(prompt.ids) + how.max_new_tokens
 
 
 def _by_jacobi(
@@ -141,7 +161,9 @@ def _by_jacobi(
         model,
         rows,
         seed=how.seed,
-        sample_token=how.sampling.sample if how.sampling else greedy,
+        sample_token=how.sampling.sample
+        if how.sampling
+        else partial(greedy, excluded_ids=how.excluded_ids),
         batch_size=batch_size,
         stop=_stop(how, model.device),
     )
@@ -164,6 +186,8 @@ def _stop(how: SamplingParams, device: Any) -> Any:
 def _by_transformers(
     model: Any, prompts: Sequence[Prompt], how: SamplingParams, batch_size: int
 ) -> Iterator[tuple[int, list[int]]]:
+    if prompts and not steps_of(model).together:
+        batch_size = 1
     for start in range(0, len(prompts), batch_size):
         answers = _generate(model, prompts[start : start + batch_size], how)
         yield from enumerate(answers, start)
@@ -175,6 +199,8 @@ def _generate(model: Any, prompts: Sequence[Prompt], how: SamplingParams) -> lis
 
     input_ids, mask = pad_left([prompt.ids for prompt in prompts], model.device)
     processors: Any = LogitsProcessorList([_check_scores])
+    if how.excluded_ids:
+        processors.append(lambda _, scores: without(scores.clone(), how.excluded_ids))
     if how.sampling:
         processors.append(_KeyedSampling(prompts, how.sampling, start=input_ids.shape[1]))
     output = model.generate(
@@ -187,6 +213,7 @@ def _generate(model: Any, prompts: Sequence[Prompt], how: SamplingParams) -> lis
             eos_token_id=list(how.stop_ids),
             pad_token_id=how.stop_ids[0],
             stop_strings=how.stop_text,
+            use_cache=steps_of(model).cached,
         ),
         tokenizer=how.tokenizer,
     )

@@ -157,7 +157,7 @@ def decode(
 
     Args:
         model: a causal language model in evaluation mode that
-            `pipeline.decoding.kv_cache.can_read`.
+            `pipeline.decoding.probe.can_read`.
         rows: started in this order; long rows first keeps slots busy to the end.
         seed: of the sampling noise.
         sample_token: scores [N, V] and noise keys [N] to token ids [N].

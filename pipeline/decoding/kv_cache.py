@@ -10,7 +10,7 @@ at position p always lives in column p, so that
   row lie in columns that the new one overwrites before it attends to them.
 
 There is no padding in the cache and nothing in it is ever moved. The price is a 4D attention mask
-of our own, which is why `can_read` tests whether a model honours it.
+of our own, which is why `can_read` (pipeline/decoding/probe.py) tries whether a model honours it.
 
 Axis suffixes: B slots of the batch, R of them that a pass reads, W columns of a pass, L columns
 that a pass attends to, N tokens whose logits are needed.
@@ -18,7 +18,6 @@ that a pass attends to, N tokens whose logits are needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +25,6 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from pipeline.decoding.batching import without_adapter
-
-_PROBE_TOKENS = 8
 
 
 @dataclass
@@ -89,7 +86,7 @@ class Reader:
     Use as a context manager: a hook on the output layer is removed at its end.
 
     Args:
-        model: a causal language model in evaluation mode that `can_read` is true of.
+        model: a causal language model in evaluation mode that can be read so (`can_read`).
         slots: rows of the batch.
         longest: columns of a row.
     """
@@ -168,34 +165,3 @@ class Reader:
         assert self._needed_RW is not None
         picked = inputs[0][self._needed_RW]
         return ((picked if len(picked) else inputs[0][:1, 0])[None],)
-
-
-@torch.no_grad()
-def can_read(model: Any, ids: Sequence[int]) -> bool:
-    """Whether a model gives the same logits through `Reader` as in a plain forward pass.
-
-    Tried on the first tokens of `ids`, the longest row: read in two passes, with explicit columns
-    and a 4D mask, they must get the logits of one plain pass. Models that build their own mask
-    (ALiBi's BLOOM), keep a recurrent state (Mamba) or refuse such a cache fail here and are decoded
-    by `generate`. A sliding window shorter than the row would need another mask.
-    """
-    window = getattr(without_adapter(model).config.get_text_config(), "sliding_window", None)
-    if len(ids) < 2 or (window is not None and len(ids) > window):
-        return len(ids) < 2
-    ids_1W = torch.tensor([list(ids)[:_PROBE_TOKENS]], device=model.device)
-    length = ids_1W.shape[1]
-    try:
-        plain = model(input_ids=ids_1W, use_cache=False).logits[0].float()
-        found = []
-        with Reader(model, 1, length) as reader:
-            for columns in torch.arange(length, device=model.device).chunk(2):
-                here = torch.ones(1, len(columns), dtype=torch.bool, device=model.device)
-                found.append(reader.read(ids_1W[:, columns], columns[None], here, here))
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError):
-        return False
-    ours = torch.cat(found).float()
-    # In 16 bits logits differ by rounding; a misread mask or column changes them by their own size.
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-    return ours.shape == plain.shape and bool(
-        (ours - plain).abs().max() <= tolerance * plain.abs().max()
-    )

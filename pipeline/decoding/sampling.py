@@ -6,6 +6,7 @@ which rows share its batch, or on how many positions were decoded in one pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +29,7 @@ class Sampling:
 
     def noisy(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
         """Return scores, [N, V], whose argmax is a sample."""
-        scores = logits_NV.float()
-        if self.excluded_ids:
-            scores[:, list(self.excluded_ids)] = float("-inf")
+        scores = without(logits_NV.float(), self.excluded_ids)
         scores = warp(scores / self.temperature, top_k=self.top_k, top_p=self.top_p)
         return scores + noise.gumbel(key_N, scores.shape[-1])
 
@@ -43,14 +42,23 @@ class Sampling:
         return greedy(self.noisy(logits_NV, key_N))
 
 
-def greedy(scores_NV: torch.Tensor, key_N: torch.Tensor | None = None) -> torch.Tensor:
+def without(scores_NV: torch.Tensor, excluded_ids: Sequence[int]) -> torch.Tensor:
+    """Set the scores of some tokens to -inf, in place."""
+    if excluded_ids:
+        scores_NV[:, list(excluded_ids)] = float("-inf")
+    return scores_NV
+
+
+def greedy(
+    scores_NV: torch.Tensor, key_N: torch.Tensor | None = None, excluded_ids: Sequence[int] = ()
+) -> torch.Tensor:
     """Return the token with the largest score per row, [N]; no noise is drawn.
 
     Raises:
         StepFailedError: for scores that are NaN or infinite.
     """
     del key_N
-    token_N = scores_NV.argmax(dim=-1)
+    token_N = without(scores_NV, excluded_ids).argmax(dim=-1)
     check_finite(scores_NV, token_N)
     return token_N
 

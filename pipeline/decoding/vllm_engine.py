@@ -125,6 +125,7 @@ class VllmEngine:
         top_p: float = 1.0,
         seed: int = 0,
         stop_text: str | None = None,
+        excluded_ids: Sequence[int] = (),
     ) -> list[list[int]]:
         """Answer prompts; the more at a time, the faster.
 
@@ -137,6 +138,7 @@ class VllmEngine:
             top_p: sample from the nucleus of this mass; 1 for all.
             seed: with row id and sample decides what is drawn.
             stop_text: a text that ends an answer too, and is part of it.
+            excluded_ids: tokens that are never written.
 
         Returns:
             Per prompt the new token ids, with the stop token last when the answer was ended by one.
@@ -168,6 +170,7 @@ class VllmEngine:
                 "stop_token_ids": list(stop_ids),
                 "stop": [stop_text] if stop_text else None,
             },
+            "excluded": list(excluded_ids),
         }
         return self._worker.ask(request, "while it answered")["answers"]
 

@@ -4,7 +4,8 @@
 its Python may be that of another environment.
 
     in:   settings            {"llm": {...}, "adapter": folder or null, "rank": int or null}
-          request, repeated   {"prompts": [{"ids": [...], "seed": int}, ...], "sampling": {...}}
+          request, repeated   {"prompts": [{"ids": [...], "seed": int}, ...], "sampling": {...},
+                         "excluded": [token ids that are never written]}
     out:  ready               {"window": tokens, "version": of vLLM}
           answers, repeated   {"answers": [[...], ...]}, one per request, in its order
           or, as the last     {"error": sentence}
@@ -95,10 +96,16 @@ def _answers(llm: Any, adapter: Any, request: dict[str, Any]) -> list[list[int]]
     from vllm import SamplingParams  # type: ignore[import-not-found]
 
     shared = request["sampling"]
+    # The strongest bias there is: a token's odds are divided by 10^43.
+    bias = dict.fromkeys(request["excluded"], -100.0) or None
     sampling = [
         # What ends an answer is for the request to say, not for the model's tokenizer.
         SamplingParams(
-            seed=prompt["seed"], ignore_eos=True, detokenize=shared["stop"] is not None, **shared
+            seed=prompt["seed"],
+            ignore_eos=True,
+            detokenize=shared["stop"] is not None,
+            logit_bias=bias,
+            **shared,
         )
         for prompt in request["prompts"]
     ]

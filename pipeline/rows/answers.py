@@ -43,6 +43,7 @@ def write_answers(step: StepContext) -> None:
         seed=step.seed_of_round(),
         stop_text=NEXT_QUESTION if "shots" in step.locations else None,
         tokenizer=renderer.tokenizer,
+        excluded_ids=renderer.ids_without_token,
     )
     write = _with_vllm if options.get("engine") == "vllm" else _in_this_process
 
@@ -69,7 +70,7 @@ def write_answers(step: StepContext) -> None:
     diagnostics.check_rate(step)
 
 
-def _check_own(step: StepContext, rows: list[AnswerRow]) -> None:
+def _check_own(step: StepContext, rows: Sequence[AnswerRow]) -> None:
     """Check self-generated answers that rows or pairs will be made of.
 
     Raises:
@@ -134,6 +135,7 @@ def _with_vllm(
                 top_p=how.top_p,
                 seed=how.seed,
                 stop_text=how.stop_text,
+                excluded_ids=how.excluded_ids,
             )
             step.metrics["vllm"] = engine.version  # perhaps of another environment
             yield from zip(asked, answers, strict=True)

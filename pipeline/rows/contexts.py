@@ -14,21 +14,30 @@ Decisions where the paper is silent:
 The engine `parallel` is Jacobi decoding (pipeline/decoding/jacobi.py), which reads many positions
 in a pass; `sequential` reads one. Both give the same tokens in float32. In 16 bits a pass of
 another shape rounds differently and a few tokens differ, just as they do with another batch size.
+How a model may be read is tried on it (pipeline/decoding/probe.py); rows whose rotation LongRoPE or
+dynamic NTK would take from the longest row of a pass are read alone.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from pipeline.decoding import noise
-from pipeline.decoding.batching import in_order, logits_to_keep, pad_left, pad_right
+from pipeline.decoding.batching import (
+    forget_length,
+    in_order,
+    pad_left,
+    pad_right,
+    rope_limit,
+)
 from pipeline.decoding.jacobi import Reference, Row, decode
-from pipeline.decoding.kv_cache import can_read
+from pipeline.decoding.probe import can_read, steps_of
 from pipeline.decoding.sampling import Sampling, default_excluded_ids
+from pipeline.decoding.steps import read_on
 
 ENGINES = ("parallel", "sequential")
 # A gold-context pass holds the logits of all positions at once, so its batches are small.
@@ -128,12 +137,17 @@ def iter_contexts(
     was_training = model.training
     model.eval()
     try:
+        write = _mix_on_gold if context == "gold" else _mix_sequentially
+        limit = rope_limit(model)
+        for place in list(touched):
+            if touched[place].longest > limit:
+                ((_, ids),) = write(model, [touched.pop(place)], sampling, 1)
+                forget_length(model)
+                yield place, ids
         # Longest first, so that slots stay busy to the end. Sequential batches decode in step, so
         # there the length of the answer counts.
-        write, size = _mix_sequentially, _answer_length
-        if context == "gold":
-            write = _mix_on_gold
-        elif engine == "parallel" and _readable(model, rows, warn):
+        size = _answer_length
+        if write is _mix_sequentially and engine == "parallel" and _readable(model, touched, warn):
             write, size = _mix_by_jacobi, _whole_length
         order = sorted(touched, key=lambda place: -size(touched[place]))
         done = write(model, [touched[place] for place in order], sampling, batch_size)
@@ -168,8 +182,8 @@ def replaced_positions(
     return chosen
 
 
-def _readable(model: Any, rows: Sequence[Reference], warn: Callable[[str], object]) -> bool:
-    found = can_read(model, max((row.prompt + row.ids for row in rows), key=len))
+def _readable(model: Any, rows: Mapping[int, Row], warn: Callable[[str], object]) -> bool:
+    found = can_read(model, max((row.longest for row in rows.values()), default=0))
     if not found:
         warn(
             "the model cannot read a window of tokens at places of its own, so contexts are "
@@ -206,6 +220,8 @@ def _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engi
 
 
 def _mix_sequentially(model: Any, rows: list[Row], sampling: Sampling, batch_size: int) -> Done:
+    if rows and not steps_of(model).together:
+        batch_size = 1
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         yield from enumerate(_decode_batch(model, batch, sampling), start)
@@ -219,26 +235,22 @@ def _decode_batch(model: Any, rows: list[Row], sampling: Sampling) -> list[list[
     mixed_BT = pad_right([row.ids for row in rows], device)
     rows_B = torch.tensor([row.row_id for row in rows], device=device)
     last = int(replaced_BT.any(dim=0).nonzero().max())  # after it everything is reference
-    past = None
+    steps, limit = steps_of(model), rope_limit(model)
+    past: dict[str, Any] = {}
     for position in range(last + 1):
-        output = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :],
-            past_key_values=past,
-            use_cache=True,
-            **logits_to_keep(model, 1),
-        )
-        past = output.past_key_values
+        # A row that comes to be rotated otherwise is read anew, as transformers' generate does.
+        anew = not steps.cached or input_ids.shape[1] - 1 == limit
+        unread = input_ids if anew or not past else input_ids[:, -1:]
+        logits_BV, past = read_on(model, unread, mask, {} if anew else past, steps)
         chosen = replaced_BT[:, position]
         if chosen.any():
             key = noise.keys(
                 sampling.seed, rows_B[chosen], torch.tensor(position, device=device),
                 stream=noise.SAMPLE,
             )  # fmt: skip
-            mixed_BT[chosen, position] = sampling.sample(output.logits[chosen, -1], key)
-        input_ids = mixed_BT[:, position : position + 1]
-        mask = torch.cat([mask, torch.ones_like(input_ids)], dim=1)
+            mixed_BT[chosen, position] = sampling.sample(logits_BV[chosen], key)
+        input_ids = torch.cat([input_ids, mixed_BT[:, position : position + 1]], dim=1)
+        mask = torch.cat([mask, torch.ones_like(input_ids[:, :1])], dim=1)
     return [mixed[: len(row.ids)].tolist() for mixed, row in zip(mixed_BT, rows, strict=True)]
 
 

@@ -23,13 +23,14 @@ import torch
 
 from pipeline.decoding import noise
 from pipeline.decoding.batching import (
+    forget_length,
     in_order,
-    logits_to_keep,
-    pad_left,
     pad_right,
+    rope_limit,
     tokens_of_a_pass,
+    without_adapter,
 )
-from pipeline.decoding.sampling import Sampling, greedy
+from pipeline.decoding.sampling import Sampling, greedy, without
 
 # The most logits held at once, and the most of them copied to float32 at once: with a vocabulary of
 # 150,000 the logits of one long batch would not fit into memory.
@@ -57,6 +58,7 @@ def correct(
     seed: int = 0,
     row_ids: Sequence[int] | None = None,
     batch_size: int = 8,
+    excluded_ids: Sequence[int] = (),
 ) -> list[list[int]]:
     """Label self-generated answers token by token.
 
@@ -71,6 +73,7 @@ def correct(
         seed: with the row id and the position, decides samples.
         row_ids: one number per row, the same in every batch; by default its index.
         batch_size: the most rows of one forward pass; it does not change the result.
+        excluded_ids: tokens that are no label, as if the model gave them no probability.
 
     Returns:
         One list of label ids per row, as long as its answer.
@@ -85,7 +88,13 @@ def correct(
         for shown, answer, row_id in zip(shown_ids, answer_ids, row_ids, strict=True)
     ]
     done = labels_as_done(
-        model, rows, label=label, min_confidence=min_confidence, seed=seed, batch_size=batch_size
+        model,
+        rows,
+        label=label,
+        min_confidence=min_confidence,
+        seed=seed,
+        batch_size=batch_size,
+        excluded_ids=excluded_ids,
     )
     return in_order(done, len(rows))
 
@@ -99,17 +108,18 @@ def labels_as_done(
     min_confidence: float,
     seed: int,
     batch_size: int,
+    excluded_ids: Sequence[int] = (),
 ) -> Iterator[tuple[int, list[int]]]:
     """Yield (index in rows, labels) as rows finish (unordered); see `correct`."""
     was_training = model.training
     model.eval()
     try:
-        for batch in batches(rows, batch_size, tokens_of_a_pass(model.device)):
+        for batch in batches(model, rows, batch_size):
             chunks = [
                 _label(
                     [rows[place].row_id for place in batch],
                     first,
-                    logits_BCV,
+                    without(logits_BCV.flatten(0, 1), excluded_ids).view(logits_BCV.shape),
                     label,
                     min_confidence,
                     seed,
@@ -137,12 +147,22 @@ def _check_arguments(prompt_ids, shown_ids, answer_ids, row_ids, label, min_conf
         raise ValueError(f"min_confidence is {min_confidence}, expected 0 or more and below 1")
 
 
-def batches(rows: Sequence[Own], batch_size: int, tokens: int) -> Iterator[list[int]]:
-    """Indices of rows with an answer, longest first, in batches of at most `tokens` tokens."""
+def batches(model: Any, rows: Sequence[Own], batch_size: int) -> Iterator[list[int]]:
+    """Indices of rows with an answer, longest first, as many at a time as a pass should hold.
+
+    Rows over `rope_limit` come alone.
+    """
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place].answer))
     order = [place for place in order if rows[place].answer]
+    sizes = [len(row.shown) + len(row.answer) for row in rows]
+    limit, tokens = rope_limit(model), tokens_of_a_pass(model.device)
+    for place in list(order):
+        if sizes[place] > limit:
+            order.remove(place)
+            yield [place]
+            forget_length(model)
     while order:
-        longest = max(len(rows[p].shown) + len(rows[p].answer) for p in order[:batch_size])
+        longest = max(sizes[place] for place in order[:batch_size])
         size = max(min(batch_size, tokens // longest), 1)
         yield order[:size]
         order = order[size:]
@@ -151,35 +171,41 @@ def batches(rows: Sequence[Own], batch_size: int, tokens: int) -> Iterator[list[
 def logits_at_answers(model: Any, rows: list[Own]) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (c, logits [B, C, V]) for answer positions c..c+C of all rows, to the longest's end.
 
-    Prompts are padded on the left and answers on the right, so that all answers begin in the same
-    column and only their columns need the output layer. Where their logits would exceed `_LOGITS`,
-    later columns are read in further passes that continue the KV cache of the earlier ones.
+    Rows are padded on the right, where nothing that comes before can see it. The layers below the
+    output layer run once; it reads only the hidden states of answers, and where their logits would
+    exceed `_LOGITS`, those of some positions after the other.
     """
-    prompt_BP, prompt_mask = pad_left([row.shown for row in rows], model.device)
-    answer_BT = pad_right([row.answer for row in rows], model.device)
-    answer_mask = pad_right([[1] * len(row.answer) for row in rows], model.device)
-    ids = torch.cat([prompt_BP, answer_BT], dim=1)
-    mask = torch.cat([prompt_mask, answer_mask], dim=1)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    count = answer_BT.shape[1]
+    whole = [row.shown + row.answer for row in rows]
+    ids_BL = pad_right(whole, model.device)
+    mask_BL = pad_right([[1] * len(ids) for ids in whole], model.device)
+    count = max(len(row.answer) for row in rows)
+    # The logits at a position predict the next token: those of an answer token are one before it.
+    first_B1 = torch.tensor([[len(row.shown) - 1] for row in rows], device=model.device)
+    at_BT = first_B1 + torch.arange(count, device=model.device)
+    at_BT1 = at_BT.clamp(max=ids_BL.shape[1] - 1)[:, :, None]
     vocabulary = model.config.get_text_config().vocab_size
     chunk = max(_LOGITS // (len(rows) * vocabulary), 1)
-    past, read = None, 0
+    head, hidden_BTH, first = without_adapter(model).get_output_embeddings(), None, 0
+
+    def pick(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        """Hand the output layer a chunk of the answers' hidden states; the first pass has all."""
+        nonlocal hidden_BTH
+        if hidden_BTH is None:
+            hidden_BTH = inputs[0].gather(1, at_BT1.expand(-1, -1, inputs[0].shape[-1]))
+        return (hidden_BTH[:, first : first + chunk],)
+
     for first in range(0, count, chunk):
-        size = min(chunk, count - first)
-        # The logits at a position predict the next token: those of an answer token are one before
-        # it.
-        end = prompt_BP.shape[1] + first + size - 1
-        output = model(
-            input_ids=ids[:, read:end],
-            attention_mask=mask[:, :end],
-            position_ids=positions[:, read:end],
-            past_key_values=past,
-            use_cache=size < count,
-            **logits_to_keep(model, size),
-        )
-        past, read = output.past_key_values, end
-        yield first, output.logits[:, -size:]
+        # What a model does around its output layer (capping, scaling) is in its own forward pass:
+        # for later chunks the layers below read one token, which comes to nothing.
+        width = ids_BL.shape[1] if hidden_BTH is None else 1
+        hook = head.register_forward_pre_hook(pick)
+        try:
+            logits_BCV = model(
+                input_ids=ids_BL[:, :width], attention_mask=mask_BL[:, :width], use_cache=False
+            ).logits
+        finally:
+            hook.remove()
+        yield first, logits_BCV
 
 
 def _label(

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from pipeline.decoding.batching import tokens_of_a_pass
 from pipeline.errors import StepFailedError
 from pipeline.hardware.precision import NOT_FINITE
 from pipeline.rows.corrections import Own, batches, log_probabilities, logits_at_answers
@@ -77,7 +77,8 @@ def compare_losses(
     """
     if not step.state.is_main_process:
         return
-    labelled = [row for row in rows if any(label != -100 for label in row["labels"])][:_ROWS]
+    with_label = (row for row in rows if any(label != -100 for label in row["labels"]))
+    labelled = list(islice(with_label, _ROWS))
     if not labelled:
         return  # training says so, and what to do
     answers = [references[row["id"]] for row in labelled]
@@ -132,7 +133,7 @@ def losses_as_done(
     model: Any, rows: Sequence[Own], labels: Sequence[Sequence[int]], *, batch_size: int
 ) -> Iterator[tuple[int, float]]:
     """Give (place in rows, sum over its labels of -log pi) as rows are done; see `mean_loss`."""
-    for batch in batches(rows, batch_size, tokens_of_a_pass(model.device)):
+    for batch in batches(model, rows, batch_size):
         label_BT = pad_sequence(
             [torch.tensor(labels[place]) for place in batch], batch_first=True, padding_value=-100
         ).to(model.device)

@@ -1,7 +1,8 @@
 """Writing rows so that a stop loses none, and the number of processes changes none.
 
 Finished rows go into files in `shards/` every few seconds, and rows found there after a stop are
-not generated again. Once all are done, the main process joins them into one file, in row order.
+not generated again. Once all are done, the main process joins them into one file, in row order. No
+process keeps them: whoever looks at them reads one at a time from disk.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def write_in_shards(
     row_key: Callable[[Row], tuple[int, ...]],
     tokens: Callable[[Row], int],
     file_name: str,
-) -> list[Row]:
+) -> Sequence[Row]:
     """Make one row per item and write them to `step.directory/file_name`.
 
     Args:
@@ -48,7 +49,7 @@ def write_in_shards(
         file_name: the joined file.
 
     Returns:
-        All rows in key order, in every process.
+        All rows in key order, in every process, each read when it is looked at.
     """
     joined = step.directory / file_name
     folder = step.directory / "shards"
@@ -70,17 +71,31 @@ def write_in_shards(
         step.wait_for_slow_ones()
         _note_shares(step, len(mine))
         if step.state.is_main_process:
-            rows = sorted(_read_shards(folder), key=row_key)
-            if len(rows) != len(items):
-                raise StepFailedError(
-                    f"{len(items)} rows were written, and {len(rows)} of them are seen here: the "
-                    "processes do not see each other's files; put --runs on a file system they "
-                    "share, and run the same command again"
-                )
-            artifact.write_rows(joined, rows)
+            _join(folder, joined, row_key, expected=len(items))
             shutil.rmtree(folder, ignore_errors=True)
         step.state.wait_for_everyone()
-    return cast(list[Row], artifact.read_rows(joined))
+    return cast(Sequence[Row], artifact.StoredRows(joined))
+
+
+def _join(
+    folder: Path, joined: Path, row_key: Callable[[Any], tuple[int, ...]], *, expected: int
+) -> None:
+    """Write the lines of all shards into one file, in the order of their keys."""
+    shards = [artifact.StoredRows(path) for path in sorted(folder.glob("*.jsonl"))]
+    order = sorted(
+        (row_key(row), shard, number)
+        for shard, rows in enumerate(shards)
+        for number, row in enumerate(rows)
+    )
+    if len(order) != expected:
+        raise StepFailedError(
+            f"{expected} rows were written, and {len(order)} of them are seen here: the processes "
+            "do not see each other's files; put --runs on a file system they share, and run the "
+            "same command again"
+        )
+    with artifact.whole_file(joined) as file:
+        for _, shard, number in order:
+            file.write(shards[shard].line(number).decode())
 
 
 def _note_shares(step: StepContext, mine: int) -> None:
@@ -187,5 +202,6 @@ def _with_progress(
         yield row
 
 
-def _read_shards(folder: Path) -> list[Any]:
-    return [row for path in sorted(folder.glob("*.jsonl")) for row in artifact.read_rows(path)]
+def _read_shards(folder: Path) -> Iterator[Any]:
+    for path in sorted(folder.glob("*.jsonl")):
+        yield from artifact.StoredRows(path)

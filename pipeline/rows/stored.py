@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
-from pipeline.steps.artifact import SAMPLES, read_rows, write_rows
+from pipeline.steps.artifact import SAMPLES, StoredRows, read_rows, write_rows
 
 ROWS = "rows.jsonl"  # of contexts and corrections
 PAIRS = "pairs.jsonl"
@@ -59,9 +59,9 @@ def read_answers(folder: Path) -> list[AnswerRow]:
     return cast(list[AnswerRow], read_rows(folder / SAMPLES))
 
 
-def read_self_generated(folder: Path) -> list[SelfGeneratedRow]:
-    """Read the contexts or corrections of a step."""
-    return cast(list[SelfGeneratedRow], read_rows(folder / ROWS))
+def read_self_generated(folder: Path) -> Sequence[SelfGeneratedRow]:
+    """The contexts or corrections of a step, each read when it is looked at."""
+    return cast(Sequence[SelfGeneratedRow], StoredRows(folder / ROWS))
 
 
 def read_pair_rows(folder: Path) -> list[PairRow]:

@@ -158,11 +158,10 @@ def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mi
     options = step.options
     excluded = options["excluded_ids"]
     if excluded is None:  # a template may end turns with a token the generation config lacks
-        special = {*default_excluded_ids(model), *renderer.tokenizer.all_special_ids}
+        special = {*default_excluded_ids(model), *renderer.special_ids}
         excluded = sorted({*special, renderer.end_of_turn_id})
-    sampling = Sampling(
-        seed, options["temperature"], options["top_k"], options["top_p"], tuple(excluded)
-    )
+    excluded = (*excluded, *renderer.ids_without_token)
+    sampling = Sampling(seed, options["temperature"], options["top_k"], options["top_p"], excluded)
 
     @cache
     def warn(sentence: str) -> None:
@@ -195,15 +194,16 @@ def row_size(row: TokenRow) -> int:
 
 
 def _measure(
-    step: StepContext, model: Any, rows: list[SelfGeneratedRow], token_rows: list[TokenRow]
+    step: StepContext, model: Any, rows: Sequence[SelfGeneratedRow], token_rows: list[TokenRow]
 ) -> None:
     """Record how far the contexts are from the references, and warn when it is too far."""
     from pipeline.rows import diagnostics
 
-    labels = [label for row in rows for label in row["labels"]]
-    inputs = [token for row in rows for token in row["input_ids"]]
-    answers = sum(label != -100 for label in labels)
-    changed = sum(b not in (-100, a) for a, b in zip(inputs, labels, strict=True))
+    answers = changed = 0
+    for row in rows:
+        answers += sft.label_count(row)
+        pairs = zip(row["input_ids"], row["labels"], strict=True)
+        changed += sum(label not in (-100, token) for token, label in pairs)
     step.metrics |= {"rows": len(rows), "tokens_generated": answers}
     step.metrics["figures"] = {
         "rows": len(rows),

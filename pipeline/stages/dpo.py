@@ -158,7 +158,9 @@ def train(step: StepContext) -> None:
     trainer = make_trainer(step, rows, renderer.tokenizer)
     if starts_at_ln2(step.options["trainer"]):
         trainer.add_callback(_first_loss_check(trainer.router_aux_loss_coef))
-    fit(step, trainer, tokens_per_epoch=sum(len(side.input_ids) for pair in rows for side in pair))
+    tokens = sum(len(side.input_ids) for pair in rows for side in pair)
+    del rows  # the trainer has them in less memory
+    fit(step, trainer, tokens_per_epoch=tokens)
 
 
 def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any) -> Any:

@@ -146,9 +146,12 @@ def write_corrections(step: StepContext) -> None:
 
 
 def _measure(
-    step: StepContext, model: Any, rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput],
+    step: StepContext,
+    model: Any,
+    rows: Sequence[SelfGeneratedRow],
+    inputs: dict[int, CorrectionInput],
     renderer: Renderer,
-) -> None:  # fmt: skip
+) -> None:
     """Record how labels relate to answers and references, and warn when they look wrong."""
     from pipeline.rows import diagnostics
 
@@ -192,6 +195,7 @@ def _by_token(
         min_confidence=options["min_confidence"],
         seed=step.seed_of_round(),
         batch_size=at_once,
+        excluded_ids=renderer.ids_without_token,
     )
     for place, ids in done:
         one = inputs[place]
@@ -217,6 +221,7 @@ def _by_sequence(
         temperature=1.0 if step.options["label"] == "sample" else 0.0,
         # Other noise than that of the answers being corrected.
         seed=~step.seed_of_round(),
+        excluded_ids=renderer.ids_without_token,
     )
     prompts = [Prompt(one.row.row_id, 0, one.shown) for one in inputs]
     for place, ids in iter_answers(model, prompts, how, batch_size=at_once):
@@ -227,7 +232,10 @@ def _by_sequence(
 
 
 def _check_ends(
-    step: StepContext, rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput], end: int
+    step: StepContext,
+    rows: Sequence[SelfGeneratedRow],
+    inputs: dict[int, CorrectionInput],
+    end: int,
 ) -> None:
     """Count finished answers whose last label ends the turn, and warn where most do not."""
     last = [row["labels"][-1] for row in rows if inputs[row["id"]].finished]
@@ -242,7 +250,7 @@ def _check_ends(
 
 
 def token_figures(
-    rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput]
+    rows: Sequence[SelfGeneratedRow], inputs: dict[int, CorrectionInput]
 ) -> Mapping[str, float]:
     """How a round's labels compare with its answers and references; shares are of labels."""
     kept = changed = as_reference = dropped = without = 0
@@ -266,7 +274,7 @@ def token_figures(
 
 
 def sequence_figures(
-    rows: list[SelfGeneratedRow], inputs: dict[int, CorrectionInput]
+    rows: Sequence[SelfGeneratedRow], inputs: dict[int, CorrectionInput]
 ) -> Mapping[str, float]:
     """How many rewritten answers equal the original answer, or the reference, token for token."""
     pairs = [

@@ -12,6 +12,7 @@ number of processes, which is only recorded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.errors import InputError, Problem
@@ -19,8 +20,8 @@ from pipeline.recipe.schema import Recipe, StageOptions
 from pipeline.rows.stored import SelfGeneratedRow, read_self_generated
 
 if TYPE_CHECKING:
-    from pipeline.data.preflight import Row
     from pipeline.data.render import Renderer
+    from pipeline.rows.table import TokenTable, TrainingRows
     from pipeline.stages.builder import Builder
     from pipeline.steps.context import StepContext
     from pipeline.steps.spec import Model, StepSpec
@@ -77,13 +78,13 @@ def train(step: StepContext) -> None:
     checked, rows = read_training_rows(step, renderer)
     check_rows(step, checked, renderer)
     trainer = make_trainer(step, rows, renderer.tokenizer)
-    fit(step, trainer, tokens_per_epoch=sum(len(row["input_ids"]) for row in rows))
+    fit(step, trainer, tokens_per_epoch=sum(rows.sizes))
 
 
-def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[list[Row], list[TokenIds]]:
+def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[TokenTable, TrainingRows]:
     """Return every row of a step, for checking, and the rows to train on (chosen by lambda)."""
     from pipeline.data.load import count_parts, describe_losses, load_examples, tokenise
-    from pipeline.data.preflight import Row
+    from pipeline.rows.table import TokenTable, TrainingRows
 
     options = step.options
     max_length = options["trainer"]["max_length"]
@@ -98,22 +99,17 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[list[Row]
     )
     if losses:
         step.warn(losses)
-    rows: list[TokenIds] = [training_row(row.prompt, row.answer, row.answer) for row in token_rows]
-    checked = [
-        Row(
-            f"row {source.skip + one.row_id + 1}"
-            if turns == "last"
-            else f"answer {one.row_id + 1}",
-            one.prompt,
-            row["input_ids"],
-            row["labels"],
-            one.whole,
+    table, places = TokenTable(), {}
+    for one in token_rows:
+        places[one.row_id] = (len(table), len(one.prompt))
+        row = training_row(one.prompt, one.answer, one.answer)
+        name = (
+            f"answer {one.row_id + 1}" if turns == "all" else f"row {source.skip + one.row_id + 1}"
         )
-        for one, row in zip(token_rows, rows, strict=True)
-    ]
+        table.add(name, len(one.prompt), row, whole=one.whole)
+    numbers = list(range(len(table)))
     if "rows" in step.locations:
-        own = _self_generated(step, {row.row_id: row.prompt for row in token_rows})
-        checked += own
+        own = _self_generated(step, table, places)
         chosen = repeated(own, options["lambda"], seed=step.seed)
         step.metrics["data"] = {**counts, "self_generated_rows": len(chosen)}
         if options["lambda"] > 0 and not chosen:
@@ -121,30 +117,28 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[list[Row]
                 f"lambda {options['lambda']:g} of {len(own)} self-generated rows is none, so that "
                 "only the reference is trained on; raise lambda, or give more rows"
             )
-        rows += [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in chosen]
-    return checked, rows
+        numbers += chosen
+    return table, TrainingRows(table, numbers)
 
 
-def _self_generated(step: StepContext, prompts: dict[int, list[int]]) -> list[Row]:
-    """The rows of an earlier step that have at least one label.
+def _self_generated(
+    step: StepContext, table: TokenTable, places: dict[int, tuple[int, int]]
+) -> list[int]:
+    """Add the rows of an earlier step that have at least one label; returns their numbers.
+
+    `places` tells, by row id, which row of the table has the prompt, and its length.
 
     Raises:
         InputError: when none has.
     """
-    from pipeline.data.preflight import Row
-
-    written = read_self_generated(step.input_folders()["rows"])
-    rows = [
-        Row(
-            f"self-generated row {row['id'] + 1}",
-            prompts[row["id"]],
-            row["input_ids"],
-            row["labels"],
-            whole=False,
-        )
-        for row in written
-        if any(label != -100 for label in row["labels"])
-    ]
+    written, rows = read_self_generated(step.input_folders()["rows"]), []
+    for row in written:
+        if any(label != -100 for label in row["labels"]):
+            place, prompt = places[row["id"]]
+            ids: TokenIds = {"input_ids": row["input_ids"], "labels": row["labels"]}
+            name = f"self-generated row {row['id'] + 1}"
+            rows.append(len(table))
+            table.add(name, prompt, ids, whole=False, prompt_of=place)
     if not rows:
         raise InputError(
             f"none of the {len(written)} self-generated rows has a label left; lower the stage's "
@@ -198,11 +192,11 @@ def repeated(rows: list[Item], ratio: float, *, seed: int) -> list[Item]:
     return chosen
 
 
-def make_trainer(step: StepContext, rows: list[TokenIds], tokenizer: Any) -> Any:
+def make_trainer(step: StepContext, rows: Sequence[TokenIds], tokenizer: Any) -> Any:
     """Return stock `trl.SFTTrainer` over rows of `input_ids` and `labels`, weights loaded."""
-    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from pipeline.rows.table import TrainingRows, dataset_of
     from pipeline.train.adapters import train_in_float32
     from pipeline.train.sampler import arrange_batches
     from pipeline.train.trainer import load_trainable, training_arguments
@@ -211,10 +205,11 @@ def make_trainer(step: StepContext, rows: list[TokenIds], tokenizer: Any) -> Any
     trainer = SFTTrainer(
         model=model,
         args=training_arguments(step, SFTConfig, dataset_kwargs={"skip_prepare_dataset": True}),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=dataset_of(rows),
         processing_class=tokenizer,
         peft_config=peft_config,
     )
     train_in_float32(step, trainer.model)
-    arrange_batches(step, trainer, [(len(row["input_ids"]),) for row in rows])
+    sizes = rows.sizes if isinstance(rows, TrainingRows) else [len(r["input_ids"]) for r in rows]
+    arrange_batches(step, trainer, [(size,) for size in sizes])
     return trainer

@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, overload
 
 from pipeline.errors import BashracError, InputError
 
@@ -216,10 +217,60 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError:
-            raise InputError(
-                f"{path}:{number} is damaged; delete {path.parent} to have it made again"
-            ) from None
+            raise _damaged(path, number) from None
     return rows
+
+
+class StoredRows(Sequence[dict[str, Any]]):
+    """Rows written by `write_rows`, read from their file when they are looked at.
+
+    Raises:
+        InputError: as `read_rows`, for a damaged line when it is looked at.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._starts = path, array("q", [0])
+        try:
+            with path.open("rb") as file:
+                for line in file:
+                    self._starts.append(self._starts[-1] + len(line))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file):
+                yield self._row(number, line)
+
+    @overload
+    def __getitem__(self, number: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, number: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """Read a row, or several."""
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        number = range(len(self))[number]
+        return self._row(number, self.line(number))
+
+    def line(self, number: int) -> bytes:
+        """A row as it stands in the file, its line end included."""
+        with self.path.open("rb") as file:
+            file.seek(self._starts[number])
+            return file.read(self._starts[number + 1] - self._starts[number])
+
+    def _row(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            return json.loads(line)
+        except ValueError:
+            raise _damaged(self.path, number + 1) from None
+
+
+def _damaged(path: Path, line: int) -> InputError:
+    return InputError(f"{path}:{line} is damaged; delete {path.parent} to have it made again")
 
 
 def is_finished(directory: Path) -> bool:

@@ -166,6 +166,14 @@ def test_sampling_options_reach_vllm(engine):
     assert engine.answer(prompts, **how, temperature=1.0) != greedy
 
 
+def test_excluded_tokens_are_not_written(engine):
+    prompts, how = prompts_of(4), {"max_new_tokens": 6, "stop_ids": [2]}
+    free = {token for answer in engine.answer(prompts, **how) for token in answer}
+    for temperature in (0.0, 1.0):
+        rest = engine.answer(prompts, **how, temperature=temperature, excluded_ids=sorted(free))
+        assert free.isdisjoint(token for answer in rest for token in answer)
+
+
 def test_seeds_are_distinct_and_never_negative():
     prompts = [Prompt(row_id, sample, [3]) for row_id in range(100) for sample in range(10)]
     seeds = seeds_of(prompts, 0)

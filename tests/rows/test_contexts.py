@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import random_ids, save_tiny_model
+from helpers import mix_by_definition
 
 from pipeline.decoding import noise
 from pipeline.decoding.sampling import default_excluded_ids
@@ -28,33 +29,22 @@ def make_rows(count=9):
     return prompts, references
 
 
-def mix_by_definition(model, prompt, reference, *, beta, seed, row_id, temperature=1.0):
-    """One row, no cache, no batch: g_t is y_t or a sample given x and g_<t."""
-    excluded = default_excluded_ids(model)
-    mixed = []
-    for position, token in enumerate(reference):
-        key = noise.keys(
-            seed, torch.tensor([row_id]), torch.tensor([position]), stream=noise.REPLACE
-        )
-        last = position == len(reference) - 1
-        if token in excluded or last or noise.uniform(key).item() >= beta:
-            mixed.append(token)
-            continue
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + mixed])).logits[0, -1] / temperature
-        logits[list(excluded)] = float("-inf")
-        key = noise.keys(seed, torch.tensor([row_id]), torch.tensor(position), stream=noise.SAMPLE)
-        mixed.append(int((logits + noise.gumbel(key, len(logits))[0]).argmax()))
-    return mixed
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("beta", [0.05, 0.2, 1.0])
 def test_mixing_in_batches_equals_the_definition(models, architecture, beta):
     prompts, references = make_rows()
     row_ids = list(range(100, 109))
+    excluded = default_excluded_ids(models[architecture])
     expected = [
-        mix_by_definition(models[architecture], prompt, reference, beta=beta, seed=5, row_id=row)
+        mix_by_definition(
+            models[architecture],
+            prompt,
+            reference,
+            beta=beta,
+            seed=5,
+            row_id=row,
+            excluded=excluded,
+        )
         for prompt, reference, row in zip(prompts, references, row_ids, strict=True)
     ]
     changed = sum(

@@ -9,7 +9,7 @@ from pipeline.errors import InputError
 from pipeline.plan.load import load_recipe, variants_of
 from pipeline.plan.plan import make_plan
 from pipeline.steps import functions
-from pipeline.steps.functions import Function, function_of
+from pipeline.steps.functions import Function, function_of, version_of
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "fingerprints.json").read_text())
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -48,13 +48,14 @@ def test_every_function_lies_where_the_table_says(name):
 def test_a_function_that_moves_keeps_its_steps_and_a_new_version_makes_them_anew(monkeypatch):
     name = "pipeline.stages.bash:write_contexts"
     before = [step for step in make_plan(load_recipe("demo")).steps if step.run == name]
-    assert before and "version" not in before[0].identity
-    monkeypatch.setitem(functions._FUNCTIONS, name, Function("pipeline.elsewhere:write"))
+    version = version_of(name)
+    assert before and before[0].identity.get("version", 1) == version
+    monkeypatch.setitem(functions._FUNCTIONS, name, Function("pipeline.elsewhere:write", version))
     moved = [step for step in make_plan(load_recipe("demo")).steps if step.run == name]
     assert [one.fingerprint for one in moved] == [one.fingerprint for one in before]
-    monkeypatch.setitem(functions._FUNCTIONS, name, Function(name, version=2))
+    monkeypatch.setitem(functions._FUNCTIONS, name, Function(name, version + 1))
     newer = [step for step in make_plan(load_recipe("demo")).steps if step.run == name]
-    assert newer[0].identity["version"] == 2
+    assert newer[0].identity["version"] == version + 1
     assert newer[0].fingerprint != before[0].fingerprint
 
 

@@ -32,6 +32,7 @@ class SamplingParams:
     ignore_eos: bool = False
     max_tokens: int = 16
     detokenize: bool = True
+    logit_bias: dict[int, float] | None = None
 
     def __post_init__(self):
         if self.stop and not self.detokenize:
@@ -124,6 +125,8 @@ class LLM:
         while len(answer) < params.max_tokens and len(prompt) + len(answer) < self.window:
             with torch.no_grad():
                 scores = self.model(torch.tensor([prompt + answer])).logits[0, -1].float()
+            for token_id, bias in (params.logit_bias or {}).items():
+                scores[token_id] += bias
             answer.append(self._next(scores, prompt + answer, params, draw))
             text = self.tokenizer.decode(answer) if params.stop else ""
             if answer[-1] in ends or any(stop in text for stop in params.stop or ()):

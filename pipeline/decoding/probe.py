@@ -1,0 +1,170 @@
+"""How a model can be read without changing its numbers: tried on the model itself, not believed.
+
+A few tokens drawn once are read as an engine would read them, and the distributions compared with
+those of the plainest way: one row, one pass, no cache. What differs by more than rounding falls
+back to a slower way that does not, down to that plainest one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from pipeline.decoding.batching import logits_to_keep, pad_left, rope_limit, without_adapter
+from pipeline.decoding.kv_cache import Reader
+from pipeline.decoding.steps import Steps, read_on
+
+# The longest row that is tried: reading more would take seconds. A window above it is known by its
+# name in the config only.
+_LONGEST = 4096
+# Tokens whose distributions are compared.
+_COMPARED = 8
+_WINDOWS = (
+    "sliding_window", "window_size", "attention_window_size", "attention_chunk_size",
+    "local_attention_window_len", "local_attention",
+)  # fmt: skip
+# Layers that read all earlier tokens, some within a window, or that read only their own token.
+_LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
+_LAYERS |= {"sparse", "dense", "moe"}
+# How far logits may be apart, as a share of their own size: the root mean square of the difference
+# over that of the logits, each less its mean. In bfloat16 another shape of pass changes those of
+# SmolLM2-135M by 0.012, and a shift of a row by one position by 0.056.
+_ROUNDING = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.03}
+_REFUSALS = (
+    AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+
+
+# From fast to slow; the last one is the plainest.
+_WAYS = (
+    Steps(together=True),
+    Steps(together=True, masked=False),
+    Steps(together=False),
+    Steps(together=False, masked=False),
+    Steps(together=False, cached=False),
+)
+_READABLE: WeakKeyDictionary[Any, dict[int, bool]] = WeakKeyDictionary()
+_STEPS: WeakKeyDictionary[Any, Steps] = WeakKeyDictionary()
+
+
+def can_read(model: Any, longest: int) -> bool:
+    """Whether `Reader` gives a model's own logits, for rows of at most `longest` tokens.
+
+    No where a window is shorter than the rows, since our mask shows a row all of itself, and no for
+    kinds of layers that are not known. What the config does not tell is tried: two rows at columns
+    far apart, the longer one as long as the rows. This finds models that build their own mask
+    (ALiBi's BLOOM), measure a window from the last column (GPT-Neo), keep a recurrent state (Mamba)
+    or refuse such a cache.
+    """
+    if longest < 2:
+        return True
+    config = without_adapter(model).config.get_text_config()
+    if longest > min([rope_limit(model), *_windows(config)]):
+        return False
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if not set(kinds or ()) <= _LAYERS:
+        return False
+    known, size = _READABLE.setdefault(model, {}), min(longest, _LONGEST)
+    if not any(tried >= size for tried, fits in known.items() if fits):
+        known.setdefault(size, _reads_alike(model, size))
+        return known[size]
+    return True
+
+
+@torch.no_grad()
+def steps_of(model: Any) -> Steps:
+    """How a model may be read token by token: the fastest way that does not change its numbers."""
+    if model not in _STEPS:
+        rows = [_drawn(model, size, seed) for seed, size in enumerate((20, 13))]
+        plain = [_plain(model, row) for row in rows]
+        _STEPS[model] = next(
+            steps for steps in _WAYS if not steps.cached or _steps_alike(model, rows, plain, steps)
+        )
+    return _STEPS[model]
+
+
+def _windows(config: Any) -> list[int]:
+    """How many tokens back layers can look, where some are named in a config."""
+    return [value for name in _WINDOWS if isinstance(value := getattr(config, name, None), int)]
+
+
+def _drawn(model: Any, size: int, seed: int) -> list[int]:
+    """Token ids drawn once, the same in every process."""
+    vocabulary = without_adapter(model).config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocabulary, (size,), generator=generator).tolist()
+
+
+@torch.no_grad()
+def _plain(model: Any, row: list[int]) -> torch.Tensor:
+    """Logits of a row's last tokens from one pass over it alone: [K, V]."""
+    ids = torch.tensor([row], device=model.device)
+    kept = logits_to_keep(model, _COMPARED)
+    return model(input_ids=ids, use_cache=False, **kept).logits[0, -_COMPARED:]
+
+
+@torch.no_grad()
+def _reads_alike(model: Any, size: int) -> bool:
+    """Read two rows through `Reader`: first what comes before the tokens compared, then those."""
+    rows = [_drawn(model, length, seed) for seed, length in enumerate((size, -(-size // 2)))]
+    plain = [_plain(model, row) for row in rows]
+    device = model.device
+    ids_RL = torch.tensor([row + [0] * (size - len(row)) for row in rows], device=device)
+    sizes_R1 = torch.tensor([[len(row)] for row in rows], device=device)
+    first_R1 = (sizes_R1 - _COMPARED).clamp(min=0)
+    columns_RL = torch.arange(size, device=device).expand(2, -1)
+    try:
+        with Reader(model, 2, size) as reader:
+            before_RL = columns_RL < first_R1
+            width = int(first_R1.max())
+            if width:
+                ids_RW, columns_RW, before_RW = (
+                    each[:, :width] for each in (ids_RL, columns_RL, before_RL)
+                )
+                reader.read(ids_RW, columns_RW, before_RW, torch.zeros_like(before_RW))
+            at_RK = first_R1 + torch.arange(_COMPARED, device=device)
+            inside_RK = at_RK < sizes_R1
+            at_RK = at_RK.clamp(max=size - 1)
+            found = reader.read(ids_RL.gather(1, at_RK), at_RK, inside_RK, inside_RK)
+    except _REFUSALS:
+        return False
+    return _alike(found, torch.cat(plain), model.dtype)
+
+
+def _steps_alike(
+    model: Any, rows: list[list[int]], plain: list[torch.Tensor], steps: Steps
+) -> bool:
+    """Read rows but for their last tokens, and those one at a time with a cache."""
+    try:
+        for group in (
+            [range(len(rows))] if steps.together else [[place] for place in range(len(rows))]
+        ):
+            start = 1 - _COMPARED
+            ids, mask = pad_left([rows[place][:start] for place in group], model.device)
+            logits, past = read_on(model, ids, mask, {}, steps)
+            found = [logits]
+            for at in range(start, 0):
+                if not past:
+                    return False
+                ids = torch.tensor([[rows[place][at]] for place in group], device=model.device)
+                mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+                logits, past = read_on(model, ids, mask, past, steps)
+                found.append(logits)
+            for number, place in enumerate(group):
+                read = torch.stack([one[number] for one in found])
+                if not _alike(read, plain[place], model.dtype):
+                    return False
+    except _REFUSALS:
+        return False
+    return True
+
+
+def _alike(found: torch.Tensor, plain: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether two sets of logits, [N, V], differ by rounding only; a constant changes nothing."""
+    if found.shape != plain.shape:
+        return False
+    centred = [one.double() - one.double().mean(dim=-1, keepdim=True) for one in (found, plain)]
+    apart = (centred[0] - centred[1]).pow(2).sum().sqrt()
+    return bool(apart <= _ROUNDING[dtype] * centred[1].pow(2).sum().sqrt())
