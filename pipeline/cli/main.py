@@ -105,7 +105,7 @@ def _launch_of(plan: Any, given: Any) -> Any:
 
 def _check_price(given: Any) -> None:
     if given.currency and given.price_per_hour is None:
-        raise InputError("--currency says in what --price-per-hour is; give that too")
+        raise InputError("--currency is of a price; give --price-per-hour too")
 
 
 def _check(given: Any) -> int:

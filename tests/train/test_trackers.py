@@ -55,5 +55,5 @@ def test_a_tracker_writes_each_step_below_the_runs_folder_and_nowhere_else(
 def test_a_recipe_cannot_send_what_a_tracker_holds():
     """`trackio_space_id` would make a page on the hub of it."""
     for option in ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"):
-        assert "in the environment" in problem_with("trl.SFTConfig", option, "me/space")
+        assert "TRACKIO_SPACE_ID" in problem_with("trl.SFTConfig", option, "me/space")
         assert option not in NEUTRAL
