@@ -197,7 +197,7 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
     from pipeline.run.worker import prepare_to_end
 
     launch = _launch_of(plan, given)
-    upfront.check_judge_key(plan, given.runs, stages)
+    upfront.check_judges(plan, given.runs, stages, given.max_judge_calls)
     upfront.check_engine(plan, given.runs, stages)
     retry = given.typed
     settings = RunSettings(

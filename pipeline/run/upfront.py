@@ -36,18 +36,34 @@ def check_launch(launch: Launch, through: Sequence[str]) -> None:
         raise InputError(f"{launch.path} asks for {launch.kind}: {reason}, or use --launch fsdp2")
 
 
-def check_judge_key(plan: Plan, runs: Path, stages: Sequence[str]) -> None:
-    """Find out now that a judge has no key.
+def check_judges(plan: Plan, runs: Path, stages: Sequence[str], max_calls: int | None) -> None:
+    """Find out now that a judge has no key, or will not be able to answer once all is trained.
+
+    An endpoint is asked one question where something is still to be trained, and calls are allowed.
 
     Raises:
-        InputError: when a judge that is going to be asked needs one.
+        InputError: when a judge that is going to be asked needs a key, or gives no verdict.
     """
+    from eval.benchmarks.registry import options_of
     from eval.judge.openai import OpenAIJudge
-    from eval.judge.step import engine_for
+    from eval.judge.step import engine_for, template_for
 
-    for judge, _ in _evaluations_by_judge(plan, runs, stages).values():
-        if isinstance(engine := engine_for(judge), OpenAIJudge):
-            engine.key()
+    trains = any(
+        step.kind == "train" and not artifact.is_finished(step.directory(runs))
+        for step in select_steps(plan, stages)
+    )
+    for judge, evaluations in _evaluations_by_judge(plan, runs, stages).values():
+        if not isinstance(engine := engine_for(judge), OpenAIJudge):
+            continue
+        engine.key()
+        if not trains or max_calls == 0:
+            continue
+        from eval.judge.probe import check_judge
+
+        recipe, name = evaluations[0]
+        template = template_for(judge, options_of(recipe, name))
+        assert template is not None  # only the reference judge has none
+        check_judge(judge, template)
 
 
 def check_engine(plan: Plan, runs: Path, stages: Sequence[str]) -> None:

@@ -303,18 +303,55 @@ def test_without_any_verdict_there_is_no_result(
 def test_a_limit_of_judge_calls_holds_for_the_whole_command(
     bashrac, judged_recipe, letters, write_recipe, serve
 ):
-    """Two models, eight calls each: 16 are enough, and 15 stop the second before it asks."""
+    """Two models, eight calls each: 16 are enough, and 15 stop the second before it asks.
+
+    One more question is asked before the training, to see whether the judge answers.
+    """
     server = serve()
     recipe = only_alpaca(judged_recipe, letters, asking(server))
     recipe["stages"] = {"base": {"method": "base"}, "sft": {"method": "sft"}}
     recipe["trainer"]["learning_rate"] = 0.5  # so that it answers otherwise
     path = write_recipe(recipe)
     stopped = bashrac("run", path, "--max-judge-calls", 15)
-    assert stopped.returncode == 2 and server.asked == 8, stopped.stderr
+    assert stopped.returncode == 2 and server.asked == 9, stopped.stderr
     assert "judging needs 8 calls and at most 7 are allowed" in stopped.stderr
     assert "--max-judge-calls 15" in stopped.stderr, "the command to run again"
     done = bashrac("run", path, "--max-judge-calls", 8)
-    assert done.returncode == 0 and server.asked == 16, done.stderr
+    assert done.returncode == 0 and server.asked == 17, done.stderr
+
+
+def refusing(*names):
+    """A server that answers text, and refuses fields as families of models that reason do."""
+
+    def answer(body):
+        for name in names:
+            if name in body:
+                message = f"Unsupported parameter: '{name}' is not supported with this model."
+                return 400, {"error": {"message": message, "param": name}}
+        return 200, completion("A")
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (refusing("logprobs"), "with judge.reads: text it answers; write that"),
+        (lambda _: (404, {"error": {"message": "The model `m` does not exist"}}), "does not exist"),
+        (lambda _: (200, completion("I", [("I", -0.00001), ("A", -12.4)])), "it fails too"),
+    ],
+    ids=["reasons", "gone", "refuses"],
+)
+def test_a_judge_that_cannot_answer_is_found_before_anything_is_trained(
+    bashrac, judged_recipe, letters, write_recipe, serve, tmp_path, answer, said
+):
+    server = serve(answer)
+    recipe = only_alpaca(judged_recipe, letters, asking(server, max_retries=0))
+    recipe["stages"] = {"sft": {"method": "sft"}}
+    stopped = bashrac("run", write_recipe(recipe))
+    assert stopped.returncode == 2 and said in stopped.stderr, stopped.stderr
+    assert "was asked one question before anything is trained" in stopped.stderr
+    assert server.asked <= 3 and not list(tmp_path.glob("**/record.json"))
 
 
 def test_the_limit_holds_inside_one_process(judged_recipe, letters, write_recipe, tmp_path, serve):
