@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import build_tokenizer
-from helpers import greedy_by_definition, labels_by_definition, mix_by_definition
+from helpers import bloom, greedy_by_definition, labels_by_definition, mix_by_definition
 
 from pipeline.data.render import Renderer
 from pipeline.decoding import probe
@@ -141,7 +141,7 @@ def test_a_model_is_tried_once(monkeypatch):
     assert all(probe.can_read(model, size) for size in (40, 40, 20, 2, 600, 900))
     assert tried == [40, 512]
     tried.clear()
-    model = build("mamba")
+    model = bloom()
     assert not any(probe.can_read(model, size) for size in (40, 40))
     assert tried == [40]
 
