@@ -16,9 +16,9 @@ from pipeline.decoding.batching import logits_to_keep, pad_left, rope_limit, wit
 from pipeline.decoding.kv_cache import Reader
 from pipeline.decoding.steps import Steps, read_on
 
-# The longest row that is tried: reading more would take seconds. A window above it is known by its
-# name in the config only.
-_LONGEST = 4096
+# The longest row that is tried: each token more is read on a slow CPU too, before any is written. A
+# window above it is known by its name in the config only.
+_LONGEST = 512
 # Tokens whose distributions are compared.
 _COMPARED = 8
 _WINDOWS = (
@@ -30,8 +30,8 @@ _LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attentio
 _LAYERS |= {"sparse", "dense", "moe"}
 # How far logits may be apart, as a share of their own size: the root mean square of the difference
 # over that of the logits, each less its mean. In bfloat16 another shape of pass changes those of
-# SmolLM2-135M by 0.012, and a shift of a row by one position by 0.056.
-_ROUNDING = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.03}
+# SmolLM2-135M by 0.01 to 0.03, and a shift of a row by one position by 0.12 to 0.23.
+_ROUNDING = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.06}
 _REFUSALS = (
     AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
@@ -54,9 +54,9 @@ def can_read(model: Any, longest: int) -> bool:
 
     No where a window is shorter than the rows, since our mask shows a row all of itself, and no for
     kinds of layers that are not known. What the config does not tell is tried: two rows at columns
-    far apart, the longer one as long as the rows. This finds models that build their own mask
-    (ALiBi's BLOOM), measure a window from the last column (GPT-Neo), keep a recurrent state (Mamba)
-    or refuse such a cache.
+    far apart, the longer one as long as the rows (to 512 tokens). This finds models that build
+    their own mask (ALiBi's BLOOM), measure a window from the last column (GPT-Neo), keep a
+    recurrent state (Mamba) or refuse such a cache.
     """
     if longest < 2:
         return True
@@ -68,7 +68,8 @@ def can_read(model: Any, longest: int) -> bool:
         return False
     known, size = _READABLE.setdefault(model, {}), min(longest, _LONGEST)
     if not any(tried >= size for tried, fits in known.items() if fits):
-        known.setdefault(size, _reads_alike(model, size))
+        if size not in known:
+            known[size] = _reads_alike(model, size)
         return known[size]
     return True
 

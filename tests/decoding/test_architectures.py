@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import build_tokenizer
-from helpers import greedy_by_definition, labels_by_definition, mix_by_definition
+from helpers import bloom, greedy_by_definition, labels_by_definition, mix_by_definition
 
 from pipeline.data.render import Renderer
 from pipeline.decoding import probe
@@ -129,6 +129,21 @@ def test_a_window_that_no_config_names_is_found(monkeypatch):
     model = build("gpt_neo")
     assert probe.can_read(model, 8)
     assert not probe.can_read(model, 40) and not probe.can_read(model, 12)
+
+
+def test_a_model_is_tried_once(monkeypatch):
+    """What reads rows of some length reads shorter ones, and what fails is not tried again."""
+    tried, read = [], probe._reads_alike
+    monkeypatch.setattr(
+        probe, "_reads_alike", lambda model, size: tried.append(size) or read(model, size)
+    )
+    model = build("llama")
+    assert all(probe.can_read(model, size) for size in (40, 40, 20, 2, 600, 900))
+    assert tried == [40, 512]
+    tried.clear()
+    model = bloom()
+    assert not any(probe.can_read(model, size) for size in (40, 40))
+    assert tried == [40]
 
 
 def test_kinds_of_layers_that_are_not_known_are_not_read_fast():
