@@ -10,7 +10,8 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import ModuleType
+from importlib.abc import ExecutionLoader
+from importlib.util import decode_source, module_from_spec, spec_from_loader
 from typing import Any
 
 from pipeline.data.tasks import TASKS, RowError, Task, checked, task_key
@@ -27,12 +28,13 @@ def load_task(file: str) -> str:
     key = task_key(file)
     if key in TASKS:
         return key
-    path = user_path(file)
-    module = ModuleType(key.replace("-", "_"))
-    module.__file__ = str(path)
+    loader = _AsItIsNow(file)
+    spec = spec_from_loader(key.replace("-", "_"), loader)
+    assert spec is not None  # it is of a loader that is given
+    module = module_from_spec(spec)
     sys.modules[module.__name__] = module  # where dataclasses look for names in annotations
     try:
-        exec(compile(path.read_bytes(), file, "exec"), module.__dict__)
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise InputError(_place_of(error, file)) from None
     task = getattr(module, "TASK", None)
@@ -42,6 +44,23 @@ def load_task(file: str) -> str:
     grade = None if task.grade is None else _grader(task.grade, file)
     TASKS[key] = replace(task, read=_reader(task.read, file), grade=grade)
     return key
+
+
+class _AsItIsNow(ExecutionLoader):
+    """Compiles a file from its text: no bytecode of an earlier text is read, and none written."""
+
+    def __init__(self, file: str):
+        self.file = file
+
+    def get_filename(self, fullname: str) -> str:
+        """The file as the recipe names it, in tracebacks too."""
+        del fullname
+        return self.file
+
+    def get_source(self, fullname: str) -> str:
+        """Its text."""
+        del fullname
+        return decode_source(user_path(self.file).read_bytes())
 
 
 def _reader(read: Callable[[Any], Any], file: str) -> Callable[[Mapping[str, Any]], Any]:

@@ -556,7 +556,8 @@ def task_key(task: str) -> str:
     try:
         content = user_path(task).read_bytes()
     except OSError as error:
-        raise InputError(f"{task}: {error.strerror or error}") from None
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise InputError(f"{task}: {reason} (paths start at the working folder)") from None
     return f"own-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
