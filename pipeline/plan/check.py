@@ -274,7 +274,7 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
         if source.skip >= SIZES[split]:
             message = f"leaves none of the {SIZES[split]} rows of {source.source}, {split}"
             return [Problem(f"{key}.skip", f"{message}; lower it")]
-        if role == "preferences" or task in BUILT_IN:
+        if role == "preferences" or task is None or task in BUILT_IN:
             return []
         rows = builtin_rows(source.builtin, split, limit=source.skip + 1)
         placed = ((f"{source.source}, row {at}", row) for at, row in enumerate(rows, start=1))

@@ -89,15 +89,20 @@ def test_the_page_adds_a_task_as_a_file(bashrac, tiny_model, tmp_path):
     sets = ["--set", f"model={tiny_model}", "--set", "generation.max_new_tokens=8"]
     ran = bashrac("run", "tickets.yaml", *sets)
     assert ran.returncode == 0, ran.stderr
-    report = (tmp_path / "runs" / "tickets" / "report.md").read_text(encoding="utf-8")
-    assert "| accuracy" in report and "| rouge" in report
+    table = (tmp_path / "runs" / "tickets" / "report.csv").read_text(encoding="utf-8")
+    for row in (
+        "accuracy,sft,sft,accuracy,",
+        "accuracy,rac,rac,accuracy,",
+        "rouge,rac,rac,ROUGE-L,",
+    ):
+        assert f"\n{row}" in table
     (file,) = tmp_path.glob("runs/steps/corrections-*/step.json")
     assert "The ticket below is for this queue:" in file.read_text(encoding="utf-8")
-    assert "8 steps, all finished" in bashrac("plan", "tickets.yaml", *sets).stdout
+    assert "11 done, 0 to run" in bashrac("plan", "tickets.yaml", *sets).stdout
     (tmp_path / "my_task.py").rename(tmp_path / "renamed.py")
     renamed = bashrac("plan", "tickets.yaml", *sets, "--set", "task=renamed.py")
-    assert "8 steps, all finished" in renamed.stdout
+    assert "11 done, 0 to run" in renamed.stdout
     with (tmp_path / "renamed.py").open("a", encoding="utf-8") as file:
         file.write("# Another file now.\n")
     changed = bashrac("plan", "tickets.yaml", *sets, "--set", "task=renamed.py")
-    assert changed.returncode == 0 and "all finished" not in changed.stdout
+    assert "0 done, 11 to run" in changed.stdout and "task" in changed.stdout
