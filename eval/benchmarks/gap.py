@@ -65,7 +65,7 @@ Row = dict[str, Any]
 DEFAULT_ROWS = 128
 _NOISE_SEED = 0
 # Whose scores are plotted against the length of the reference: the first that is evaluated.
-_SCORED = ("gsm8k", "rouge")
+_SCORED = ("gsm8k", "accuracy", "rouge")
 _NEARLY_GREEDY = 0.01
 LENGTH = "length"
 _nats = partial(measure, unit="nats", better="lower")

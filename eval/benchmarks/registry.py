@@ -25,6 +25,7 @@ BENCHMARKS = {
     "alpaca": "eval.benchmarks.alpaca",
     "tldr": "eval.benchmarks.tldr",
     "gap": "eval.benchmarks.gap",
+    "accuracy": "eval.benchmarks.accuracy",
     "rouge": "eval.benchmarks.rouge",
 }
 # Defaults for the answers to a task, where neither the benchmark's keys nor the recipe set them.
@@ -88,11 +89,12 @@ def add_steps(name: str, build: Builder, model: Model) -> StepSpec:
         keys={**keys, "shots": f"benchmarks.{name}.shots"},
     )
     judged = _judge(recipe, options) if benchmark.judged else {}
+    by_task = {"task": recipe.task} if benchmark.by_task else {}
     return build.step(
         name,
         benchmark.run,
         title=f"{'judge' if judged else 'grade'} {name}",
-        options={"grader": benchmark.version, **judged},
+        options={"grader": benchmark.version, **judged, **by_task},
         steps={"answers": answers},
         data=dict(benchmark.files(options, test)),
         runtime_options={"judge": recipe.judge.model_dump()} if judged and recipe.judge else {},

@@ -50,6 +50,7 @@ class Benchmark(NamedTuple):
         options: the schema of its keys.
         hub: its test set on the hub; None where it uses the recipe's test rows.
         judged: whether a judge compares answers.
+        by_task: whether the recipe's task grades them.
         shots: (recipe, keys) -> where the solved examples before each prompt come from.
         files: (keys, test set) -> files that grading reads, by role.
         check: recipe -> problems that the types of the keys do not catch.
@@ -63,6 +64,7 @@ class Benchmark(NamedTuple):
     options: type[Options] = Options
     hub: Source | None = None
     judged: bool = False
+    by_task: bool = False
     shots: Callable[[Recipe, Any], Source | None] = lambda recipe, options: None
     files: Callable[[Any, Source], Mapping[str, Source]] = lambda options, test: {}
     check: Callable[[Recipe], list[Problem]] = lambda recipe: []

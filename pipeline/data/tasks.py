@@ -17,12 +17,16 @@ in TRL's files, but not its indentation.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.recipe.shipped import user_path
 
 Message = dict[str, Any]
 Messages = list[Message]
@@ -34,21 +38,51 @@ _NOT_READ = (
 )  # fmt: skip
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write one, no tokenizer can read it
 
-# The last user message where the model is shown the reference (RAC), for labels token by token.
-SHOWN_PROMPTS = {
-    "gsm8k": "A correct solution of the problem below:\n{reference}{end}\n\n{prompt}",
-    "tldr": "A good summary of the post below:\n{reference}{end}\n\n{prompt}",
-    "chat": "A good reply to the message below:\n{reference}{end}\n\n{prompt}",
-}
-# The same where the model rewrites its whole answer.
-REWRITE_PROMPTS = {
-    "gsm8k": "A correct solution of the problem below:\n{reference}{end}\n\n"
-    "An attempt to correct:\n{answer}\n\n{prompt}",
-    "tldr": "A good summary of the post below:\n{reference}{end}\n\n"
-    "A summary to correct:\n{answer}\n\n{prompt}",
-    "chat": "A good reply to the message below:\n{reference}{end}\n\n"
-    "A reply to correct:\n{answer}\n\n{prompt}",
-}
+
+@dataclass(frozen=True)
+class Task:
+    """What rows hold, how they become prompts, and perhaps how answers are graded.
+
+    Attributes:
+        read: row -> (prompt, reference); each is text, or messages that end with the user's turn
+            and one message of the assistant's. Raises where the row does not fit.
+        plain: the prompt for a model without a chat template, with `{prompt}` in it; None for
+            turns that start with `Human:` and `Assistant:`, as all dialogues get them.
+        shown: the last user message where the model is shown the reference (RAC), for labels token
+            by token, with `{prompt}` and `{reference}`, and `{end}` where an answer ends.
+        rewrite: the same where the model rewrites its whole answer, which is `{answer}`.
+        grade: (answer, reference) -> whether the answer is right; None where that cannot be told.
+    """
+
+    read: Callable[[Mapping[str, Any]], tuple[str | Messages, str | Message]]
+    plain: str | None = None
+    shown: str = "A good answer to the prompt below:\n{reference}{end}\n\n{prompt}"
+    rewrite: str = (
+        "A good answer to the prompt below:\n{reference}{end}\n\n"
+        "An answer to correct:\n{answer}\n\n{prompt}"
+    )
+    grade: Callable[[str, str], bool] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no row could be read or shown with.
+
+        Raises:
+            ValueError: with what is wrong.
+        """
+        for name in ("read", "grade"):
+            value = getattr(self, name)
+            if not callable(value) and (name == "read" or value is not None):
+                raise ValueError(f"{name} is {type(value).__name__}, expected a function")
+        needed = {"plain": ["prompt"], "shown": ["prompt", "reference"]}
+        needed["rewrite"] = ["prompt", "reference", "answer"]
+        for name, places in needed.items():
+            text = getattr(self, name)
+            if text is None and name == "plain":
+                continue
+            if not isinstance(text, str):
+                raise ValueError(f"{name} is {type(text).__name__}, expected text")
+            if missing := [f"{{{place}}}" for place in places if f"{{{place}}}" not in text]:
+                raise ValueError(f"{name} lacks {' and '.join(missing)}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +90,7 @@ class Example:
     """One row of a task.
 
     Attributes:
-        task: gsm8k, tldr or chat (AlpacaEval's instructions are chat).
+        task: its name in `TASKS` (AlpacaEval's instructions are chat).
         messages: the prompt as chat messages, ending with a user's turn or a tool's result.
         reference: the text of the reference answer, without end token.
         plain_separator: what stands between plain prompt and answer.
@@ -78,10 +112,9 @@ class Example:
     @property
     def plain_prompt(self) -> str:
         """The prompt for a model without a chat template."""
-        if len(self.messages) == 1 and self.task == "gsm8k":
-            return f"{self.shots}Question: {self.messages[0]['content']}\nAnswer:"
-        if len(self.messages) == 1 and self.task == "tldr":
-            return self.messages[0]["content"]
+        plain = task_named(self.task).plain
+        if len(self.messages) == 1 and plain is not None:
+            return self.shots + plain.replace("{prompt}", self.messages[0]["content"])
         names = {"system": "System", "user": "Human", "assistant": "Assistant", "tool": "Tool"}
         lines = [f"{names[message['role']]}: {message['content']}" for message in self.messages]
         return "\n\n".join([*lines, "Assistant:"])
@@ -141,14 +174,14 @@ class Example:
 
         Each is made when it is called: all cuts of a long post do not fit into memory.
         """
-        if self.task == "chat":
+        if self.task != "tldr":
             turns = [i for i, message in enumerate(self.messages) if message["role"] == "user"][1:]
             system = [message for message in self.messages[:1] if message["role"] == "system"]
             return [partial(self._from_turn, system, turn) for turn in reversed(turns)]
         text = self.messages[-1]["content"]
         before = text.rstrip().removesuffix("TL;DR:")
         body, mark = before.rstrip(), text[len(before.rstrip()) :]
-        if self.task != "tldr" or not mark.strip() or len(body) == len(before):
+        if not mark.strip() or len(body) == len(before):
             return []
         frame = re.search(r"\nPOST:\s", body)
         start = frame.end() if frame else 0
@@ -206,11 +239,32 @@ def example_of(task: str, row: Mapping[str, Any]) -> Example:
     if task == "alpaca":
         messages, answer = _alpaca(row)
         return Example("chat", messages, answer["content"])
+    key, read = task_key(task), task_named(task).read
+    if key not in BUILT_IN:  # every field is for its own code to read
+        messages, answer = said(*read(row))
+        return Example(key, messages, text_of(answer), answer=_more_than_text(answer))
     _check_fields(row)
-    messages, answer = _READERS[task](row)
+    messages, answer = said(*read(row))
     return Example(
-        task, messages, text_of(answer), tools=_tools(row), answer=_more_than_text(answer)
+        key, messages, text_of(answer), tools=_tools(row), answer=_more_than_text(answer)
     )
+
+
+def said(prompt: str | Messages, answer: str | Message) -> tuple[Messages, Message]:
+    """What a task reads of a row, as messages."""
+    messages = [_said("user", prompt)] if isinstance(prompt, str) else prompt
+    return messages, _said("assistant", answer) if isinstance(answer, str) else answer
+
+
+def checked(prompt: Any, reference: Any) -> tuple[Messages, Message]:
+    """What code of one's own gives for a row, held to what files of messages are held to.
+
+    Raises:
+        RowError: when it is no prompt, or no answer.
+    """
+    messages = _prompt({"prompt": prompt})
+    given = [reference] if isinstance(reference, dict) else reference
+    return messages, _answer("reference", {"reference": given}, messages)
 
 
 def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
@@ -226,7 +280,7 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
         raise RowError("rejected", "equals chosen, so there is no preference")
     if task == "tldr" and len(messages) == 1:
         messages = [_said("user", _as_post(messages[0]["content"]))]
-    text = text_of(chosen)
+    task, text = task_key(task), text_of(chosen)
     more = any(map(_more_than_text, (chosen, rejected)))
     example = Example(task, messages, text, tools=_tools(row), answer=_more_than_text(chosen))
     return PreferencePair(example, text, text_of(rejected), (chosen, rejected) if more else None)
@@ -459,8 +513,54 @@ def _spoken(messages: Messages) -> list[tuple[str, list[str]]]:
     return [(message["role"], text_of(message).split()) for message in messages]
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Messages, Message]]] = {
-    "gsm8k": _gsm8k,
-    "tldr": _tldr,
-    "chat": _chat,
+def _right_number(answer: str, reference: str) -> bool:
+    from eval.graders.gsm8k import grade
+
+    return grade(answer, reference, how="strict", truncated=False).value == "correct"
+
+
+TASKS: dict[str, Task] = {
+    "gsm8k": Task(
+        _gsm8k,
+        plain="Question: {prompt}\nAnswer:",
+        shown="A correct solution of the problem below:\n{reference}{end}\n\n{prompt}",
+        rewrite="A correct solution of the problem below:\n{reference}{end}\n\n"
+        "An attempt to correct:\n{answer}\n\n{prompt}",
+        grade=_right_number,
+    ),
+    "tldr": Task(
+        _tldr,
+        plain="{prompt}",
+        shown="A good summary of the post below:\n{reference}{end}\n\n{prompt}",
+        rewrite="A good summary of the post below:\n{reference}{end}\n\n"
+        "A summary to correct:\n{answer}\n\n{prompt}",
+    ),
+    "chat": Task(
+        _chat,
+        shown="A good reply to the message below:\n{reference}{end}\n\n{prompt}",
+        rewrite="A good reply to the message below:\n{reference}{end}\n\n"
+        "A reply to correct:\n{answer}\n\n{prompt}",
+    ),
 }
+BUILT_IN = tuple(TASKS)  # those of files come later: see pipeline.data.task_file
+
+
+def task_key(task: str) -> str:
+    """The name of a recipe's task in `TASKS` and in identities: of a file, after its content.
+
+    Raises:
+        InputError: when the file cannot be read.
+    """
+    if not task.endswith(".py"):
+        return task
+    try:
+        content = user_path(task).read_bytes()
+    except OSError as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise InputError(f"{task}: {reason} (paths start at the working folder)") from None
+    return f"own-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def task_named(task: str) -> Task:
+    """The task of a recipe, an example or a step; one from a file must have been loaded."""
+    return TASKS.get(task) or TASKS[task_key(task)]

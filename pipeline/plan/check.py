@@ -5,15 +5,17 @@ Nothing here imports torch, trl or datasets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from eval.benchmarks import registry
 from eval.benchmarks.registry import BENCHMARKS, benchmark_of
-from pipeline.data.builtin.rows import SIZES, SPLITS, TASK_OF
+from pipeline.data.builtin.rows import SIZES, SPLITS, TASK_OF, builtin_rows
 from pipeline.data.files import READERS, rows_of_file
-from pipeline.data.tasks import RowError, example_of, preference_of
+from pipeline.data.task_file import load_task
+from pipeline.data.tasks import BUILT_IN, RowError, example_of, preference_of, task_named
 from pipeline.errors import InputError, Problem, suggest
 from pipeline.models.quantize import quantize_problems
 from pipeline.models.trust import pickled_problem
@@ -36,17 +38,36 @@ def cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
     """
     if unusable := [*_check_paths(recipe), *_check_size(recipe)]:
         return unusable  # nothing below could look at it
+    task = _check_task(recipe)
     return [
         *_check_passed_through(recipe),
-        *_check_starts(recipe, written),
         *quantize_problems(recipe),
-        *_check_data(recipe),
         *_check_names(recipe, written),
-        *_check_evaluation(recipe),
+        *(task or _check_with_task(recipe, written)),
         *_check_judge(recipe),
         *_check_seeds(recipe),
         *_check_model(recipe),
         *_check_launch(recipe),
+    ]
+
+
+def _check_task(recipe: Recipe) -> list[Problem]:
+    """What is wrong with a task's file, which is run here."""
+    if recipe.task in BUILT_IN:
+        return []
+    try:
+        load_task(recipe.task)
+    except InputError as error:
+        return [Problem("task", str(error))]
+    return []
+
+
+def _check_with_task(recipe: Recipe, written: list[str]) -> list[Problem]:
+    """Problems that only a task can tell."""
+    return [
+        *_check_starts(recipe, written),
+        *_check_data(recipe),
+        *_check_evaluation(recipe),
     ]
 
 
@@ -183,7 +204,7 @@ def _check_data(recipe: Recipe) -> list[Problem]:
     for key, source, role, task in _sources(recipe):
         problems += _check_source(key, source, role, task)
     trains = any(trainer_of(stage.method) for stage in recipe.stages.values())
-    if recipe.train_on == "all" and recipe.task != "chat":
+    if recipe.train_on == "all" and recipe.task in ("gsm8k", "tldr"):
         message = f"is for dialogues, and a row of {recipe.task} has one answer; take it out"
         problems.append(Problem("train_on", message))
     if trains and recipe.data.train is None:
@@ -246,12 +267,19 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
         if split not in splits:
             message = f"{source.source} has no split {split!r}: {', '.join(splits)}"
             return [Problem(f"{key}.split", message)]
-        if role != "preferences" and TASK_OF[source.builtin] != task:
+        if role != "preferences" and task in BUILT_IN and TASK_OF[source.builtin] != task:
             fitting = " or ".join(f"builtin:{name}" for name in SPLITS if TASK_OF[name] == task)
             message = f"{source.source} holds no rows of {task}; take {fitting}"
             return [Problem(place, message)]
-        message = f"leaves none of the {SIZES[split]} rows of {source.source}, {split}; lower it"
-        return [Problem(f"{key}.skip", message)] if source.skip >= SIZES[split] else []
+        if source.skip >= SIZES[split]:
+            message = f"leaves none of the {SIZES[split]} rows of {source.source}, {split}"
+            return [Problem(f"{key}.skip", f"{message}; lower it")]
+        if role == "preferences" or task is None or task in BUILT_IN:
+            return []
+        rows = builtin_rows(source.builtin, split, limit=source.skip + 1)
+        placed = ((f"{source.source}, row {at}", row) for at, row in enumerate(rows, start=1))
+        message = _wrong_first_row(source, placed, source.source, task, role)
+        return [Problem(place, message)] if message else []
     if source.path is None:
         return []
     kind = {"alpaca": ".json", None: ".csv"}.get(task, source.path.suffix)
@@ -265,25 +293,34 @@ def _check_source(key: str, source: Source, role: str, task: str | None) -> list
         return []
     if source.skip_unusable:
         return []
-    message = _wrong_first_row(source, source.path, task, role)
+    placed = rows_of_file(source.path)
+    message = _wrong_first_row(source, placed, str(source.path), task, role)
     return [Problem(place, message)] if message else []
 
 
-def _wrong_first_row(source: Source, path: Path, task: str, role: str) -> str | None:
+def _wrong_first_row(
+    source: Source, placed: Iterable[tuple[str, Any]], path: str, task: str, role: str
+) -> str | None:
     """What is wrong with a file's first row: most often the file is another one than was meant.
 
     All rows are checked by the step that reads them.
     """
     where = ""
     try:
-        for place, row in islice(rows_of_file(path), source.skip, None):
+        for place, row in islice(placed, source.skip, None):
             where = place if source.skip else f"{path}, first row"
-            (preference_of if role == "preferences" else example_of)(task, row)
-            return None
+            if role == "preferences":
+                preference_of(task, row)
+                return None
+            reference = example_of(task, row).reference
+            grade = None if task in (*BUILT_IN, "alpaca") else task_named(task).grade
+            if grade is None or grade(reference, reference):
+                return None
+            return f"{where}: grade in {task} calls the reference {reference[:60]!r} itself wrong"
     except InputError as error:
         return str(error)
     except RowError as error:
-        return f"{where}: field {error.field!r} {error}"
+        return f"{where}: {error.sentence}"
     return f"{path}: there are no rows in it" + (f" after skip {source.skip}" * bool(source.skip))
 
 

@@ -11,13 +11,11 @@ from typing import Any
 from eval.benchmarks.registry import BENCHMARKS, benchmark_of
 from pipeline.data.builtin import rows
 from pipeline.data.files import rows_of_file
-from pipeline.data.tasks import SHOWN_PROMPTS, RowError, example_of
+from pipeline.data.tasks import BUILT_IN, RowError, example_of
 from pipeline.errors import InputError, suggest
 from pipeline.recipe.schema import Source, written_out
 from pipeline.recipe.shipped import user_path
 from pipeline.steps.artifact import fingerprint
-
-TASKS = tuple(SHOWN_PROMPTS)
 
 
 def recipe_for(
@@ -91,7 +89,7 @@ def _task_of(data: str) -> str | None:
         return None
     _, row = next(iter(rows_of_file(source.path)), (None, None))
     possible = []
-    for task in TASKS:
+    for task in BUILT_IN:
         with contextlib.suppress(RowError):
             example_of(task, row or {})
             possible.append(task)

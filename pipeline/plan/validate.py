@@ -251,6 +251,7 @@ def _sentence(schema: _Schema, item: Any, path: list[str]) -> str:
     if kind == "literal_error" and isinstance(value, str):
         choices = re.findall("'([^']*)'", item["ctx"]["expected"])
         hint = suggest(SHORT.get(value.lower(), value), choices)
+        hint = f", or a Python file that holds one{hint}" if path == ["task"] else hint
     else:
         hint = ""
     message = item["msg"].replace("Input should be", "should be").replace("'", "")

@@ -17,7 +17,13 @@ from pipeline.publish.portable import data_of, is_local
 from pipeline.publish.stage import FinishedStage
 from pipeline.steps.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL
 
-_METRIC_TYPES = {"gsm8k": "accuracy", "rouge": "rouge", "alpaca": "win_rate", "tldr": "win_rate"}
+_METRIC_TYPES = {
+    "gsm8k": "accuracy",
+    "accuracy": "accuracy",
+    "rouge": "rouge",
+    "alpaca": "win_rate",
+    "tldr": "win_rate",
+}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 

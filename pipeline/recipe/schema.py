@@ -270,7 +270,8 @@ class Recipe(Strict):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    task: Literal["gsm8k", "tldr", "chat"]
+    # A built-in one, or a Python file with one (pipeline/data/task_file.py).
+    task: Literal["gsm8k", "tldr", "chat"] | Annotated[str, Field(pattern=r"\.py$")]
     model: str = Field(min_length=1)
     revision: str | None = None
     trust_remote_code: bool = False  # whether Python code among the model's files may run

@@ -33,7 +33,7 @@ from pipeline.hardware.precision import warning as precision_warning
 from pipeline.hardware.topology import check_processes
 from pipeline.steps import artifact, lock
 from pipeline.steps.artifact import ERROR, PROGRESS
-from pipeline.steps.context import BEGUN, StepContext, read_progress
+from pipeline.steps.context import BEGUN, StepContext, changed_error, read_progress
 from pipeline.steps.functions import function_of
 from pipeline.steps.record import make_record, reset_peak_memory
 
@@ -154,6 +154,7 @@ def _execute(step: StepContext) -> None:
             )
         if step.state.is_main_process:
             artifact.verify(folder)
+    _load_own_task(step)
     make = function_of(step.spec.run)
     if step.computes:
         settle_precision(step)
@@ -173,6 +174,20 @@ def _execute(step: StepContext) -> None:
             (step.directory / leftover).unlink(missing_ok=True)
     if not step.spec.main_process_only:
         step.state.wait_for_everyone()
+
+
+def _load_own_task(step: StepContext) -> None:
+    """Run the file of the recipe's task, where the step uses one, if it is what the plan has seen.
+
+    Raises:
+        InputError: when it has changed since, or cannot be run.
+    """
+    if (file := step.runtime_options.get("task_file")) is None:
+        return
+    from pipeline.data.task_file import load_task
+
+    if load_task(file) not in (step.options.get("task"), step.options.get("test_task")):
+        raise changed_error(file)
 
 
 def settle_precision(step: StepContext) -> None:

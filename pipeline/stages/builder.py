@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.data.tasks import task_key
 from pipeline.errors import InputError
 from pipeline.recipe.schema import Recipe, RoundOptions, SamplingOptions, Source, StageOptions
 from pipeline.recipe.trl_rules import NEUTRAL
@@ -129,6 +130,10 @@ class Builder:
                 runtime_options = {**(runtime_options or {}), "pickled_weights": True}
             if model.adapter is not None:
                 inputs["adapter"] = model.adapter
+        for name in ("task", "test_task"):
+            if merged.get(name) == (file := self.recipe.task) and task_key(file) != file:
+                merged[name] = task_key(file)
+                runtime_options = {**(runtime_options or {}), "task_file": file}
         for role, source in (data or {}).items():
             try:
                 identity = data_identity(source, role=role)

@@ -7,9 +7,9 @@ run stops when it is not.
 
 Preference pairs come from a source with prompt, chosen and rejected, or are made from the model's
 own answers (`data.preferences: self`, or `pairs: self` in the stage): `samples` answers to each
-training prompt. Where answers can be checked (gsm8k), chosen = a right one (the reference where
-there is none), rejected = a wrong one; prompts without a wrong answer are left out and counted. For
-the other tasks chosen = the finished answer nearest to the reference by ROUGE-L, rejected = the one
+training prompt. Where the task grades answers (gsm8k, or a file with `grade`), chosen = a right one
+(the reference where there is none), rejected = a wrong one; prompts without a wrong answer are left
+out and counted. For the other tasks chosen = the finished answer nearest to the reference by ROUGE-L, rejected = the one
 farthest from it; prompts whose answers are all equally near are left out and counted.
 """
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from pipeline.data.tasks import task_named
 from pipeline.errors import InputError, Problem, StepFailedError
 from pipeline.recipe.schema import Recipe, SamplingOptions, Source
 from pipeline.rows.stored import AnswerRow, PairRow
@@ -75,9 +76,16 @@ def plan(stage: Options, build: Builder) -> Model:
         sampling=stage,
     )
     write = "pipeline.stages.dpo:write_pairs"
-    told_by = {} if build.recipe.task == "gsm8k" else {"told_by": "ROUGE-L"}
+    told_by = _told_by(build.recipe.task)
     pairs = build.step("pairs", write, title="pairs", steps={"answers": answers}, options=told_by)
     return build.train(TRAIN, title="train", model=build.start, steps={"pairs": pairs})
+
+
+def _told_by(task: str) -> dict[str, str]:
+    """The option that says what tells answers apart: the task's own grader, else ROUGE-L."""
+    if task == "gsm8k":
+        return {}
+    return {"told_by": "ROUGE-L"} if task_named(task).grade is None else {"task": task}
 
 
 def write_pairs(step: StepContext) -> None:
@@ -95,7 +103,7 @@ def write_pairs(step: StepContext) -> None:
         pairs = [pair for rows in grouped.values() if (pair := pair_by_rouge(rows)) is not None]
         left_out = {"prompts without a worse answer": len(grouped) - len(pairs)}
     else:
-        made = [pair_of(rows) for rows in grouped.values()]
+        made = [pair_of(rows, step.options.get("task", "gsm8k")) for rows in grouped.values()]
         pairs = [pair for pair, _ in made if pair is not None]
         left_out = {
             "prompts without a right answer": sum(not has_right for _, has_right in made),
@@ -103,7 +111,7 @@ def write_pairs(step: StepContext) -> None:
         }
     step.metrics["figures"] = {"prompts": len(grouped), "pairs": len(pairs), **left_out}
     if not pairs:
-        kind = "worse than another" if step.options else "wrong"
+        kind = "worse than another" if "told_by" in step.options else "wrong"
         raise InputError(
             f"no answer to any of the {len(grouped)} prompts is {kind}, so there is nothing to "
             "reject; raise the stage's temperature or samples, or give data.preferences"
@@ -111,21 +119,28 @@ def write_pairs(step: StepContext) -> None:
     store_pairs(step, pairs)
 
 
-def pair_of(rows: list[AnswerRow]) -> tuple[PairRow | None, bool]:
+def pair_of(rows: list[AnswerRow], task: str = "gsm8k") -> tuple[PairRow | None, bool]:
     """Return (pair or None, whether any answer was right) of one prompt's graded answers."""
-    from eval.graders.gsm8k import grade
     from pipeline.rows.pairs import own_pair
 
-    graded = [
-        (row, grade(row["answer"], row["reference"], truncated=not row["finished"]).value)
-        for row in rows
-    ]
-    right = [row for row, outcome in graded if outcome == "correct" and row["finished"]]
+    graded = [(row, _is_right(row, task)) for row in rows]
+    right = [row for row, is_right in graded if is_right and row["finished"]]
     chosen = right[0]["answer"] if right else rows[0]["reference"]
-    wrong = [row for row, outcome in graded if outcome != "correct" and row["answer"] != chosen]
+    wrong = [row for row, is_right in graded if not is_right and row["answer"] != chosen]
     if not wrong:
         return None, bool(right)
     return own_pair(chosen=right[0] if right else None, rejected=wrong[0]), bool(right)
+
+
+def _is_right(row: AnswerRow, task: str) -> bool:
+    if task == "gsm8k":  # of a number at the end of a cut answer, digits may be missing
+        from eval.graders.gsm8k import grade
+
+        cut = not row["finished"]
+        return grade(row["answer"], row["reference"], truncated=cut).value == "correct"
+    grade_own = task_named(task).grade
+    assert grade_own is not None  # else ROUGE-L tells
+    return grade_own(row["answer"], row["reference"])
 
 
 def pair_by_rouge(rows: list[AnswerRow]) -> PairRow | None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.data.tasks import REWRITE_PROMPTS, SHOWN_PROMPTS
+from pipeline.data.tasks import task_named
 from pipeline.errors import Problem
 from pipeline.recipe.schema import Recipe, RoundOptions
 from pipeline.rows.stored import ROWS, SelfGeneratedRow
@@ -53,8 +53,9 @@ class Options(RoundOptions):
 
     def shown_prompt_for(self, task: str) -> str:
         """The template of the reference-conditioned prompt."""
-        defaults = SHOWN_PROMPTS if self.correction == "token" else REWRITE_PROMPTS
-        return self.shown_prompt or defaults[task]
+        default = task_named(task)
+        by_token = self.correction == "token"
+        return self.shown_prompt or (default.shown if by_token else default.rewrite)
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:

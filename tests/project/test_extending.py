@@ -1,4 +1,4 @@
-"""docs/extending.md, done as it says to a copy of the code, and run."""
+"""docs/extending.md, done as it says, on a copy of the code where it changes it, and run."""
 
 import json
 import os
@@ -47,7 +47,9 @@ def extended(tmp_path):
     )
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "extended.yaml").write_text(_block_after("## A recipe that uses both"))
+    (folder / "extended.yaml").write_text(
+        _block_after("## A recipe that uses the method and the benchmark")
+    )
     return folder
 
 
@@ -78,3 +80,29 @@ def test_the_page_adds_a_method_and_a_benchmark(extended, tiny_model):
     assert f"{24 - ended} of 24 self-generated rows have no label" in report
     wrong = bashrac("check", "stages.rewrite.lamda=2")
     assert wrong.returncode == 2 and "did you mean lambda" in wrong.stderr
+
+
+def test_the_page_adds_a_task_as_a_file(bashrac, tiny_model, tmp_path):
+    """SFT, RAC and both benchmarks; a changed file runs again, an untouched one does not."""
+    for file in ("my_task.py", "tickets.jsonl", "tickets.yaml"):
+        (tmp_path / file).write_text(_block_after(f"`{file}`"), encoding="utf-8")
+    sets = ["--set", f"model={tiny_model}", "--set", "generation.max_new_tokens=8"]
+    ran = bashrac("run", "tickets.yaml", *sets)
+    assert ran.returncode == 0, ran.stderr
+    table = (tmp_path / "runs" / "tickets" / "report.csv").read_text(encoding="utf-8")
+    for row in (
+        "accuracy,sft,sft,accuracy,",
+        "accuracy,rac,rac,accuracy,",
+        "rouge,rac,rac,ROUGE-L,",
+    ):
+        assert f"\n{row}" in table
+    (file,) = tmp_path.glob("runs/steps/corrections-*/step.json")
+    assert "The ticket below is for this queue:" in file.read_text(encoding="utf-8")
+    assert "11 done, 0 to run" in bashrac("plan", "tickets.yaml", *sets).stdout
+    (tmp_path / "my_task.py").rename(tmp_path / "renamed.py")
+    renamed = bashrac("plan", "tickets.yaml", *sets, "--set", "task=renamed.py")
+    assert "11 done, 0 to run" in renamed.stdout
+    with (tmp_path / "renamed.py").open("a", encoding="utf-8") as file:
+        file.write("# Another file now.\n")
+    changed = bashrac("plan", "tickets.yaml", *sets, "--set", "task=renamed.py")
+    assert "0 done, 11 to run" in changed.stdout and "task" in changed.stdout

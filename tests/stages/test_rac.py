@@ -6,7 +6,7 @@ from conftest import problems_of
 from helpers import hand_loss, model_that_ends_turns, steps_of
 
 from pipeline.data.render import Renderer
-from pipeline.data.tasks import SHOWN_PROMPTS, Example, example_of
+from pipeline.data.tasks import TASKS, Example, example_of
 from pipeline.models.load import load_model, load_tokenizer
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
@@ -49,7 +49,7 @@ def test_a_row_is_x_plus_own_answer_with_the_shown_models_labels(
     assert [row["id"] for row in rows] == list(range(6))
     for row, own in zip(rows, answers, strict=True):
         example = Example("gsm8k", own["messages"], own["reference"])
-        shown = renderer.prompt_ids(example.shown(SHOWN_PROMPTS["gsm8k"], end="<|im_end|>"))
+        shown = renderer.prompt_ids(example.shown(TASKS["gsm8k"].shown, end="<|im_end|>"))
         plain = renderer.prompt_ids(example)
         assert row["input_ids"] == plain + own["ids"] and not own["finished"]
         assert shown.count(2) == plain.count(2) + 1, "the reference is shown with its end"
@@ -143,7 +143,7 @@ def test_rows_whose_labels_are_all_dropped_are_not_trained_on(recipe, write_reci
     sure = []
     for own in artifact.read_rows(plan.steps[0].directory(runs) / artifact.SAMPLES):
         example = Example("gsm8k", own["messages"], own["reference"])
-        ids = renderer.prompt_ids(example.shown(SHOWN_PROMPTS["gsm8k"], end="<|im_end|>"))
+        ids = renderer.prompt_ids(example.shown(TASKS["gsm8k"].shown, end="<|im_end|>"))
         with torch.no_grad():
             sure.append(model(torch.tensor([ids])).logits[0, -1].softmax(-1).max().item())
     recipe["stages"]["rac"]["min_confidence"] = sum(sorted(sure)[2:4]) / 2
