@@ -88,6 +88,50 @@ def test_every_benchmark_runs_on_any_task(judged_recipe, write_recipe, run_steps
     assert len([step for step in plan.steps if step.kind == "answers"]) == 3
 
 
+def test_repeated_test_rows_are_named_whatever_the_benchmark(
+    judged_recipe, write_recipe, run_steps_here, tmp_path
+):
+    """Of equal prompts, only those with the same reference; skipped rows count in the row's number.
+
+    AlpacaEval's own rows may not repeat at all, but the model answers before they are graded.
+    """
+    rows = [
+        {"question": "1 + 1?", "answer": "#### 2"},
+        {"question": "2 + 2?", "answer": "#### 4"},
+        {"question": "2 + 2?", "answer": "Four. #### 4"},
+        {"question": "2 + 2?", "answer": "#### 4"},
+        {"question": "2 + 2?", "answer": "#### 4"},
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    baseline = Path(judged_recipe["benchmarks"]["alpaca"]["data"])
+    outputs = json.loads(baseline.read_text())
+    baseline.write_text(json.dumps([outputs[0], *outputs]))
+    recipe = judged_recipe | {"evaluate": ["gsm8k", "gap", "alpaca"]}
+    recipe["data"] |= {"test": {"source": str(tmp_path / "test.jsonl"), "skip": 1}}
+    del recipe["benchmarks"]["tldr"]
+    recipe["benchmarks"]["gap"] = {"fixed": None, "rates": [0, 1]}
+    path = write_recipe(recipe)
+    with pytest.raises(InputError, match="twice: keep one"):
+        run_steps_here(path)
+    plan, runs = make_plan(load_recipe(path)), tmp_path / "runs"
+    warned = {
+        step.title: artifact.read_record(step.directory(runs))["metrics"].get("warnings", [])
+        for step in plan.steps
+        if step.kind in ("answers", "gap-contexts")
+    }
+    ours = (
+        f"{tmp_path / 'test.jsonl'}: 2 of 4 test rows repeat an earlier row (first: row 4); each is "
+        "counted, so intervals are narrower than they should be: remove them from the data"
+    )
+    theirs = ours.replace(str(tmp_path / "test.jsonl"), str(baseline))
+    theirs = theirs.replace("2 of 4 test rows repeat an", "1 of 5 test rows repeats an")
+    theirs = theirs.replace("row 4", "row 2").replace("remove them", "remove it")
+    assert ours in warned["answers for gsm8k"] and theirs in warned["answers for alpaca"]
+    assert [one for one in warned["contexts for gap"] if "test rows" in one] == [ours]
+    report = markdown(collect(plan, runs))
+    assert report.count("2 of 4 test rows repeat an earlier row (first: row 4)") == 1
+
+
 def test_the_files_of_an_alpaca_step_are_the_official_ones_and_score_the_same(
     judged_recipe, letters, write_recipe, run_steps_here, serve
 ):
