@@ -162,7 +162,7 @@ def test_a_length_controlled_win_rate_after_a_stage(
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     recipe["model"] = str(folder)
     recipe["benchmarks"]["alpaca"] |= {
-        "data": {"source": str(ALPACA / "gpt4_1106_preview.model_outputs.json"), "limit": 60},
+        "data": {"source": str(ALPACA / "gpt4_1106_preview.model_outputs.json"), "limit": 200},
         "difficulty": str(ALPACA / "instruction_difficulty.csv"),
         "gamed": str(ALPACA / "df_gamed_recon.csv"),
     }
@@ -170,17 +170,17 @@ def test_a_length_controlled_win_rate_after_a_stage(
     result = result_of(plan, runs, "alpaca")
     lc = result["measures"]["LC win rate"]
     assert result["primary"] == "LC win rate" and 0 <= lc["low"] <= lc["value"] <= lc["high"] <= 100
-    assert len(lc["replicates"]) == 1000 and lc["n"] == 60 and lc["C"] > 0
+    assert len(lc["replicates"]) == 1000 and lc["n"] == 200 and lc["C"] > 0
     raw = result["measures"]["win rate"]
     spread = statistics.stdev(100 * score for score in raw["scores"])
-    assert raw["standard_error"] == pytest.approx(spread / 60**0.5)
+    assert raw["standard_error"] == pytest.approx(spread / 200**0.5)
     assert lc["standard_error"] == pytest.approx(statistics.stdev(lc["replicates"]))
-    few, _ = run_steps_here(write_recipe(recipe), "benchmarks.alpaca.data.limit=20")
+    few, _ = run_steps_here(write_recipe(recipe), "benchmarks.alpaca.data.limit=199")
     assert result_of(few, runs, "alpaca")["primary"] == "win rate"
     record = artifact.read_record(few.results["base", "alpaca", 0].directory(runs))
-    assert "20 judged instructions are too few" in str(record["metrics"]["warnings"])
+    assert "199 judged instructions are too few" in str(record["metrics"]["warnings"])
     record = artifact.read_record(plan.results["base", "alpaca", 0].directory(runs))
-    assert "judged on 60 of 805 instructions: not" in str(record["metrics"]["warnings"])
+    assert "judged on 200 of 805 instructions: not" in str(record["metrics"]["warnings"])
 
 
 @pytest.fixture
