@@ -232,14 +232,16 @@ def _answers(build: Builder, model: Model, asked: dict[str, StepSpec]) -> StepSp
 
 def write_contexts(step: StepContext) -> None:
     """Step: write the contexts of every held-out row at every rate, the reference at rate 0."""
-    from pipeline.data.load import describe_losses, load_examples, tokenise
+    from pipeline.data.load import describe_losses, load_examples, tokenise, warn_of_repeats
     from pipeline.data.render import renderer_for
     from pipeline.models.load import load_to_read
     from pipeline.rows.shards import write_in_shards
     from pipeline.stages.bash import mixer, row_size
 
     options, renderer = step.options, renderer_for(step)
-    examples = load_examples(step.source("test"), options["task"], step.warn, renderer)
+    source = step.source("test")
+    examples = load_examples(source, options["task"], step.warn, renderer)
+    warn_of_repeats(examples, source, step.warn)
     limits = [size for size in (options["max_length"], renderer.window) if size is not None]
     longest = min(limits, default=None)
     token_rows, counts = tokenise(examples, renderer, max_length=longest)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -82,6 +83,29 @@ def load_examples(
         return [renderer.admit(one, answered=answered) for one in every]
 
     return _read_each(source, partial(example_of, task), admit, renderer, warn)
+
+
+def warn_of_repeats(
+    examples: Sequence[Example], source: Source, warn: Callable[[str], None]
+) -> None:
+    """Say how many test rows ask what an earlier one asks, with the same reference.
+
+    They are kept, since ids and published numbers go by position, and so each counts towards n.
+    """
+    seen: set[str] = set()
+    repeats = []
+    for row, example in enumerate(examples, start=source.skip + 1):
+        text = json.dumps([example.messages, example.tools, example.reference], sort_keys=True)
+        if text in seen:
+            repeats.append(row)
+        seen.add(text)
+    if repeats:
+        verb, them = ("repeats", "it") if len(repeats) == 1 else ("repeat", "them")
+        warn(
+            f"{source.source}: {len(repeats)} of {len(examples)} test rows {verb} an earlier row "
+            f"(first: row {repeats[0]}); each is counted, so intervals are narrower than they "
+            f"should be: remove {them} from the data"
+        )
 
 
 def load_preferences(

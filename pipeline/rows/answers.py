@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from pipeline.data.load import count_parts, load_examples, prompts_cut
+from pipeline.data.load import count_parts, load_examples, prompts_cut, warn_of_repeats
 from pipeline.data.render import Renderer, renderer_for
 from pipeline.data.tasks import Example
 from pipeline.decoding.generate import Prompt, SamplingParams, iter_answers
@@ -149,6 +149,8 @@ def _read_prompts(step: StepContext, renderer: Renderer) -> tuple[list[Example],
     answered = role == "train"  # as the steps read the rows that these answers are paired with
     task = options["task"]
     whole = load_examples(source, task, step.warn, renderer, answered=answered)
+    if role == "test":
+        warn_of_repeats(whole, source, step.warn)
     if "shots" in step.locations:
         shots = load_examples(step.source("shots"), options["task"], step.warn)
         if len(shots) < options["few_shot"]:

@@ -18,6 +18,7 @@ from pipeline.plan.plan import Plan
 from pipeline.recipe import shipped
 from pipeline.recipe.schema import Recipe
 from pipeline.run.expected import expected_seconds, format_time_left
+from pipeline.run.findable import describe_findable
 from pipeline.run.launcher import command
 from pipeline.run.upfront import describe_judge_calls
 from pipeline.steps import artifact
@@ -61,6 +62,8 @@ def explain(
         pending = [step for step in plan.steps if states[step.fingerprint].word != "done"]
         left = format_time_left(pending, seconds)
         lines += [*_tree(plan, states, seconds, width), ""]
+        if findable := describe_findable(plan.recipe):
+            lines += [*findable, ""]
     if calls := describe_judge_calls(plan, runs):
         lines.append(calls)
     lines.append(f"precision: {describe_asked(one.recipe for one in plan.stages.values())}")

@@ -88,6 +88,50 @@ def test_every_benchmark_runs_on_any_task(judged_recipe, write_recipe, run_steps
     assert len([step for step in plan.steps if step.kind == "answers"]) == 3
 
 
+def test_repeated_test_rows_are_named_whatever_the_benchmark(
+    judged_recipe, write_recipe, run_steps_here, tmp_path
+):
+    """Of equal prompts, only those with the same reference; skipped rows count in the row's number.
+
+    AlpacaEval's own rows may not repeat at all, but the model answers before they are graded.
+    """
+    rows = [
+        {"question": "1 + 1?", "answer": "#### 2"},
+        {"question": "2 + 2?", "answer": "#### 4"},
+        {"question": "2 + 2?", "answer": "Four. #### 4"},
+        {"question": "2 + 2?", "answer": "#### 4"},
+        {"question": "2 + 2?", "answer": "#### 4"},
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    baseline = Path(judged_recipe["benchmarks"]["alpaca"]["data"])
+    outputs = json.loads(baseline.read_text())
+    baseline.write_text(json.dumps([outputs[0], *outputs]))
+    recipe = judged_recipe | {"evaluate": ["gsm8k", "gap", "alpaca"]}
+    recipe["data"] |= {"test": {"source": str(tmp_path / "test.jsonl"), "skip": 1}}
+    del recipe["benchmarks"]["tldr"]
+    recipe["benchmarks"]["gap"] = {"fixed": None, "rates": [0, 1]}
+    path = write_recipe(recipe)
+    with pytest.raises(InputError, match="twice: keep one"):
+        run_steps_here(path)
+    plan, runs = make_plan(load_recipe(path)), tmp_path / "runs"
+    warned = {
+        step.title: artifact.read_record(step.directory(runs))["metrics"].get("warnings", [])
+        for step in plan.steps
+        if step.kind in ("answers", "gap-contexts")
+    }
+    ours = (
+        f"{tmp_path / 'test.jsonl'}: 2 of 4 test rows repeat an earlier row (first: row 4); each is "
+        "counted, so intervals are narrower than they should be: remove them from the data"
+    )
+    theirs = ours.replace(str(tmp_path / "test.jsonl"), str(baseline))
+    theirs = theirs.replace("2 of 4 test rows repeat an", "1 of 5 test rows repeats an")
+    theirs = theirs.replace("row 4", "row 2").replace("remove them", "remove it")
+    assert ours in warned["answers for gsm8k"] and theirs in warned["answers for alpaca"]
+    assert [one for one in warned["contexts for gap"] if "test rows" in one] == [ours]
+    report = markdown(collect(plan, runs))
+    assert report.count("2 of 4 test rows repeat an earlier row (first: row 4)") == 1
+
+
 def test_the_files_of_an_alpaca_step_are_the_official_ones_and_score_the_same(
     judged_recipe, letters, write_recipe, run_steps_here, serve
 ):
@@ -118,7 +162,7 @@ def test_a_length_controlled_win_rate_after_a_stage(
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     recipe["model"] = str(folder)
     recipe["benchmarks"]["alpaca"] |= {
-        "data": {"source": str(ALPACA / "gpt4_1106_preview.model_outputs.json"), "limit": 60},
+        "data": {"source": str(ALPACA / "gpt4_1106_preview.model_outputs.json"), "limit": 200},
         "difficulty": str(ALPACA / "instruction_difficulty.csv"),
         "gamed": str(ALPACA / "df_gamed_recon.csv"),
     }
@@ -126,17 +170,17 @@ def test_a_length_controlled_win_rate_after_a_stage(
     result = result_of(plan, runs, "alpaca")
     lc = result["measures"]["LC win rate"]
     assert result["primary"] == "LC win rate" and 0 <= lc["low"] <= lc["value"] <= lc["high"] <= 100
-    assert len(lc["replicates"]) == 1000 and lc["n"] == 60 and lc["C"] > 0
+    assert len(lc["replicates"]) == 1000 and lc["n"] == 200 and lc["C"] > 0
     raw = result["measures"]["win rate"]
     spread = statistics.stdev(100 * score for score in raw["scores"])
-    assert raw["standard_error"] == pytest.approx(spread / 60**0.5)
+    assert raw["standard_error"] == pytest.approx(spread / 200**0.5)
     assert lc["standard_error"] == pytest.approx(statistics.stdev(lc["replicates"]))
-    few, _ = run_steps_here(write_recipe(recipe), "benchmarks.alpaca.data.limit=20")
+    few, _ = run_steps_here(write_recipe(recipe), "benchmarks.alpaca.data.limit=199")
     assert result_of(few, runs, "alpaca")["primary"] == "win rate"
     record = artifact.read_record(few.results["base", "alpaca", 0].directory(runs))
-    assert "20 judged instructions are too few" in str(record["metrics"]["warnings"])
+    assert "199 judged instructions are too few" in str(record["metrics"]["warnings"])
     record = artifact.read_record(plan.results["base", "alpaca", 0].directory(runs))
-    assert "judged on 60 of 805 instructions: not" in str(record["metrics"]["warnings"])
+    assert "judged on 200 of 805 instructions: not" in str(record["metrics"]["warnings"])
 
 
 @pytest.fixture

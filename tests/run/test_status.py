@@ -10,7 +10,9 @@ from conftest import ROOT
 from pipeline.plan import changes
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
+from pipeline.recipe.schema import Source
 from pipeline.recipe.shipped import read_launch
+from pipeline.run.findable import describe_findable
 from pipeline.run.plan_text import explain
 from pipeline.run.status import status
 from pipeline.steps import artifact, lock
@@ -75,6 +77,49 @@ def test_a_plan_is_a_tree_of_stages_below_those_they_start_from(plan_of, runs):
         "precision: float32",
         "14 steps: 0 done, 14 to run",
     ]
+
+
+def test_a_plan_says_which_differences_its_seeds_and_items_show(plan_of, runs):
+    plan = plan_of("data.test.limit=600", "seeds=[0]")
+    assert tree(plan, runs)[-6:] == [
+        "what 4 in 5 reports would find, with 600 items of gsm8k, if seeds scatter by 1 point:",
+        "  1 seed calls no method better than another; 3 seeds find a true difference of 8.6 points",
+        "  seeds needed: more than 20 for 1, more than 20 for 2, 5 for 5 points",
+        "",
+        "precision: float32",
+        "14 steps: 0 done, 14 to run",
+    ]
+    several = plan_of("data.test.limit=600", "seeds=[0, 1, 2, 3, 4]")
+    assert "  5 seeds find a true difference of 4.7 points" in tree(several, runs)
+    assert "reports" not in " ".join(tree(plan, runs, commands=True))
+
+
+@pytest.mark.parametrize(
+    ("test", "items"),
+    [
+        ({"source": "builtin:maths", "limit": 600}, 600),
+        ({"source": "mine.jsonl", "skip": 10, "limit": 50}, 50),
+        ({"source": "openai/gsm8k", "name": "main", "split": "test"}, 1319),
+        ({"source": "openai/gsm8k", "name": "main", "split": "test", "skip": 1000}, 319),
+        ({"source": "openai/gsm8k", "name": "main", "split": "test", "limit": 2000}, 1319),
+        # Only the rows themselves tell how many there are.
+        ({"source": "openai/gsm8k", "name": "main", "split": "train"}, None),
+        ({"source": "mine.jsonl"}, None),
+        ({"source": "builtin:maths", "limit": 10}, None),  # a trial run
+    ],
+)
+def test_items_are_counted_where_no_row_has_to_be_read(plan_of, test, items):
+    recipe = plan_of().recipe
+    data = recipe.data.model_copy(update={"test": Source(**test)})
+    lines = describe_findable(recipe.model_copy(update={"data": data}))
+    assert lines == [] if items is None else f"with {items} items of gsm8k," in lines[0]
+
+
+def test_a_plan_leaves_out_what_has_no_right_and_wrong_or_no_other_stage(plan_of):
+    assert describe_findable(plan_of("evaluate=[rouge]", "data.test.limit=600").recipe) == []
+    recipe = plan_of("data.test.limit=600").recipe
+    only = recipe.model_copy(update={"stages": {"sft": recipe.stages["sft"]}})
+    assert describe_findable(only) == []
 
 
 def test_finished_steps_tell_how_long_others_of_their_kind_will_take(plan_of, runs):
