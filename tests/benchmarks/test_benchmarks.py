@@ -520,9 +520,11 @@ class _Parrot:
         self.ids = ids
 
     def __call__(self, folder):
+        from pipeline.decoding.probe import steps_of
         from pipeline.models.load import load_model
 
         model = load_model(folder)
+        steps_of(model)  # how it may be read is tried on its own numbers
         spoken = iter(self.ids)
 
         def say(module, inputs, output):
