@@ -54,7 +54,8 @@ def cell_of(results: list[Result], name: str) -> Cell | None:
     numbers = (scale * found.value, scale * low, scale * high)
     spread = None if found.spread is None else scale * found.spread
     n, seeds = found.n_examples, found.n_seeds
-    return Cell(*numbers, n, first["unit"], spread, better, seeds)
+    each = [scale * sum(column) / len(column) for column in columns] if seeds > 1 else []
+    return Cell(*numbers, n, first["unit"], spread, better, seeds, tuple(each))
 
 
 def _cell_of_replicates(measures: list[dict[str, Any]]) -> Cell:
@@ -65,7 +66,7 @@ def _cell_of_replicates(measures: list[dict[str, Any]]) -> Cell:
         return Cell(first["value"], first["low"], first["high"], n)
     values = [measure["value"] for measure in measures]
     found = estimate_of_replicates(values, [measure["replicates"] for measure in measures], n)
-    return Cell(*found[:3], n, spread=found.spread, seeds=found.n_seeds)
+    return Cell(*found[:3], n, spread=found.spread, seeds=found.n_seeds, per_seed=tuple(values))
 
 
 def difference_of(

@@ -206,6 +206,7 @@ def _rows(plan: Plan, benchmark: str, found: ByStage, baseline: str | None) -> I
             published="" if published is None else str(published),
             own=own,
             is_baseline=stage.name == baseline,
+            start=stage.start or "",
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from eval.report.text import format_outcomes
-from eval.report.types import Report
+from eval.report.types import Cell, Report
 
 _COLUMNS: tuple[str, ...] = (
     "benchmark", "stage", "method", "measure", "unit", "better", "value", "low", "high", "spread",
@@ -36,7 +36,7 @@ def _measures(report: Report) -> Iterator[Line]:
     for row in report.rows:
         shared = {"benchmark": row.benchmark, "stage": row.stage, "method": row.method}
         for name, cell in row.measures.items():
-            line = {**shared, "measure": name, "seeds": row.seeds, **asdict(cell)}
+            line = {**shared, "measure": name, "seeds": row.seeds, **_of_cell(cell)}
             if name == row.own:
                 line |= {"published": row.published, "outcomes": format_outcomes(row)}
             if (found := row.differences.get(name)) is not None:
@@ -56,7 +56,12 @@ def _points(report: Report) -> Iterator[Line]:
             for point in curve.points:
                 stage = curve.name if chart.is_joined else point.label or curve.name
                 line = {"benchmark": chart.benchmark, "stage": stage, "measure": chart.y_title}
-                yield {**line, "chart": chart.name, "x": point.x, **asdict(point.cell)}
+                yield {**line, "chart": chart.name, "x": point.x, **_of_cell(point.cell)}
+
+
+def _of_cell(cell: Cell) -> Line:
+    """Its columns: those of all fields with one value."""
+    return {name: value for name, value in asdict(cell).items() if name != "per_seed"}
 
 
 def _costs(report: Report) -> Iterator[Line]:

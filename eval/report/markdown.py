@@ -5,7 +5,13 @@ from __future__ import annotations
 from eval.report.charts import chart_table
 from eval.report.cost_summary import chain_table, cost_notes, has_costs, own_table
 from eval.report.headlines import headline_note, headline_title, headlines
-from eval.report.text import benchmark_notes, benchmark_table, format_figure, interval_note
+from eval.report.text import (
+    benchmark_notes,
+    benchmark_table,
+    format_figure,
+    interval_note,
+    one_seed_note,
+)
 from eval.report.types import Chart, Provenance, Report
 from pipeline.errors import visible
 from pipeline.markdown import code
@@ -38,7 +44,7 @@ def _notes(report: Report) -> list[str]:
     if report.made is not None:
         lines.append(f"Recipe fingerprint {code(report.made.fingerprint[:16])}.")
     if report.rows:
-        lines.append(interval_note(report))
+        lines.append(" ".join(filter(None, [interval_note(report), one_seed_note(report)])))
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     if report.machines:
         computed = f", computed in {report.precision}" if report.precision else ""
@@ -51,7 +57,8 @@ def _headlines(report: Report) -> list[str]:
     lines = []
     for benchmark in report.benchmarks:
         if found := [one for one in headlines(report, benchmark) if one.verdict]:
-            lines += [f"**{_in_a_line(headline_title(report, benchmark))}**", ""]
+            title = ", ".join(filter(None, headline_title(report, benchmark)))
+            lines += [f"**{_in_a_line(title)}**", ""]
             lines += [f"- **{one.stage}** {one.sentence}: {one.verdict}" for one in found]
             lines.append("")
     note = headline_note(report)

@@ -31,6 +31,7 @@ from eval.report.text import (
     benchmark_table,
     format_figure,
     interval_note,
+    one_seed_note,
     tone_of,
     versus,
 )
@@ -70,6 +71,7 @@ class Section:
     """What the page says of one benchmark.
 
     Attributes:
+        shared: what all headlines share, beside the title.
         n: test rows, of which the examples are some.
         seed: the training seed whose answers the examples show.
         system: the system message that all examples begin with.
@@ -77,6 +79,7 @@ class Section:
 
     name: str
     title: str
+    shared: str
     headlines: list[Headline]
     plots: list[Plot]
     charts: list[tuple[ChartView, Table]]
@@ -103,10 +106,11 @@ def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> st
         .get_template("page.html.jinja")
         .render(
             report=report,
-            methods={row.stage: row.method for row in report.rows},
+            stages=_stages(report),
             sections=sections,
             headline_note=headline_note(report),
-            interval_note=interval_note(report) if report.rows else "",
+            interval_note=interval_note(report),
+            one_seed_note=one_seed_note(report),
             charts=_charts(others, report.baseline),
             costs=[
                 _cost_table("What each stage took itself", *own_table(report)),
@@ -119,6 +123,16 @@ def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> st
             steps=_steps_table(report),
         )
     )
+
+
+def _stages(report: Report) -> dict[str, str]:
+    """Every stage with its method, unless it is named so, and the stage it starts from."""
+    found = {cost.stage: cost.stage for cost in report.costs}
+    for row in report.rows:
+        words = [row.method] if row.method != row.stage else []
+        words += [f"from {row.start}"] if row.start else []
+        found[row.stage] = f"{row.stage} ({' '.join(words)})" if words else row.stage
+    return found
 
 
 def style_hash(style: str) -> str:
@@ -148,9 +162,11 @@ def _finalize(value: Any) -> Any:
 def _section(report: Report, benchmark: str, samples: Sequence[SampleView]) -> Section:
     rows = [row for row in report.rows if row.benchmark == benchmark]
     charts = [chart for chart in report.charts if chart.benchmark == benchmark]
+    title, shared = headline_title(report, benchmark)
     return Section(
         name=benchmark,
-        title=headline_title(report, benchmark),
+        title=title,
+        shared=shared,
         headlines=list(headlines(report, benchmark)),
         plots=plots_of(benchmark, rows, report.baseline),
         charts=_charts(charts, report.baseline),

@@ -6,10 +6,16 @@ x is in percent of the width and y in em, so that text keeps its size on any scr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.report.text import describe_missing, format_cell, format_difference, tone_of
+from eval.report.text import (
+    describe_missing,
+    format_cell,
+    format_difference,
+    tone_of,
+    with_minus,
+)
 from eval.report.types import Row
 
 # Heights in a plot, in em: before the first stage, of a stage, and of the axis below the last.
@@ -29,6 +35,7 @@ class Mark:
         label: its name, in lines with their heights; `words` stand beside or below it at `words_y`.
         places: low end, dot and high end of its interval in percent of the width; None is not
             finished.
+        seeds: each seed's own number, where there are several; below the interval.
     """
 
     label: list[tuple[str, float]]
@@ -37,6 +44,7 @@ class Mark:
     y: float
     tone: str = ""
     places: tuple[float, float, float] | None = None
+    seeds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,16 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
         for row in rows for cell in [row.primary]
     ]  # fmt: skip
     base = next((row.primary for row in rows if row.stage == baseline), None)
+    seeds = {row.stage: row.primary.per_seed for row in rows if row.primary is not None}
     plots = [
         _plot(
             f"{benchmark}-values",
             f"{name}, {unit}{less}",
             lines,
             line=None if base is None else (base.value, str(baseline)),
+            seeds=seeds,
             note="Dot: the number measured. Bar: its 95 % interval."
+            + (" Small dots: each seed." if any(seeds.values()) else "")
             + ("" if base is None else f" Dashed line: {baseline}."),
         )
     ]
@@ -82,10 +93,7 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
         for row in rows if (one := row.difference)
     ]  # fmt: skip
     if compared:
-        note = (
-            "On the same examples, with intervals that hold for all stages at once. Filled dot: "
-            "the difference is significant. Open dot: it is not."
-        )
+        note = "Paired. Filled dot: the difference is significant. Open dot: it is not."
         title = f"{name}, {'points' if unit == '%' else unit} over {baseline}{less}"
         plots.append(
             _plot(f"{benchmark}-differences", title, compared, line=(0, "0 = no difference"),
@@ -102,10 +110,13 @@ def _plot(
     line: tuple[float, str] | None,
     note: str,
     signed: bool = False,
+    seeds: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Plot:
     """Lay out a plot; a line of it is (stage, words, tone, (low, value, high))."""
     numbers = [number for *_, three in lines if three is not None for number in three]
     numbers += [] if line is None else [line[0]]
+    seeds = seeds or {}
+    numbers += [number for each in seeds.values() for number in each]
     ticks = nice_ticks(min(numbers), max(numbers))
     scale = (100 - 2 * _SIDE) / (ticks[-1] - ticks[0])
 
@@ -119,7 +130,8 @@ def _plot(
         names = [stage] if beside else _wrapped(stage)
         label = [(name, round(top + 1.1 + i * _TEXT, 2)) for i, name in enumerate(names)]
         base = label[-1][1] + (0 if beside else _TEXT)
-        marks.append(Mark(label, words, round(base, 2), round(base + 0.9, 2), tone, places))
+        each = tuple(map(place, seeds.get(stage, ())))
+        marks.append(Mark(label, words, round(base, 2), round(base + 0.9, 2), tone, places, each))
         top = base - 1.1 + _LINE
     return Plot(
         id=name,
@@ -146,7 +158,8 @@ def nice_ticks(low: float, high: float) -> list[float]:
 def format_ticks(ticks: Sequence[float], signed: bool = False) -> list[str]:
     """Tick labels with as many decimals as the step between ticks needs."""
     decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    return [f"{tick + 0.0:{'+' if signed and tick else ''}.{decimals}f}" for tick in ticks]
+    sign = "+" if signed else ""
+    return [with_minus(f"{tick + 0.0:{sign if tick else ''}.{decimals}f}") for tick in ticks]
 
 
 def _fits(stage: str, words: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from eval.report.types import Cell, Difference, Report, Row
 
+MINUS = "\u2212"
 # Decimals by unit; of any other unit one.
 _DECIMALS = {"nats": 3}
 _TONES = {
@@ -120,15 +121,20 @@ def interval_note(report: Report) -> str:
             " Primary measures are compared in all stages at once: p is Holm's, and their "
             "intervals hold together."
         )
-    if seeds <= 1:
-        return (
-            f"{note} Ahead or behind: p is below 0.05 for these two models on such examples. With "
-            "one seed nothing is known of what another seed would train, so no method is called "
-            "better."
-        )
     return (
-        f"{note} Better or worse: p is below 0.05, over seeds and examples; ahead or behind: of "
-        "one seed."
+        f"{note} Better or worse: p is below 0.05, over seeds and examples." if seeds > 1 else note
+    )
+
+
+def one_seed_note(report: Report) -> str:
+    """What one seed can and cannot say; '' where no difference is of one seed."""
+    found = [one.seeds for row in report.rows for one in row.differences.values()]
+    if 1 not in found:
+        return ""
+    return (
+        "One seed compares two models, not two methods. Ahead or behind: p is below 0.05 for these "
+        "two on such examples; training again with another seed may come out otherwise, so no "
+        "method is called better."
     )
 
 
@@ -148,8 +154,13 @@ def format_cell(cell: Cell | None, n: int | None, seeds: int = 1) -> str:
 
 
 def format_number(value: float, unit: str, *, signed: bool = False) -> str:
-    """A number with as many decimals as its unit has."""
-    return f"{value:{'+' if signed else ''}.{_DECIMALS.get(unit, 1)}f}"
+    """A number with as many decimals as its unit has, and a true minus sign."""
+    return with_minus(f"{value:{'+' if signed else ''}.{_DECIMALS.get(unit, 1)}f}")
+
+
+def with_minus(number: str) -> str:
+    """A formatted number with a minus sign as wide as a plus, for people; programs get '-'."""
+    return number.replace("-", MINUS, 1) if number.startswith("-") else number
 
 
 def format_difference(difference: Difference | None, seeds: int = 1) -> str:

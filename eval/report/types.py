@@ -16,6 +16,7 @@ class Cell:
         spread: standard deviation over seeds, None for one seed.
         better: 'higher' or 'lower'.
         seeds: how many it is a mean over.
+        per_seed: what each of them measured; empty for one.
     """
 
     value: float
@@ -26,6 +27,7 @@ class Cell:
     spread: float | None = None
     better: str = "higher"
     seeds: int = 1
+    per_seed: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Row:
         published: the published number, as the recipe gives it.
         own: name of the benchmark's primary measure; this stage may lack it.
         is_baseline: whether others are compared with it (in a sweep: at its own point).
+        start: the stage it starts from; '' is the recipe's model.
     """
 
     stage: str
@@ -103,6 +106,7 @@ class Row:
     published: str = ""
     own: str = ""
     is_baseline: bool = False
+    start: str = ""
 
     @property
     def primary(self) -> Cell | None:

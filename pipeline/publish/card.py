@@ -20,6 +20,7 @@ from eval.report.text import (
     format_difference,
     format_outcomes,
     interval_note,
+    one_seed_note,
 )
 from eval.report.types import Report, Row
 from pipeline.markdown import block, code, inline, table
@@ -164,8 +165,9 @@ def _numbers(report: Report, rows: list[Row]) -> str:
     if not body:
         return "Not evaluated yet."
     head = ["benchmark", "measure", "value", *versus, "n", "outcomes"]
-    note = interval_note(report if compared else replace(report, baseline=None))
-    return f"{table(head, body)}\n\n{note}"
+    notes = [interval_note(report if compared else replace(report, baseline=None))]
+    notes += [one_seed_note(report)] if compared else []
+    return f"{table(head, body)}\n\n{' '.join(notes)}"
 
 
 def _several_seeds(found: FinishedStage) -> Iterator[str]:

@@ -238,12 +238,49 @@ def test_the_same_results_give_the_same_page(usual):
 def test_verdicts_stand_in_words_and_not_only_in_colour(usual):
     text = Page(page_of(usual)).text
     assert re.search(
-        r"bash \+75\.0 points over sft, 95 % interval 10\.0 to 100\.0, paired, n = 8, 1 seed: "
-        r"ahead \(p = 0\.024\)",
+        r"bash \+75\.0 points \[\+10\.0, \+100\.0\]: ahead \(p = 0\.024\)",
         text,
     )
     assert "75.0 % [40.9, 92.9]" in text, "Wilson of 6 of 8"
     assert re.search(r"\+75\.0 \[\+10\.0, \+100\.0\] ahead", text)
+
+
+def test_one_seed_and_what_sentences_share_are_said_above_them(usual):
+    text = Page(page_of(usual)).text
+    caveat, title = "One seed compares two models", "paired, n = 8, 1 seed, 95 % intervals"
+    assert text.index(caveat) < text.index(title) < text.index("bash +75.0 points")
+
+
+def test_a_stage_is_named_with_the_one_it_starts_from_and_with_its_method_once(finished):
+    report, samples = finished({"sft": {0: [True] * 4}})
+    assert "sft, bash (from sft)" in " ".join(Page(html_page(report, samples)).text.split())
+    rows = [replace(row, stage="mine") if row.stage == "bash" else row for row in report.rows]
+    costs = [replace(one, stage="mine") if one.stage == "bash" else one for one in report.costs]
+    text = Page(html_page(replace(report, rows=rows, costs=costs), samples)).text
+    assert "sft, mine (bash from sft)" in " ".join(text.split())
+
+
+def test_each_seed_has_a_small_dot_where_there_are_several(finished):
+    answers = {"sft": {0: [True, False] * 4, 1: [True] * 8}}
+    report, samples = finished(answers, seeds=[0, 1])
+    assert report.rows[0].primary.per_seed == (50.0, 100.0)
+    source = html_page(report, samples)
+    assert source.count('class="each"') == 2 and "Small dots: each seed." in source
+    one_seed = finished({"sft": {0: [True, False] * 4}}, seeds=[0])
+    assert 'class="each"' not in page_of(one_seed)
+
+
+def test_plots_leave_no_row_half_empty(usual):
+    """Two or three in a row; one alone has its numbers beside it."""
+    report, samples = usual
+    dots, charts = 2, [one for one in report.charts if one.benchmark == "gsm8k"]
+    by_count = {
+        dots + kept: html_page(replace(report, charts=charts[:1] * kept), samples)
+        for kept in range(4)
+    }
+    assert [count for count, page in by_count.items() if "plots three" in page] == [3, 5]
+    alone = html_page(replace(report, charts=[charts_of_every_kind()[2]]), samples)
+    assert '<figure class="chart wide">' in alone and '"numbers-of" open' in alone
 
 
 def test_the_page_holds_what_makes_it_again(finished):
@@ -464,6 +501,25 @@ def test_texts_of_a_plot_stay_inside_it_and_off_each_other(opened, width):
         """
     )
     assert overlapping == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_table_that_goes_on_has_a_shadow_at_its_side(opened, scheme, tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    page = opened(width=360, scheme=scheme)
+    box = page.find_element("css selector", ".scroll")
+    page.execute_script("arguments[0].scrollIntoView()", box)
+
+    def edge(name):
+        file = tmp_path / f"{name}.png"
+        box.screenshot(str(file))
+        with Image.open(file) as image:
+            return image.convert("RGB").getpixel((image.width - 2, 4))
+
+    behind = edge("start")
+    page.execute_script("arguments[0].scrollLeft = arguments[0].scrollWidth", box)
+    plain = edge("end")
+    assert max(abs(a - b) for a, b in zip(behind, plain, strict=True)) > 40
 
 
 @pytest.mark.parametrize("width", [360, 1280])

@@ -158,7 +158,9 @@ def test_the_verdict_is_that_of_the_adjusted_p_and_one_seed_says_nothing_of_meth
 ):
     found = Difference(value, -9, 9, 8, p_value, seeds=seeds, better=better, p_adjusted=p_adjusted)
     assert found.verdict == verdict
-    assert format_difference(found, seeds) == f"{value:+.1f} [-9.0, +9.0] {verdict}"
+    assert format_difference(found, seeds) == f"{value:+.1f} [−9.0, +9.0] {verdict}".replace(
+        "-", "−"
+    )
 
 
 def test_arms_are_judged_together(finished):
@@ -240,10 +242,10 @@ def test_where_lower_is_better_a_fall_is_better_and_no_loss_is_a_percentage(fini
     worse = collect(plan, runs, baseline="bash").rows[0].difference
     assert (worse.value, worse.verdict) == (1.5, "behind")
     text = markdown(report)
-    assert "2.000 nats [" in text and "-1.500 [-1.500, -1.500] ahead" in text
+    assert "2.000 nats [" in text and "−1.500 [−1.500, −1.500] ahead" in text
     assert {row["better"] for row in csv.DictReader(io.StringIO(csv_text(report)))} >= {"lower"}
     (headline,) = headlines(report, "gsm8k")
-    assert headline.sentence.startswith("-1.500 nats against sft, 95 % interval -1.500 to -1.500")
+    assert headline.sentence == "−1.500 nats [−1.500, −1.500]"
     assert headline.verdict == "ahead (p = 0.031, lower is better)"
 
 
@@ -307,6 +309,16 @@ def test_csv_and_json_hold_the_same_rows(finished):
     assert strict == ours == {"sft": pytest.approx(100 / 3), "bash": pytest.approx(200 / 3)}
     trained = {row["stage"]: row["value"] for row in rows if row["measure"] == "tokens trained"}
     assert trained == {"sft": "1000", "bash": "2000"}
+
+
+def test_each_seed_s_number_is_in_json_and_programs_get_ascii_numbers(finished):
+    scores = {"sft": {0: [1, 1, 0, 0], 1: [1, 0, 0, 0]}, "bash": {0: [0, 0, 0, 0], 1: [0, 0, 0, 1]}}
+    plan, runs = finished(scores, seeds=[0, 1])
+    report = collect(plan, runs)
+    saved = json.loads(json_text(report))
+    assert [row["measures"]["strict"]["per_seed"] for row in saved["rows"]] == [[50, 25], [0, 25]]
+    assert "per_seed" not in csv_text(report) and "−" not in csv_text(report) + json_text(report)
+    assert "| −25.0 [" in markdown(report)
 
 
 def test_a_recipe_without_benchmarks_has_a_table_of_costs(finished):
