@@ -166,7 +166,7 @@ def _section(report: Report, benchmark: str, samples: Sequence[SampleView]) -> S
     return Section(
         name=benchmark,
         title=title,
-        shared=shared,
+        shared=re.sub(" (?=[=%])|(?<==) ", "\u00a0", shared),
         headlines=list(headlines(report, benchmark)),
         plots=plots_of(benchmark, rows, report.baseline),
         charts=_charts(charts, report.baseline),

@@ -246,7 +246,7 @@ def test_verdicts_stand_in_words_and_not_only_in_colour(usual):
 
 
 def test_one_seed_and_what_sentences_share_are_said_above_them(usual):
-    text = Page(page_of(usual)).text
+    text = Page(page_of(usual)).text.replace("\u00a0", " ")
     caveat, title = "One seed compares two models", "paired, n = 8, 1 seed, 95 % intervals"
     assert text.index(caveat) < text.index(title) < text.index("bash +75.0 points")
 
