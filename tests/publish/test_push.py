@@ -157,7 +157,7 @@ def test_a_card_holds_numbers_with_n_and_interval_and_no_text_breaks_it(handed):
     (line,) = re.findall(r"^\| gsm8k \| strict \| (.*) \|$", card.text, re.M)
     value, versus, n, outcomes = line.split(" | ")
     assert re.fullmatch(r"[\d.]+ % \[[\d.]+, [\d.]+\]", value) and n == "4"
-    assert re.match(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] not significant", versus), versus
+    assert re.match(r"[+−][\d.]+ \[[+−][\d.]+, [+−][\d.]+\] not significant", versus), versus
     assert sum(map(int, re.findall(r"\d+", outcomes))) == 4
     commit = handed.hub.refs["datasets", "me/rows"]["main"]
     assert f"commit `{commit}` | 6 |" in card.text
