@@ -29,7 +29,7 @@ from eval.benchmarks.alpaca_files import (  # noqa: E402
     read_gamed,
     read_model_outputs,
 )
-from eval.graders.length_control import length_controlled_win_rate  # noqa: E402
+from eval.graders.length_control import WinRate, length_controlled_win_rate  # noqa: E402
 
 # Weak and strong ones, concise and verbose ones.
 MODELS = (
@@ -88,16 +88,25 @@ def off(
 ) -> Off:
     """How far draws of n instructions are off."""
     rng = np.random.default_rng(n)
-    whole = length_controlled_win_rate(*columns_4N, gamed).lc_win_rate
+    whole = win_rate(columns_4N, gamed, 0).lc_win_rate
     assert whole is not None
     errors, held = [], []
     for _ in range(draws):
         chosen = np.sort(rng.choice(columns_4N.shape[1], n, replace=False))
-        found = length_controlled_win_rate(*columns_4N[:, chosen], gamed, resamples=resamples)
+        found = win_rate(columns_4N[:, chosen], gamed, resamples)
         assert found.lc_win_rate is not None and found.lc_interval is not None
         errors.append(found.lc_win_rate - whole)
         held.append(found.lc_interval.low <= whole <= found.lc_interval.high)
-    return Off(float(np.mean(errors)), float(np.sqrt(np.mean(np.square(errors)))), np.mean(held))
+    error = float(np.sqrt(np.mean(np.square(errors))))
+    return Off(float(np.mean(errors)), error, float(np.mean(held)))
+
+
+def win_rate(columns_4N: np.ndarray, gamed: Sequence[Sequence[float]], resamples: int) -> WinRate:
+    """The win rate of the instructions in these columns."""
+    preferences, lengths, baseline, difficulty = columns_4N
+    return length_controlled_win_rate(
+        preferences, lengths, baseline, difficulty, gamed, resamples=resamples
+    )
 
 
 if __name__ == "__main__":
