@@ -9,8 +9,9 @@ Preference pairs come from a source with prompt, chosen and rejected, or are mad
 own answers (`data.preferences: self`, or `pairs: self` in the stage): `samples` answers to each
 training prompt. Where the task grades answers (gsm8k, or a file with `grade`), chosen = a right one
 (the reference where there is none), rejected = a wrong one; prompts without a wrong answer are left
-out and counted. For the other tasks chosen = the finished answer nearest to the reference by ROUGE-L, rejected = the one
-farthest from it; prompts whose answers are all equally near are left out and counted.
+out and counted. For the other tasks chosen = the finished answer nearest to the reference by
+ROUGE-L, rejected = the one farthest from it; prompts whose answers are all equally near are left
+out and counted.
 """
 
 from __future__ import annotations
