@@ -543,6 +543,7 @@ TASKS: dict[str, Task] = {
     ),
 }
 BUILT_IN = tuple(TASKS)  # those of files come later: see pipeline.data.task_file
+OWN = "own-"  # what the names of these begin with
 
 
 def task_key(task: str) -> str:
@@ -558,7 +559,7 @@ def task_key(task: str) -> str:
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise InputError(f"{task}: {reason} (paths start at the working folder)") from None
-    return f"own-{hashlib.sha256(content).hexdigest()[:16]}"
+    return f"{OWN}{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def task_named(task: str) -> Task:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.tasks import OWN
 from pipeline.errors import InputError
 from pipeline.plan.plan import Plan
 from pipeline.steps import artifact
@@ -166,7 +167,9 @@ def _differences(before: Any, now: Any, key: str) -> list[str]:
         found = []
         for name in sorted(before.keys() | now.keys()):
             found += _differences(before.get(name), now.get(name), f"{key}.{name}".strip("."))
-        return found
+        return list(dict.fromkeys(found))
+    if before != now and all(str(one).startswith(OWN) for one in (before, now)):
+        return ["the content of the task's file"]
     return [] if before == now else [f"{key} {_value(before)} -> {_value(now)}"]
 
 

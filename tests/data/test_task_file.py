@@ -7,9 +7,11 @@ import pytest
 
 from pipeline.data.task_file import load_task
 from pipeline.data.tasks import TASKS, RowError, example_of
-from pipeline.errors import RecipeError
+from pipeline.errors import InputError, RecipeError
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
+from pipeline.rows.stored import PAIRS
+from pipeline.steps.artifact import read_rows
 
 GOOD = """from pipeline.data.tasks import Task
 
@@ -130,6 +132,36 @@ def test_the_file_counts_by_its_content(own_recipe, tmp_path):
     other = make_plan(load_recipe(own_recipe(GOOD + "# another\n")))
     prints = [[step.fingerprint for step in plan.steps] for plan in (first, moved, other)]
     assert prints[0] == prints[1] and not set(prints[0]) & set(prints[2])
+
+
+@pytest.mark.launches
+def test_a_file_edited_after_the_plan_stops_the_step(own_recipe, tmp_path):
+    from pipeline.run.worker import execute
+    from pipeline.steps.context import StepContext, write_spec
+
+    step = make_plan(load_recipe(own_recipe(GOOD))).steps[0]
+    spec = write_spec(step, tmp_path / "runs", processes=1, use_cpu=True)
+    with (tmp_path / "mine.py").open("a", encoding="utf-8") as file:
+        file.write("# edited\n")
+    with pytest.raises(InputError, match=r"mine\.py has changed since this run began"):
+        execute(StepContext.read(spec))
+
+
+@pytest.mark.launches
+def test_every_kind_of_step_works_on_a_task_of_ones_own(own_recipe, run_steps_here):
+    """Contexts, pairs of own answers told apart by the grader, and gap, of a model without turns."""
+    stages = {
+        "sft": {"method": "sft"},
+        "bash": {"method": "bash", "from": "sft"},
+        "dpo": {"method": "dpo", "from": "sft", "pairs": "self"},
+    }
+    gap = {"rates": [0.0, 0.5]}
+    path = own_recipe(GOOD, stages=stages, evaluate=["accuracy", "gap"], benchmarks={"gap": gap})
+    plan, runs = run_steps_here(path)
+    (pairs,) = [step for step in plan.steps if step.kind == "pairs"]
+    (row,) = read_rows(pairs.directory(runs) / PAIRS)
+    assert row["chosen"] == "white" and row["prompt"][0]["content"] == "Colour of snow?"
+    assert "told_by" not in pairs.options
 
 
 def test_built_in_tasks_have_what_a_file_must_have():

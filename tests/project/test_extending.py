@@ -105,4 +105,5 @@ def test_the_page_adds_a_task_as_a_file(bashrac, tiny_model, tmp_path):
     with (tmp_path / "renamed.py").open("a", encoding="utf-8") as file:
         file.write("# Another file now.\n")
     changed = bashrac("plan", "tickets.yaml", *sets, "--set", "task=renamed.py")
-    assert "0 done, 11 to run" in changed.stdout and "task" in changed.stdout
+    assert "0 done, 11 to run" in changed.stdout
+    assert "since the last run: the content of the task's file\n" in changed.stdout
