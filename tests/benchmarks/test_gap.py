@@ -403,7 +403,8 @@ def test_the_report_has_a_table_and_the_curves_of_all_stages(done):
     )
     line = next(line for line in text.splitlines() if line.startswith("| base") and "nats" in line)
     value = row.measures["gap slope"].value
-    assert f"{value:.3f} nats [" in line and f"{row.difference.value:+.3f} [" in line
+    shown = (f"{value:.3f} nats [", f"{row.difference.value:+.3f} [")
+    assert all(number.replace("-", "\u2212") in line for number in shown)
 
 
 def test_where_the_fixed_stage_is_swept_the_chart_says_whose_contexts_are_the_same(done, plan_of):

@@ -532,11 +532,12 @@ def test_no_key_leaves_the_environment(bashrac, small, write_recipe, tmp_path, s
     run(0, "--stage", "base", "--set", "judge.reads=text")
     run(0, "--set", "judge.reads=text", "--format", "html", command="report")
     odd = ("--set", "trainer.report_to=tensorboard", "--set", "trainer.optim=galore_adamw")
+    odd += ("--set", "judge.reads=text")  # asked one question before the training
     assert "failed" in run(1, "--stage", "sft", *odd)
     logs = "".join(log.read_text() for log in tmp_path.glob("runs/tiny/logs/*.log"))
     assert "Traceback" in logs and "galore" in logs
     sent = [f"Bearer {CANARIES['BASHRAC_JUDGE_KEY']}"] * server.asked
-    assert server.asked == 8 and server.authorizations == sent
+    assert server.asked == 9 and server.authorizations == sent
     assert "[key]" in "".join(file.read_text() for file in tmp_path.glob("runs/judge/*"))
     beside = {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()}
     assert beside == {"tiny", *SHARED_FOLDERS}, "a recipe of such a name must be refused"

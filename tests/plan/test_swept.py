@@ -274,5 +274,5 @@ def test_a_sweep_over_seeds_from_steps_to_charts(swept, run_steps_here, bashrac,
     assert "sweep" not in handed.read_text() and "beta: 0.8" in handed.read_text()
     model = make_plan(load_recipe(handed)).models["bash", 1].base
     assert model.fingerprint == plan.models[LABELS[1], 1].base.fingerprint
-    with pytest.raises(InputError, match=r"bash of .* is swept; name one of bash@beta=0.8"):
+    with pytest.raises(InputError, match=r"bash of .* is swept; choose one of bash@beta=0.8"):
         find_stage(f"{path}:bash", runs)
