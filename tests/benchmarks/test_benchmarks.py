@@ -487,7 +487,7 @@ def test_fewer_solved_examples_than_asked_for_are_an_error(
     (tmp_path / "one.jsonl").write_text(json.dumps({"question": "q", "answer": "#### 1"}) + "\n")
     few = {"few_shot": 2, "shots": str(tmp_path / "one.jsonl")}
     recipe = judged_recipe | {"evaluate": ["gsm8k"], "benchmarks": {"gsm8k": few}, "judge": None}
-    with pytest.raises(InputError, match="few_shot is 2 and shots has 1 row"):
+    with pytest.raises(InputError, match="few_shot is 2, but shots has only 1 row"):
         run_steps_here(write_recipe(recipe))
 
 

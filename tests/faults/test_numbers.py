@@ -107,7 +107,7 @@ def test_answers_that_are_all_empty_make_no_pairs(
     found = recipe(method, **options)
     found["model"] = model_without_memory(tmp_path / "mute", end=1.0)
     for _ in range(2):  # the second finds the answers and says the same
-        with pytest.raises(InputError, match=r"own answers are empty, .* `from`"):
+        with pytest.raises(InputError, match=r"own answers are empty: .* `from`"):
             run_steps_here(write_recipe(found))
     injected("all answers empty", f"a model that only ends its turn, {method}", 2, "stops")
 
