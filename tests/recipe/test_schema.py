@@ -115,8 +115,8 @@ def test_a_file_of_other_rows_is_named_before_anything_runs(recipe_dict, write_r
         ({"judge": "reference:m"}, "judge", "takes no model"),
         ({"evaluate": ["tldr"], "judge": "openai:m", "benchmarks": {"tldr": {"template": "tldr_dpo_concis"}}}, "benchmarks.tldr.template", "tldr_dpo_concise"),
         ({"data": {"train": {"source": "builtin:maths", "file": "x"}}}, "data.train.file", "names a file inside a hub"),
-        ({"stages": {"a": {"method": "base", "trainer": {}}}}, "stages.a.trainer", "take this key out"),
-        ({"stages": {"a": {"method": "base"}, "b": {"method": "sft", "from": "a"}}}, "stages.b.from", "leave it out"),
+        ({"stages": {"a": {"method": "base", "trainer": {}}}}, "stages.a.trainer", "remove this key"),
+        ({"stages": {"a": {"method": "base"}, "b": {"method": "sft", "from": "a"}}}, "stages.b.from", "remove it"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )  # fmt: skip
