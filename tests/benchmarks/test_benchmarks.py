@@ -380,9 +380,12 @@ def refusing(*names):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (refusing("logprobs"), "with judge.reads: text it answers; write that"),
+        (refusing("logprobs"), "it works with judge.reads: text; write that"),
         (lambda _: (404, {"error": {"message": "The model `m` does not exist"}}), "does not exist"),
-        (lambda _: (200, completion("I", [("I", -0.00001), ("A", -12.4)])), "it fails too"),
+        (
+            lambda _: (200, completion("I", [("I", -0.00001), ("A", -12.4)])),
+            "it also fails with judge.reads",
+        ),
     ],
     ids=["reasons", "gone", "refuses"],
 )
