@@ -29,7 +29,7 @@ RESAMPLES = 1000  # for the interval of the length-controlled win rate; takes tw
 
 
 class OfficialReading(NamedTuple):
-    """A preference in [1, 2], or None and the reason; mass is the total probability of the labels."""
+    """A preference in [1, 2], or None and the reason; mass is the labels' total probability."""
 
     preference: float | None
     reason: str | None

@@ -57,7 +57,7 @@ _CURRENCY = rf"\\?[{_SYMBOLS}]"
 _CODE = r"(?:US|AU?|CA?|HK|NT|R)(?=\$)|(?:USD|EUR|GBP|INR|Rs\.?)(?![^\W\d_])"
 _VULGAR = "\u00bc-\u00be\u2150-\u215e"
 _SUPERSCRIPTS = "\u00b2\u00b3\u00b9\u2070-\u2079"
-# Starts at a digit, or at a single dot that does not end a word: "...5" and "No.5" are 5, ".5" is 0.5.
+# Starts at a digit, or at a single dot not after a word: "...5" and "No.5" are 5, ".5" is 0.5.
 _RUN = rf"(?:(?<![\w.)])\.)?[\d{_VULGAR}][\d.,{_VULGAR}{_SUPERSCRIPTS}]*(?:[eE][+-]?\d+)?"
 _NUMBER = re.compile(
     rf"(?P<sign>(?<![^\W_])(?<![)\]}}%.\-])-)?(?:{_CURRENCY})?(?P<run>{_RUN})",

@@ -3,8 +3,8 @@ r"""Finds test items that share 13 words in a row with training rows.
 What counts as shared:
 
 1. Words are maximal runs of `\w` after NFKC normalisation and lowercasing, so case, punctuation,
-   spacing and line breaks do not matter. An underscore is part of a word. In scripts written without
-   spaces a whole sentence is one word, so only long copies are found there.
+   spacing and line breaks do not matter. An underscore is part of a word. In scripts written
+   without spaces a whole sentence is one word, so only long copies are found there.
 2. An n-gram is n words in a row within one text: a message or an answer. It never spans two texts.
 3. A test text of fewer than n words has no n-gram. It is compared as a whole: it is shared if a
    training text has exactly the same words. A text without words shares nothing. Items with such

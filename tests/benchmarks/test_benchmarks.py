@@ -328,7 +328,7 @@ def test_summaries_without_a_letter_are_judged_all_the_same(
     ]
     recipe |= {"task": "tldr", "evaluate": ["rouge"], "benchmarks": {}}
     recipe["data"] = {"test": data["data"]}
-    with pytest.raises(InputError, match="no reference holds a letter or digit"):
+    with pytest.raises(InputError, match="no reference has a letter or digit"):
         run_steps_here(write_recipe(recipe))
 
 
