@@ -38,11 +38,13 @@ def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
     if settings.engine == "reference":
         if settings.model is not None:
             raise InputError(
-                "judge reference compares with the reference answer and takes no model"
+                "engine reference compares with the reference answer and takes no model"
             )
         return ReferenceJudge()
     if settings.model is None:
-        raise InputError(f"judge has no model: write {settings.engine}:MODEL, or add the key model")
+        raise InputError(
+            f"the model is missing: write {settings.engine}:MODEL, or add the key model"
+        )
     if settings.engine == "local":
         if settings.reads == "text":
             raise InputError("a local judge reads labels only; remove reads: text")

@@ -191,7 +191,7 @@ def test_an_answer_that_vllm_would_cut_short_is_refused(tiny_model):
     with VllmEngine(tiny_model, dtype="float32", longest=12) as engine:
         prompts = [Prompt(0, 0, [5] * 8)]
         assert len(engine.answer(prompts, max_new_tokens=4, stop_ids=[0])[0]) == 4
-        with pytest.raises(ValueError, match="take 13 tokens, over 12"):
+        with pytest.raises(ValueError, match="take 13 tokens, more than the window of 12"):
             engine.answer(prompts, max_new_tokens=5, stop_ids=[0])
 
 

@@ -649,10 +649,16 @@ def test_an_annotation_without_a_preference_field_is_no_annotation(tmp_path):
         ),
         pytest.param(write_annotations, {"preference": 3}, "entry 1: preference is 3", id="range"),
         pytest.param(
-            write_annotations, {"raw_completion": {"x": NAN}}, "entry 1 cannot be JSON", id="nan"
+            write_annotations,
+            {"raw_completion": {"x": NAN}},
+            "entry 1 cannot be written as JSON",
+            id="nan",
         ),
         pytest.param(
-            write_annotations, {"raw_completion": {1, 2}}, "entry 1 cannot be JSON", id="set"
+            write_annotations,
+            {"raw_completion": {1, 2}},
+            "entry 1 cannot be written as JSON",
+            id="set",
         ),
         pytest.param(write_model_outputs, {"output": None}, "entry 1: output is None", id="output"),
     ],
@@ -688,7 +694,7 @@ def test_the_gamed_file_holds_the_difficulties_as_well(instructions, difficultie
 
 @needs_alpaca
 def test_a_subset_of_instructions_cannot_be_taken_for_all(instructions):
-    with pytest.raises(InputError, match="has 805 difficulties, 200 instructions"):
+    with pytest.raises(InputError, match="has 805 difficulties, but there are 200 instructions"):
         read_difficulties(ALPACA / "instruction_difficulty.csv", instructions[:200])
 
 
@@ -698,7 +704,9 @@ def test_a_subset_of_instructions_cannot_be_taken_for_all(instructions):
         pytest.param(None, "d.csv must be a CSV file", id="missing"),
         pytest.param("index,difficulty\n0,1\n", "valid are numbers in the columns", id="column"),
         pytest.param("index,instruction_difficulty\n0,hard\n", "row 1: .*hard", id="word"),
-        pytest.param("index,instruction_difficulty\n0\n1,2\n", "an empty cell", id="empty-cell"),
+        pytest.param(
+            "index,instruction_difficulty\n0\n1,2\n", "an empty or infinite cell", id="empty-cell"
+        ),
         pytest.param("index,instruction_difficulty\n0,1\n2,3\n", "2 difficulties", id="gap"),
         pytest.param("index,instruction_difficulty\n", "0 difficulties", id="no-rows"),
     ],

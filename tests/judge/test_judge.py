@@ -104,12 +104,14 @@ TEMPLATE = "prompt: '{prompt} {first} {second}'\nlabels: [A, B]\nlabel_request: 
         pytest.param(TEMPLATE + "system: '{prompt}'", "system has", id="in-system"),
         pytest.param(TEMPLATE.replace("[A, B]", "[A, A]"), "two different", id="same-labels"),
         pytest.param(TEMPLATE.replace("[A, B]", "A"), "two different", id="one-label"),
-        pytest.param(TEMPLATE.replace("label_request", "lable_request"), "keys must", id="typo"),
-        pytest.param(TEMPLATE + "pattern: '('", "no regular expression", id="pattern"),
+        pytest.param(
+            TEMPLATE.replace("label_request", "lable_request"), "valid keys are", id="typo"
+        ),
+        pytest.param(TEMPLATE + "pattern: '('", "not a valid regular expression", id="pattern"),
         pytest.param(TEMPLATE + "pattern: 'A|B'", "expected one", id="no-group"),
         pytest.param(TEMPLATE.replace("label_request", "text_request"), "needs", id="no-pattern"),
         pytest.param("prompt: [", "not valid YAML", id="no-yaml"),
-        pytest.param("just text", "keys must", id="no-mapping"),
+        pytest.param("just text", "valid keys are", id="no-mapping"),
     ],
 )
 def test_a_template_that_cannot_work_is_refused_with_its_file(tmp_path, text, message):

@@ -109,7 +109,7 @@ def test_a_file_of_other_rows_is_named_before_anything_runs(recipe_dict, write_r
         ({"benchmarks": {"gsm8k": {"data": "no.jsonl"}}}, "benchmarks.gsm8k.data.source", "no file or folder"),
         ({"benchmarks": {"gsm8k": {"data": {"source": "builtin:maths", "split": "tst"}}}}, "benchmarks.gsm8k.data.split", "no split"),
         ({"judge": "gpt-4"}, "judge", "should be openai, local or reference"),
-        ({"judge": "openai"}, "judge", "which model?"),
+        ({"judge": "openai"}, "judge", "model is missing"),
         ({"judge": {"engine": "openai", "model": "m", "base_url": "http://u:p@h/v1"}}, "judge", "not contain a user, password"),
         ({"judge": {"engine": "local", "model": "m", "reads": "text"}}, "judge", "reads labels"),
         ({"judge": "reference:m"}, "judge", "takes no model"),
