@@ -1,3 +1,3 @@
-"""Judges behind an endpoint, under the name by which others import them."""
+"""Judges behind an endpoint, under the module name that other code imports."""
 
 from eval.judge.openai import *  # noqa: F403

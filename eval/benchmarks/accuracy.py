@@ -1,6 +1,6 @@
-"""Accuracy: stored answers that the task's own grader calls right.
+"""Accuracy: the share of stored answers that the task's own grader accepts.
 
-An answer that was cut at the token limit is graded as it stands.
+Answers cut at the token limit are graded like the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def _check(recipe: Recipe) -> list[Problem]:
     if task_named(recipe.task).grade is not None:
         return []
-    message = f"accuracy needs a task that grades answers, and {recipe.task} does not; take rouge"
+    message = f"accuracy needs a task that grades answers; {recipe.task} does not, use rouge"
     return [Problem("evaluate", message)]
 
 
@@ -29,7 +29,7 @@ BENCHMARK = Benchmark(run="eval.benchmarks.accuracy:grade_answers", by_task=True
 
 
 def grade_answers(step: StepContext) -> None:
-    """Step: grade stored answers as their task does; writes grades.jsonl and result.json."""
+    """Step: grade stored answers with the task's grader; writes grades.jsonl and result.json."""
     samples = answers_to_grade(step)
     grade = task_named(step.options["task"]).grade
     assert grade is not None  # the recipe has been checked
@@ -37,12 +37,12 @@ def grade_answers(step: StepContext) -> None:
     refused = sum(not grade(sample["reference"], sample["reference"]) for sample in samples)
     if refused:
         step.warn(
-            f"the task's grade calls {refused} of {len(samples)} references themselves wrong, so "
-            "that no answer like them can be right"
+            f"the task's grade function rejects {refused} of {len(samples)} references, so answers "
+            "equal to them count as wrong; fix it, or those rows"
         )
     grades = [
-        {"id": sample["id"], "verdict": "right" if one else "wrong"}
-        for sample, one in zip(samples, right, strict=True)
+        {"id": sample["id"], "verdict": "right" if is_right else "wrong"}
+        for sample, is_right in zip(samples, right, strict=True)
     ]
     measures = {"accuracy": measure(right), "cut off": cut_off(samples)}
     store(

@@ -31,9 +31,9 @@ _HUB = "tatsu-lab/alpaca_eval"
 
 
 class AlpacaOptions(JudgedOptions):
-    """`data` holds the baseline's answers, in AlpacaEval's order; the CSV files are AlpacaEval's.
+    """`data` has the baseline's answers, in AlpacaEval's order; the CSV files are AlpacaEval's.
 
-    Without `gamed` or `difficulty` (null) there is no length-controlled win rate.
+    If `gamed` or `difficulty` is null, there is no length-controlled win rate.
     """
 
     template: str = "alpaca_eval_2"
@@ -42,7 +42,7 @@ class AlpacaOptions(JudgedOptions):
 
 
 def _files(options: AlpacaOptions, test: Source) -> dict[str, Source]:
-    """AlpacaEval's own files: the baseline's answers to all instructions, and two tables."""
+    """AlpacaEval's files: the baseline's answers to all instructions, and two tables."""
     files = {"difficulty": options.difficulty, "gamed": options.gamed}
     baseline = test.model_copy(update={"limit": None, "skip": 0})
     given = {role: source for role, source in files.items() if source is not None}
@@ -63,17 +63,19 @@ BENCHMARK = Benchmark(
 def grade_answers(step: StepContext) -> None:
     """Step: judge stored answers against the baseline's and score them.
 
-    Writes model_outputs.json and annotations.json, which the official tool reads, and grades.jsonl
-    and result.json.
+    Writes model_outputs.json and annotations.json for the official tool, and grades.jsonl and
+    result.json.
 
     Raises:
-        InputError: If the baseline, difficulties or gamed rows cannot be read or do not fit.
+        InputError: If the baseline, difficulties or gamed rows cannot be read or do not match.
     """
     from eval.judge.step import judge_comparisons, judged_grades, judged_measures
 
     samples = answers_to_grade(step)
     baseline = read_model_outputs(local_file(step.source("baseline")))
-    tables = _tables(step, baseline)  # before anything is asked: a judge may cost
+    tables = _tables(
+        step, baseline
+    )  # read before anything is asked, because a judge may cost money
     known = {row["instruction"]: row for row in baseline}
     pairs = [_paired(sample, known[sample["messages"][-1]["content"]]) for sample in samples]
     comparisons = [
@@ -135,10 +137,10 @@ def _paired(sample: AnswerRow, baseline: dict[str, Any]) -> dict[str, Any]:
 def _tables(
     step: StepContext, baseline: list[dict[str, Any]]
 ) -> tuple[dict[str, float] | None, list[tuple[float, ...]] | None]:
-    """Read difficulties and gamed rows, where the step has them.
+    """Read difficulties and gamed rows, if the step has them.
 
     Raises:
-        InputError: If they do not belong to the baseline's instructions, or one is there twice.
+        InputError: If they do not match the baseline's instructions, or an instruction is repeated.
     """
     instructions = [row["instruction"] for row in baseline]
     twice = [text for text, times in Counter(instructions).items() if times > 1]
@@ -153,7 +155,7 @@ def _tables(
 
 
 def _controlled(step: StepContext, result: WinRate) -> dict[str, Measure]:
-    """Return the length-controlled win rate as a measure, or none and a warning that says why."""
+    """Return the length-controlled win rate as a measure; if there is none, warn why."""
     reason = why_not_controlled(result)
     if reason is not None:
         step.warn(f"no length-controlled win rate: {reason}")

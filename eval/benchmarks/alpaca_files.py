@@ -21,18 +21,18 @@ _ANNOTATION_FIELDS = (*_PAIR_FIELDS, "dataset", "generator_1", "generator_2", "a
 
 
 def read_annotations(path: str | Path) -> list[dict[str, Any]]:
-    """Read an official annotation file, JSON or gzipped JSON, one dict a judged instruction.
+    """Read an official annotation file, JSON or gzipped JSON: one dict per judged instruction.
 
     `output_1` is the baseline's answer, `output_2` the model's; `preference` may be null.
 
     Raises:
-        InputError: If the file cannot be read or an entry is not of that form.
+        InputError: If the file cannot be read or an entry is malformed.
     """
     return _check_entries(path, _read_json(path), _PAIR_FIELDS, has_preference=True)
 
 
 def read_model_outputs(path: str | Path) -> list[dict[str, Any]]:
-    """Read a `model_outputs.json`; the reference's gives AlpacaEval's instructions in order.
+    """Read a `model_outputs.json`; that of the baseline has AlpacaEval's instructions in order.
 
     Raises:
         InputError: If the file cannot be read, or an entry lacks its instruction or output.
@@ -44,7 +44,7 @@ def write_annotations(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> No
     """Write an annotation file for the official tool; gzipped if the name ends in .gz.
 
     Raises:
-        InputError: If an entry lacks a field (`raw_completion` may be null) or cannot be JSON.
+        InputError: If an entry lacks a field (`raw_completion` may be null) or is not JSON-able.
     """
     filled = [{**row, "raw_completion": row.get("raw_completion")} for row in rows]
     _write_json(path, _check_entries(path, filled, _ANNOTATION_FIELDS, has_preference=True))
@@ -64,7 +64,7 @@ def _read_json(path: str | Path) -> Any:
         data = Path(path).read_bytes()
         return json.loads(gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data)
     except RecursionError:
-        raise InputError(f"{path} is nested too deeply to be a file of AlpacaEval's") from None
+        raise InputError(f"{path} is nested too deeply to be an AlpacaEval file") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except (EOFError, ValueError, zlib.error) as error:
@@ -75,7 +75,7 @@ def _check_entries(
     path: str | Path, rows: Any, fields: Sequence[str], *, has_preference: bool = False
 ) -> list[dict[str, Any]]:
     if not isinstance(rows, list):
-        raise InputError(f"{path} must hold a list of entries, as AlpacaEval's files do")
+        raise InputError(f"{path} must be a list of entries, as AlpacaEval's files are")
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise InputError(f"{path}: entry {number} is {_shown(row)!r}, valid is an object")
@@ -93,7 +93,7 @@ def _check_entries(
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: of a list or an object only what it is, however large it is."""
+    """A value for an error message, cut short; for a list or object only its type."""
     is_large = isinstance(value, (list, dict))
     return type(value).__name__ if is_large else str(value)[:80]
 
@@ -108,30 +108,30 @@ def _is_preference(value: Any) -> bool:
 def _write_json(path: str | Path, rows: list[dict[str, Any]]) -> None:
     entries = []
     for number, row in enumerate(rows):
-        # NaN is not JSON, and comparing it is how to find it.
+        # NaN is not valid JSON; it is the only value that differs from itself.
         if row.get("preference") != row.get("preference"):
             row = {**row, "preference": None}
         try:
             entries.append(json.dumps(row, indent=2, allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: entry {number} cannot be JSON: {error}") from None
+            raise InputError(f"{path}: entry {number} cannot be written as JSON: {error}") from None
     text = "[\n" + ",\n".join(entries) + "\n]\n"
     with whole_file(Path(path)) as file:
         if Path(path).suffix == ".gz":
-            # No time in it: equal rows make equal files.
+            # No timestamp, so that equal rows give equal files.
             cast(TextIO, file).buffer.write(gzip.compress(text.encode(), mtime=0))
         else:
             file.write(text)
 
 
 def read_difficulties(path: str | Path, instructions: Sequence[str]) -> dict[str, float]:
-    """Read instruction difficulties, which files give by position, and key them by text.
+    """Read instruction difficulties, which are stored by position, and key them by text.
 
     Args:
         path: A CSV with the columns `index` and `instruction_difficulty`; in `df_gamed.csv`, which
-            has every index twice, the first counts.
-        instructions: All instructions in AlpacaEval's order, those of the reference's
-            `read_model_outputs`. A subset is chosen by text when scoring, not here.
+            has every index twice, the first one counts.
+        instructions: All instructions in AlpacaEval's order, from the baseline's
+            `read_model_outputs`. A subset is selected by text when scoring, not here.
 
     Raises:
         InputError: If the file cannot be read or does not belong to these instructions.
@@ -142,18 +142,18 @@ def read_difficulties(path: str | Path, instructions: Sequence[str]) -> dict[str
     distinct = len(set(instructions))
     if set(by_index) != set(range(distinct)) or distinct < len(instructions):
         raise InputError(
-            f"{path} has {len(by_index)} difficulties, {len(instructions)} instructions "
-            f"({distinct} different) were given: give all of AlpacaEval's, in its order"
+            f"{path} has {len(by_index)} difficulties, but there are {len(instructions)} "
+            f"instructions ({distinct} different): give all of AlpacaEval's, in its order"
         )
     if not all(map(math.isfinite, by_index.values())):
         raise InputError(
-            f"{path} has an empty cell, or an infinity, in instruction_difficulty: fill it in"
+            f"{path} has an empty or infinite cell in instruction_difficulty: fill it in"
         )
     return {instruction: by_index[i] for i, instruction in enumerate(instructions)}
 
 
 def read_gamed(path: str | Path) -> list[tuple[float, ...]]:
-    """Read the gamed baselines from `df_gamed.csv`, in file order; unjudged rows are left out.
+    """Read the gamed baselines from `df_gamed.csv`, in file order, without unjudged rows.
 
     Returns:
         Rows of (std_delta_len, instruction_difficulty, preference in [0, 1]), (G, 3).
@@ -180,7 +180,7 @@ def _read_columns(path: str | Path, names: Sequence[str]) -> list[list[float]]:
     numbers = []
     for number, row in enumerate(rows, start=1):
         try:
-            # pandas leaves the name of its index empty.
+            # pandas writes an empty name for its index column.
             cells = [row[""] if name == "index" and "" in row else row[name] for name in names]
             numbers.append([float(cell or "nan") for cell in cells])
         except (KeyError, ValueError) as error:

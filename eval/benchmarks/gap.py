@@ -1,30 +1,31 @@
-"""gap: how much worse a model predicts the reference after tokens of its own.
+"""gap: how much worse a model predicts the reference after its own tokens.
 
-A model is trained on reference tokens and must go on from its own. Held-out rows, prompt x and
-reference y_1..y_T (y_T the end of turn), are read with contexts g that hold own tokens at rate b:
+A model is trained on reference tokens but has to continue its own. On held-out rows, prompt x and
+reference y_1..y_T (y_T the end of turn), we measure the loss given contexts g with own tokens at
+rate b:
 
-    NLL_b = - 1/T sum_t log pi(y_t | x, g_<t)                       nats a token, of each row
+    NLL_b = - 1/T sum_t log pi(y_t | x, g_<t)                       nats per token, of each row
     slope = sum_b (b - mean) (NLL_b - mean) / sum_b (b - mean)^2    nats from b = 0 to b = 1
 
 Contexts are those of BASH (pipeline/rows/contexts.py): g_t = y_t with probability 1 - b, else a
-token sampled given x and g_<t. `own` contexts are written by the model that reads them, so that
-they change with it; `fixed` ones by one stage for all, so that only the reading differs.
+token sampled given x and g_<t. `own` contexts are written by the evaluated model itself, so they
+differ between models; `fixed` contexts are written by one stage for all, so only the losses differ.
 
 Decisions:
 1. A row is one example: its NLL is a mean over its tokens, and the slope a mean over rows. Long
-   rows do not weigh more, and intervals draw rows.
-2. Replaced positions and sampling noise depend on (0, row, position): they are the same for every
-   model compared and for every training seed, so that stages and seeds are paired. What is replaced
-   at one rate is replaced at every larger one.
-3. `fixed` is the first SFT stage, or the first stage where there is none, of the same training seed
-   as the model that reads. For that stage both curves are one.
-4. Excluded tokens are those of BASH's contexts. The precision is that of all reading
-   (pipeline/hardware/precision.py); log probabilities are taken in float32.
-5. `agrees` counts token ids: how many tokens of the model's greedy answer are the reference's
-   before the first that is not. Answers that a benchmark of the recipe's own task has asked for are
-   taken where they are greedy (for `tldr`: at its 0.01) and hold the same rows.
-6. Accuracy by answer length is that of all rows of that benchmark, in thirds by the length of the
-   reference in tokens; rows of one length stay together.
+   rows do not weigh more, and intervals resample rows.
+2. Replaced positions and sampling noise depend on (0, row, position): they are the same for all
+   models compared and for all training seeds, so that stages and seeds are paired. A position
+   replaced at some rate is also replaced at every larger one.
+3. `fixed` is the first SFT stage, or the first stage if there is none, with the same training seed
+   as the evaluated model. For that stage itself both curves coincide.
+4. Excluded tokens are those of BASH's contexts. The precision is that of all evaluation
+   (pipeline/hardware/precision.py); log probabilities are computed in float32.
+5. `agrees` counts tokens of the model's greedy answer that equal the reference's, by id, before the
+   first that does not. Answers of another benchmark on the recipe's task are reused if they are
+   greedy (for `tldr`: at its 0.01) and cover the same rows.
+6. Accuracy by answer length uses all rows of that benchmark, in thirds by the length of the
+   reference in tokens; rows of equal length stay together.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ LOSSES = "losses.jsonl"
 Row = dict[str, Any]
 DEFAULT_ROWS = 128
 _NOISE_SEED = 0
-# Whose scores are plotted against the length of the reference: the first that is evaluated.
+# The first of these that is evaluated gets its scores plotted against reference length.
 _SCORED = ("gsm8k", "accuracy", "rouge")
 _NEARLY_GREEDY = 0.01
 LENGTH = "length"
@@ -72,14 +73,14 @@ _nats = partial(measure, unit="nats", better="lower")
 
 
 class GapOptions(Options):
-    """Keys of `gap`; `max_new_tokens` is for greedy answers, where it writes them itself.
+    """Keys of `gap`; `max_new_tokens` applies to greedy answers, unless they are reused.
 
     Attributes:
-        limit: how many rows are read, the first ones; by default 128, or as `data` says.
-        rates: shares of tokens that the model fills, from 0 up.
-        fixed: the stage whose contexts all stages read, for a second curve; null for none, by
-            default the first SFT stage.
-        temperature: of the tokens it fills; by default 1.
+        limit: use the first rows only; by default 128, or the limit of `data`.
+        rates: shares of tokens that the model fills in, rising from 0.
+        fixed: the stage whose contexts are used for the second curve of all stages; null for none;
+            by default the first SFT stage.
+        temperature: sampling temperature of the tokens filled in; by default 1.
     """
 
     limit: int | None = Field(default=None, ge=1)
@@ -89,11 +90,11 @@ class GapOptions(Options):
 
 
 def check(recipe: Recipe) -> list[Problem]:
-    """Rates that make no curve, and a fixed stage that does not exist."""
+    """Check that rates rise from 0, and that the fixed stage exists."""
     given, problems = options_of(recipe), []
     rates = given.rates
-    if rates[0] != 0 or any(one >= two for one, two in pairwise(rates)):
-        message = f"{rates} must begin with 0, where nothing is replaced, and rise"
+    if rates[0] != 0 or any(low >= high for low, high in pairwise(rates)):
+        message = f"{rates} must start at 0, where nothing is replaced, and increase"
         problems.append(Problem(f"benchmarks.{NAME}.rates", message))
     if given.fixed is not None and given.fixed not in recipe.stages:
         stages = list(recipe.stages)
@@ -106,9 +107,9 @@ def check(recipe: Recipe) -> list[Problem]:
 
 
 def plan(build: Builder, model: Model) -> StepSpec:
-    """Contexts, the losses on them, the losses on those of the fixed stage, greedy answers, grades.
+    """Own contexts, losses on them and on those of the fixed stage, greedy answers, grades.
 
-    The fixed stage's contexts and losses are its own, and so made once.
+    For the fixed stage itself own and fixed contexts are the same steps, which run once.
     """
     own = _contexts(build, model)
     steps = {"contexts": own, "own": _losses(build, model, own, "own contexts")}
@@ -132,7 +133,7 @@ def plan(build: Builder, model: Model) -> StepSpec:
         BENCHMARK.run,
         title=f"grade {NAME}",
         options={"grader": BENCHMARK.version},
-        model=Model(base=None),  # its tokenizer is read, no weights are
+        model=Model(base=None),  # only its tokenizer is loaded
         steps=steps,
         main_process_only=True,
     )
@@ -146,7 +147,7 @@ def options_of(recipe: Recipe) -> GapOptions:
 
 
 def fixed_stage(recipe: Recipe) -> str | None:
-    """The stage whose contexts every stage reads, or None (decision 3)."""
+    """The stage that writes the fixed contexts, or None (decision 3)."""
     given = options_of(recipe)
     if "fixed" in given.model_fields_set:
         return given.fixed
@@ -155,7 +156,7 @@ def fixed_stage(recipe: Recipe) -> str | None:
 
 
 def _rows(recipe: Recipe) -> Source:
-    """The rows that are read: the first few, or as many as the benchmark's own `data` says."""
+    """The first rows of the test source, as many as `limit`, or the limit of `data`, says."""
     given, source = options_of(recipe), registry.test_source(recipe, NAME)
     assert source is not None  # the recipe has been checked
     own = None if given.data is None else given.data.limit
@@ -191,7 +192,7 @@ def _contexts(build: Builder, model: Model) -> StepSpec:
 
 
 def _losses(build: Builder, model: Model, contexts: StepSpec, whose: str) -> StepSpec:
-    """Add the step in which a model reads contexts."""
+    """Add the step that computes a model's losses on contexts."""
     return build.step(
         "gap-losses",
         "eval.gap_steps:write_losses",
@@ -205,7 +206,7 @@ def _losses(build: Builder, model: Model, contexts: StepSpec, whose: str) -> Ste
 
 
 def _answers(build: Builder, model: Model, asked: dict[str, StepSpec]) -> StepSpec:
-    """Greedy answers: those of another benchmark, or a step of its own (decision 5)."""
+    """Greedy answers: those of another benchmark, or of a new step (decision 5)."""
     recipe, given, rows = build.recipe, options_of(build.recipe), _rows(build.recipe)
     limit = given.max_prompt_length or recipe.prompt_limit(recipe.task)
     for name, result in asked.items():
@@ -231,7 +232,7 @@ def _answers(build: Builder, model: Model, asked: dict[str, StepSpec]) -> StepSp
 
 
 def write_contexts(step: StepContext) -> None:
-    """Step: write the contexts of every held-out row at every rate, the reference at rate 0."""
+    """Step: write contexts for all held-out rows at all rates; at rate 0, the reference."""
     from pipeline.data.load import describe_losses, load_examples, tokenise, warn_of_repeats
     from pipeline.data.render import renderer_for
     from pipeline.models.load import load_to_read
@@ -253,7 +254,7 @@ def write_contexts(step: StepContext) -> None:
 
     def make(items: Sequence[tuple[TokenRow, int]]) -> Iterator[Row]:
         for place, rate in enumerate(rates):
-            for row in mix(rate, [one for one, at in items if at == place]):
+            for row in mix(rate, [row for row, at in items if at == place]):
                 yield {**row, "rate": rate}
 
     rows = write_in_shards(
@@ -277,10 +278,10 @@ def write_contexts(step: StepContext) -> None:
 
 
 def write_losses(step: StepContext) -> None:
-    """Step: compute the loss of each context, summed over its reference tokens, in nats.
+    """Step: compute the loss on each context, summed over its reference tokens, in nats.
 
     Raises:
-        StepFailedError: when a loss is NaN or infinite.
+        StepFailedError: if a loss is NaN or infinite.
     """
     from pipeline.models.load import load_to_read
     from pipeline.rows.corrections import Own
@@ -292,7 +293,7 @@ def write_losses(step: StepContext) -> None:
     model, batch_tokens = load_to_read(step).eval(), step.runtime_options["batch_tokens"]
 
     def make(rows: Sequence[Row]) -> Iterator[Row]:
-        # A confident model often writes the reference: equal contexts are read once.
+        # A confident model often writes the reference; the loss of equal contexts is computed once.
         alike: dict[tuple[int, ...], list[Row]] = {}
         for row in rows:
             alike.setdefault((row["id"], *row["input_ids"]), []).append(row)
@@ -334,7 +335,7 @@ def _loss_row(row: Row, nats: float) -> Row:
 
 
 def labels_of(row: Row) -> list[int]:
-    """The reference of a row of contexts, as token ids."""
+    """The token ids of the reference of a row."""
     return [label for label in row["labels"] if label != -100]
 
 
@@ -343,7 +344,7 @@ def _size(row: Row) -> int:
 
 
 def _written(row: Row) -> int:
-    """Tokens that a model wrote or could have: none at rate 0, which is the reference."""
+    """Tokens that the model may have replaced: none at rate 0, which is the reference."""
     return len(labels_of(row)) if row["rate"] else 0
 
 
@@ -358,10 +359,10 @@ class Losses:
     """A model's losses on contexts.
 
     Attributes:
-        ids: the rows' ids, N of them.
-        rates: R rates, rising from 0.
-        nats: nats a token, R lists of N.
-        changed: the share of context tokens that are not the reference's, R lists of N.
+        ids: row ids, [N].
+        rates: rates, rising from 0, [R].
+        nats: nats per token, [R][N].
+        changed: share of context tokens that differ from the reference, [R][N].
     """
 
     ids: list[int]
@@ -371,7 +372,7 @@ class Losses:
 
     @classmethod
     def read(cls, folder: Path) -> Losses:
-        """Read the losses that a step has written."""
+        """Read the losses stored by a step."""
         rows = artifact.read_rows(folder / LOSSES)
         known = {(row["rate"], row["id"]): row for row in rows}
         rates, ids = sorted({rate for rate, _ in known}), sorted({row for _, row in known})
@@ -390,7 +391,7 @@ class Losses:
 
     @property
     def curve(self) -> dict[str, Any]:
-        """One measure a rate."""
+        """One measure per rate."""
         points = zip(self.rates, self.nats, strict=True)
         return curve(self.ids, {f"{rate:g}": _nats(nats) for rate, nats in points})
 
@@ -420,10 +421,10 @@ def grade(step: StepContext) -> None:
         {
             "id": row,
             "verdict": f"as the reference for {same} of {size} tokens",
-            "slope": one,
+            "slope": row_slope,
             "agrees": same,
         }
-        for row, one, (same, size, _) in zip(own.ids, own.slopes, agreed, strict=True)
+        for row, row_slope, (same, size, _) in zip(own.ids, own.slopes, agreed, strict=True)
     ]
     counts = {"read": len(grades)}
     store(step, grades=grades, measures=measures, counts=counts, curves=curves)
@@ -432,7 +433,7 @@ def grade(step: StepContext) -> None:
 def _agreements(
     step: StepContext, contexts: Path, renderer: Renderer, ids: Sequence[int]
 ) -> list[tuple[int, int, bool]]:
-    """For each row: tokens for which the greedy answer agrees, their total, and `is_reference`."""
+    """For each row: tokens on which the greedy answer agrees, their total, and `is_reference`."""
     rows = artifact.read_rows(contexts / ROWS)
     references = {row["id"]: labels_of(row) for row in rows if row["rate"] == 0}
     answers = {
@@ -456,10 +457,10 @@ def _by_length(
         example = Example(step.options["task"], row["messages"], row["reference"])
         lengths[row["id"]] = len(renderer.answer_ids(example, example.reference))
     measures: dict[str, Measure] = {}
-    for words, third in thirds(lengths).items():
+    for name_of_third, third in thirds(lengths).items():
         inside = [scores[i] if i in third else None for i in scores]
         if any(score is not None for score in inside):
-            measures[words] = measure(inside, unit=result["measures"][name]["unit"])
+            measures[name_of_third] = measure(inside, unit=result["measures"][name]["unit"])
     return curve(list(scores), measures, of=f"{result['benchmark']} {name}")
 
 

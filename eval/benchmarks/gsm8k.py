@@ -22,14 +22,14 @@ _TRAIN = Source(source="openai/gsm8k", name="main", split="train")
 
 
 class Gsm8kOptions(Options):
-    """`few_shot` solved questions of `shots` stand before each, in lm-eval's plain format."""
+    """`few_shot` solved questions from `shots` precede each one, in lm-eval's plain format."""
 
     few_shot: int = Field(default=0, ge=0)
     shots: AnySource | None = None
 
 
 def _shots(recipe: Recipe, options: Gsm8kOptions) -> Source | None:
-    """The solved questions before each question: the recipe's own training rows, or the hub's."""
+    """The solved questions before each question: from the recipe's training rows, or the hub."""
     if not options.few_shot:
         return None
     own = recipe.data.train if recipe.task == "gsm8k" else None
@@ -48,10 +48,7 @@ BENCHMARK = Benchmark(
 
 
 def grade_answers(step: StepContext) -> None:
-    """Step: grade stored answers both ways; writes grades.jsonl and result.json.
-
-    Grading reads samples and never makes any: a changed grader grades the same answers again.
-    """
+    """Step: grade stored answers, strict and flexible; writes grades.jsonl and result.json."""
     samples = answers_to_grade(step)
     grades = [_grade_sample(sample) for sample in samples]
     measures = {
@@ -68,12 +65,12 @@ def grade_answers(step: StepContext) -> None:
 
 
 def _grade_sample(sample: AnswerRow) -> Grade:
-    # Here, because its patterns take 20 ms to compile, and `plan` and `report` read none.
+    # Imported here because compiling its patterns takes 20 ms, which `plan` and `report` can skip.
     from eval.graders.gsm8k import grade, lm_eval_correct
 
     answer, reference, truncated = sample["answer"], sample["reference"], not sample["finished"]
     both = ("strict", "flexible")
     ours = {how: grade(answer, reference, how=how, truncated=truncated).value for how in both}
     theirs = {f"lm-eval {how}": lm_eval_correct(answer, reference, how=how) for how in both}
-    words = {"id": sample["id"], "verdict": ours["strict"], "truncated": truncated}
-    return {**words, **ours, **theirs}
+    summary = {"id": sample["id"], "verdict": ours["strict"], "truncated": truncated}
+    return {**summary, **ours, **theirs}

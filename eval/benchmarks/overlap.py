@@ -17,24 +17,24 @@ OVERLAPS = "overlaps.jsonl"
 
 
 def training_texts(row: Example | PreferencePair) -> list[str]:
-    """Return the texts of a row that a model is trained on, system messages left out."""
+    """Return the texts of a training row without system messages."""
     if isinstance(row, PreferencePair):
         return [*_spoken(row.example.messages), row.chosen, row.rejected]
     return [*_spoken(row.messages), row.reference]
 
 
 def benchmark_item(example: Example) -> BenchmarkItem:
-    """Return the texts of a test row, system messages left out."""
+    """Return the texts of a test row without system messages."""
     return BenchmarkItem(tuple(_spoken(example.messages)), example.reference)
 
 
 def check_overlap(step: StepContext) -> None:
     """Step: find test rows among the training rows; writes overlaps.jsonl and result.json.
 
-    The training rows are those of the inputs `train` and `preferences`, one or both.
+    The training rows come from the inputs `train` and `preferences`, one or both.
 
     Raises:
-        InputError: If there are no training rows to look through.
+        InputError: If there are no training rows.
     """
     from pipeline.data.load import load_examples
 
@@ -57,7 +57,7 @@ def check_overlap(step: StepContext) -> None:
             "short": found.short,
         },
     )
-    # Built-in rows come from templates, so overlap is expected there.
+    # Built-in rows are made from templates, so they are expected to overlap.
     if found.found and test.builtin is None:
         step.warn(f"{_describe(found)}; they are listed in {step.directory / OVERLAPS}")
 
@@ -77,7 +77,7 @@ def _training_rows(step: StepContext) -> dict[str, Sequence[Example] | Sequence[
         rows["preferences"] = load_preferences(step.source("preferences"), task, step.warn)
     if not rows:
         raise InputError(
-            "there are no training rows to compare the test items with; name them in the recipe "
+            "there are no training rows to compare the test items with; add them to the recipe "
             "under data: train or data: preferences"
         )
     return rows

@@ -1,7 +1,7 @@
 """The benchmarks: where each is defined, and how its steps are planned.
 
 A benchmark adds two steps to a stage: the model answers the test rows, then the answers are graded
-or judged. Answers are an artifact of their own, so that a changed grader or judge never samples
+or judged. Answers are stored separately, so changing the grader or judge does not generate them
 again, and benchmarks on the same rows share them. A benchmark that needs other steps plans them
 itself. Nothing here imports torch or datasets.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.stages.builder import Builder
     from pipeline.steps.spec import Model, StepSpec
 
-# As text, because a benchmark that plans its own steps imports the functions below.
+# Module names, because a benchmark that plans its own steps imports the functions below.
 BENCHMARKS = {
     "gsm8k": "eval.benchmarks.gsm8k",
     "alpaca": "eval.benchmarks.alpaca",
@@ -28,7 +28,7 @@ BENCHMARKS = {
     "accuracy": "eval.benchmarks.accuracy",
     "rouge": "eval.benchmarks.rouge",
 }
-# Defaults for the answers to a task, where neither the benchmark's keys nor the recipe set them.
+# Defaults per task, where neither the benchmark's keys nor the recipe set them.
 _MAX_NEW_TOKENS = {"tldr": 53, "alpaca": 2048}
 _TEMPERATURE = {"tldr": 0.01}
 
@@ -39,7 +39,7 @@ def benchmark_of(name: str) -> Benchmark:
 
 
 def options_of(recipe: Recipe, name: str) -> Options:
-    """The keys of a benchmark; `rouge` without any takes those of its task's benchmark."""
+    """The keys of a benchmark; `rouge` defaults to those of its task's benchmark."""
     if name == "rouge" and name not in recipe.benchmarks and recipe.task in BENCHMARKS:
         given = recipe.benchmarks.get(recipe.task, Options())
         return Options(**given.model_dump(include=set(Options.model_fields)))
@@ -59,7 +59,7 @@ def task_of(recipe: Recipe, name: str) -> str:
 
 
 def test_source(recipe: Recipe, name: str) -> Source | None:
-    """Where a benchmark's test rows come from, or None where the recipe must name them."""
+    """Where a benchmark's test rows come from, or None if the recipe must say so."""
     given = options_of(recipe, name).data
     if given is not None:
         return given
@@ -68,7 +68,7 @@ def test_source(recipe: Recipe, name: str) -> Source | None:
 
 
 def add_steps(name: str, build: Builder, model: Model) -> StepSpec:
-    """Add a benchmark's steps for one stage and return the one that holds its result."""
+    """Add a benchmark's steps for one stage and return the one with its result."""
     recipe, benchmark = build.recipe, benchmark_of(name)
     if benchmark.plan is not None:
         return benchmark.plan(build, model)
@@ -109,7 +109,7 @@ def add_steps(name: str, build: Builder, model: Model) -> StepSpec:
 
 
 def asked(result: StepSpec) -> StepSpec:
-    """The step that read a benchmark's test rows, given the one that holds its result."""
+    """The step that reads a benchmark's test rows, given the one with its result."""
     step = result.inputs.get("contexts") or result.inputs["answers"]
     assert not isinstance(step, dict)
     return step
@@ -135,12 +135,14 @@ def add_overlap(name: str, build: Builder) -> StepSpec:
 
 
 def _judge(recipe: Recipe, options: Options) -> dict[str, Any]:
-    """What decides verdicts: the judge, its template, and the orders in which it is asked."""
+    """All that determines verdicts: the judge, its template, and the orders."""
     from eval.judge.step import engine_for, template_for
 
     assert recipe.judge is not None  # the recipe has been checked
     template = template_for(recipe.judge, options)
-    fields = None if template is None else asdict(template) | {"name": ""}  # files get renamed
+    fields = (
+        None if template is None else asdict(template) | {"name": ""}
+    )  # so that a renamed file is the same
     return {
         "judge": engine_for(recipe.judge).identity(),
         "reads": recipe.judge.reads,

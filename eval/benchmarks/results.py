@@ -1,7 +1,7 @@
-"""What a benchmark reads and writes: stored answers, grades, and a result of measures.
+"""What benchmarks read and write: stored answers, grades, and a result with measures.
 
-A result holds `ids` and, for each measure (eval/stats/measures.py), scores in the same order, so
-that stages can be compared on the same examples without grading again.
+A result has `ids` and, for each measure (eval/stats/measures.py), scores in the same order, so that
+stages can be compared on the same examples without grading again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
 
 GRADES = "grades.jsonl"
-Grade = dict[str, Any]  # `id`, `verdict` (words for people), and what the verdict rests on
+Grade = dict[str, Any]  # `id`, `verdict` (shown to users), and what it is based on
 
 
 def answers_to_grade(step: StepContext) -> list[AnswerRow]:
@@ -42,13 +42,13 @@ def store(
 
     Args:
         step: the running step.
-        grades: one row an example: `id`, `verdict` (words for people), and what it rests on.
-        measures: by name; the first is the benchmark's own number, which stages are compared by.
-        counts: outcome -> examples; they add up to the number of examples.
-        curves: what the benchmark's charts are drawn from, if it has any; see `curve`.
+        grades: one row per example: `id`, `verdict` (shown to users), and what it is based on.
+        measures: by name; the first is the benchmark's main number, by which stages are compared.
+        counts: outcome -> number of examples; they add up to all examples.
+        curves: the data of the benchmark's charts, if it has any; see `curve`.
 
     Raises:
-        ValueError: If the counts do not add up.
+        ValueError: If the counts do not add up to the number of examples.
     """
     if sum(counts.values()) != len(grades):
         raise ValueError(f"outcomes {dict(counts)} do not add up to {len(grades)} examples")

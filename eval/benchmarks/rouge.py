@@ -23,13 +23,11 @@ def grade_answers(step: StepContext) -> None:
     samples = answers_to_grade(step)
     measures, grades = rouge_measures(samples)
     if not measures:
-        raise InputError(
-            "no reference holds a letter or digit, so ROUGE cannot score these answers"
-        )
+        raise InputError("no reference has a letter or digit, so ROUGE cannot score these answers")
     measures["cut off"] = cut_off(samples)
     unread = sum(grade["rougeL"] is None for grade in grades)
     counts = {"scored": len(grades) - unread, "unscored": unread}
-    # ROUGE-L is the one that stages are compared by.
+    # ROUGE-L comes first: it is the measure by which stages are compared.
     ordered = {"ROUGE-L": measures.pop("ROUGE-L"), **measures}
     store(step, grades=grades, measures=ordered, counts=counts)
 
@@ -37,20 +35,22 @@ def grade_answers(step: StepContext) -> None:
 def rouge_measures(
     samples: list[AnswerRow],
 ) -> tuple[dict[str, Measure], list[Grade]]:
-    """Return ROUGE-1, -2 and -L over stored answers, and one grade an answer.
+    """Return ROUGE-1, -2 and -L over stored answers, and one grade per answer.
 
-    Where ROUGE can read no reference there are no measures.
+    There are no measures if ROUGE cannot read any reference.
     """
     scores = [f_measures(sample["answer"], sample["reference"]) for sample in samples]
     names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
     measures = {
-        label: measure([None if one is None else one[name] for one in scores])
+        label: measure([None if score is None else score[name] for score in scores])
         for name, label in names.items()
-        if any(one is not None for one in scores)
+        if any(score is not None for score in scores)
     }
     grades: list[Grade] = []
-    for sample, one in zip(samples, scores, strict=True):
-        words = "reference unreadable" if one is None else f"ROUGE-L {100 * one['rougeL']:.1f}"
-        found: dict[str, Any] = dict.fromkeys(MEASURES) if one is None else one
-        grades.append({"id": sample["id"], "verdict": words, **found})
+    for sample, score in zip(samples, scores, strict=True):
+        verdict = (
+            "reference unreadable" if score is None else f"ROUGE-L {100 * score['rougeL']:.1f}"
+        )
+        found: dict[str, Any] = dict.fromkeys(MEASURES) if score is None else score
+        grades.append({"id": sample["id"], "verdict": verdict, **found})
     return measures, grades

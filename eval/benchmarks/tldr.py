@@ -1,12 +1,12 @@
-"""TL;DR summaries: a judge compares the model's with the human one; and ROUGE.
+"""TL;DR summaries: a judge compares the model's summary with the human one; also ROUGE.
 
-Prompts are cut in `pipeline.data.tasks` (a post at its last newlines, to 512 tokens). Answers of at
-most 53 tokens are sampled at temperature 0.01 (`eval.benchmarks.registry`), as in the
+Prompts are cut in `pipeline.data.tasks` (posts at their last newline that fits, to 512 tokens).
+Answers of at most 53 tokens are sampled at temperature 0.01 (`eval.benchmarks.registry`), as in the
 summarize-from-feedback work.
 
-Decided here: (1) the judge sees the prompt as the model did, without its last line; (2) the win
-rate is the mean preference over both orders, a tie counting half, and comparisons without a verdict
-are counted and left out; (3) an empty summary is judged like any other.
+Decisions: (1) the judge sees the same prompt as the model, without its last line; (2) the win rate
+is the mean preference over both orders, a tie counts half, and comparisons without a verdict are
+counted and left out; (3) an empty summary is judged like any other.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def grade_answers(step: StepContext) -> None:
     grades = judged_grades(samples, judgement)
     rouge, _ = rouge_measures(samples)
     if not rouge:
-        step.warn("no ROUGE: no reference holds a letter or digit")
+        step.warn("no ROUGE scores: no reference has a letter or digit")
     measures = {
         **judged_measures(judgement),
         **rouge,

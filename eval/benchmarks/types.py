@@ -19,8 +19,8 @@ class Options(Strict):
     """Keys of every benchmark, under `benchmarks: {NAME: ...}`.
 
     Attributes:
-        data: test rows; by default the recipe's own where it has the benchmark's task, else the
-            benchmark's set on the hub.
+        data: test rows; by default the recipe's if it has the benchmark's task, else the
+            benchmark's test set on the hub.
         max_new_tokens: longest answer; by default `generation.max_new_tokens`, 53 for tldr, 2048
             for alpaca.
         temperature: 0 is greedy; by default 0, and 0.01 for tldr.
@@ -44,18 +44,18 @@ class Benchmark(NamedTuple):
     """A benchmark's declaration.
 
     Attributes:
-        run: names the step function that grades (pipeline/steps/functions.py).
+        run: name of the step function that grades (pipeline/steps/functions.py).
         version: raised when grading changes, so that stored answers are graded again.
-        task: the kind of its rows; None for the recipe's own.
+        task: the task of its rows; None for the recipe's.
         options: the schema of its keys.
-        hub: its test set on the hub; None where it uses the recipe's test rows.
+        hub: its test set on the hub; None if it uses the recipe's test rows.
         judged: whether a judge compares answers.
         by_task: whether the recipe's task grades them.
-        shots: (recipe, keys) -> where the solved examples before each prompt come from.
+        shots: (recipe, keys) -> source of the solved examples before each prompt.
         files: (keys, test set) -> files that grading reads, by role.
         check: recipe -> problems that the types of the keys do not catch.
-        plan: where its steps are not answers and grades: adds them for one model and returns the
-            one that holds the result.
+        plan: for benchmarks with other steps than answers and grades: adds the steps for one model
+            and returns the one with the result.
     """
 
     run: str

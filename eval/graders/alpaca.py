@@ -1,14 +1,15 @@
 """AlpacaEval 2: from a judge's replies or official annotations to win rates.
 
-A preference is a number in [1, 2]: 1 where the baseline's answer is better, 2 where the model's.
-Decided here:
+A preference is a number in [1, 2]: 1 where the baseline's answer is better, 2 where the model's is.
+Decisions:
 
-1. Rows find their difficulty by instruction text. The official tool looks it up by position, which
-   is wrong from the first missing row on.
-2. Cross-validation depends on the order of rows, so `score` puts them in the order of the
-   difficulties first: files with the same rows give the same number.
+1. Difficulties are looked up by instruction text. The official tool looks them up by position,
+   which is wrong from the first missing row on.
+2. Cross-validation depends on the order of rows, so `score` first sorts them in the order of the
+   difficulties: files with the same rows give the same number.
 3. `preference_from_logprobs` reads official replies by the official rule, under which a label that
-   is not listed is impossible. Our own judges are read by a stricter one (`eval.judge.openai`).
+   is not listed has probability 0. Replies of our own judges are read by a stricter rule
+   (`eval.judge.replies`).
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from typing import Any, NamedTuple
 
 from eval.graders.length_control import WinRate, length_controlled_win_rate
 
-# On fewer, the number is up to 4 points off and its intervals hold too rarely
+# With fewer, the number is up to 4 points off and its interval covers the truth too rarely
 # (benchmarks/few_instructions.py).
 FEWEST_CONTROLLED = 200
-RESAMPLES = 1000  # of the interval of the length-controlled win rate: two seconds
+RESAMPLES = 1000  # for the interval of the length-controlled win rate; takes two seconds
 
 
 class OfficialReading(NamedTuple):
-    """A preference in [1, 2], or None and the reason; mass is the probability of both labels."""
+    """A preference in [1, 2], or None and the reason; mass is the labels' total probability."""
 
     preference: float | None
     reason: str | None
@@ -38,7 +39,7 @@ class OfficialReading(NamedTuple):
 def official_order_is_flipped(instruction: str) -> bool:
     """Return whether the official tool shows the judge the model's answer first, as "m".
 
-    Its coin is Python's generator, seeded with the instruction and its annotator's seed, 0.
+    It flips a coin: Python's generator, seeded with the instruction and the annotator's seed, 0.
     """
     return random.Random(f"is_switched_outputs{instruction}0").random() >= 0.5
 
@@ -46,11 +47,11 @@ def official_order_is_flipped(instruction: str) -> bool:
 def preference_from_logprobs(
     completion: Any, *, flipped: bool = False, labels: tuple[str, str] = ("m", "M")
 ) -> OfficialReading:
-    """Read a preference off the log-probabilities of the judge's first token.
+    """Compute a preference from the log-probabilities of the judge's first token.
 
     The preference is 1 + P(label of the answer shown second), normalised over the two labels. A
-    label that is not among the top tokens counts as impossible, as in the official tool; the
-    verdict's `mass` tells how much of the distribution was read. No label is no preference.
+    label that is not among the top tokens counts as impossible, as in the official tool; `mass`
+    says how much of the distribution the labels cover. Without either label there is no preference.
 
     Args:
         completion: A choice of the OpenAI chat API, as AlpacaEval stores it in `raw_completion`.
@@ -67,9 +68,9 @@ def preference_from_logprobs(
     except (KeyError, IndexError, TypeError, ValueError):
         reason = "no log-probabilities in the reply: the server left them out"
         return OfficialReading(None, reason, 0.0)
-    # Rounding may leave a certain token a little above 0; NaN compares as false.
+    # Rounding may put a certain token slightly above 0; comparisons with NaN are false.
     if not all(logprob <= 0.01 for logprob in found.values()):
-        return OfficialReading(None, "the reply's numbers are no log-probabilities", 0.0)
+        return OfficialReading(None, "the reply's numbers are not log-probabilities", 0.0)
     first, second = (math.exp(found.get(label, -math.inf)) for label in labels)
     if first + second == 0:
         reason = f"neither {labels[0]!r} nor {labels[1]!r} among the {len(found)} top tokens"
@@ -86,18 +87,18 @@ def score(
     *,
     resamples: int = 0,
 ) -> WinRate:
-    """Score the annotations of one model, all or some of the instructions in any order.
+    """Score the annotations of one model, on all or some instructions, in any order.
 
     Args:
         annotations: Entries as `read_annotations` returns them; a preference of 0, a tie in older
             files, counts as 1.5.
-        difficulties: Difficulties by instruction text; None gives the raw win rate alone.
-        gamed: As for `length_controlled_win_rate`.
-        C: As there.
-        resamples: As there.
+        difficulties: Difficulties by instruction text; None gives the raw win rate only.
+        gamed: See `length_controlled_win_rate`.
+        C: See `length_controlled_win_rate`.
+        resamples: See `length_controlled_win_rate`.
 
     Raises:
-        ValueError: If an instruction is there twice or has no difficulty, entries are of several
+        ValueError: If an instruction occurs twice or has no difficulty, entries belong to several
             models, baselines or judges, or none is judged.
     """
     rows = list(annotations)
@@ -128,7 +129,7 @@ def score(
 
 
 def why_not_controlled(result: WinRate) -> str | None:
-    """Return why a length-controlled win rate is not to be shown, None where it is."""
+    """Return why not to show a length-controlled win rate, None if it can be shown."""
     if result.lc_win_rate is not None and result.n < FEWEST_CONTROLLED:
         return (
             f"{result.n} judged instructions are too few for its regression: below "

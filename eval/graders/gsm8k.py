@@ -1,32 +1,31 @@
 r"""GSM8K: read the final number of a solution and grade it against the reference.
 
-What counts as a number, decided once for both ways of reading:
+What counts as a number, in both modes:
 
 1. A maximal run of digits, commas and dots is one token. It is a number as a whole or not at
-   all: `3.14.15`, `1.234,50` and `1,2` are not numbers, and no part of them is taken instead.
-   Dots and commas at its end are punctuation: `18.` and `18,` are 18. A superscript belongs to
+   all: `3.14.15`, `1.234,50` and `1,2` are not numbers, and no part of them is read instead.
+   Trailing dots and commas are punctuation: `18.` and `18,` are 18. A superscript belongs to
    the token: `10²` is not 10.
-2. A comma is a thousands separator and nothing else: one to three digits that do not start with
-   0, then groups of exactly three. So `1,234.50` is a number; `1,23`, `0,123`, `1234,567` and
-   the Indian `1,00,000` are not. LaTeX's `1{,}234` and `1\,234`, and groups divided by a thin or
-   no-break space, are `1,234`. An ordinary space divides two numbers.
+2. A comma is only ever a thousands separator: one to three digits that do not start with 0,
+   then groups of exactly three. So `1,234.50` is a number; `1,23`, `0,123`, `1234,567` and
+   the Indian `1,00,000` are not. LaTeX's `1{,}234` and `1\,234`, and groups separated by a thin
+   or no-break space, are `1,234`. An ordinary space separates two numbers.
 3. Decimal digits of every script are read, with Arabic and fullwidth separators.
 4. `1e3` is 1000, with an exponent of at most three digits.
-5. Minus is a hyphen, U+2212, an en dash or a fullwidth or small hyphen, touching the number or
-   its currency sign, and not glued to a word, number or closing bracket on its left: `3-4` is 3
+5. A minus sign is a hyphen, U+2212, an en dash or a fullwidth or small hyphen that touches the
+   number or its currency sign and does not follow a word, number or closing bracket: `3-4` is 3
    and 4, `- 5` is a bullet.
-6. Units and percent signs are not read: `18%` and `18 dollars` are 18. A word that multiplies is
-   no unit: `3 million`, `18k` and `2 dozen` are unread. NaN and infinities are not numbers.
+6. Units and percent signs are ignored: `18%` and `18 dollars` are 18. Multiplier words are not
+   units: `3 million`, `18k` and `2 dozen` are unparsed. NaN and infinities are not numbers.
 
 `strict` reads what follows the last marker on the same line, past spaces, currency signs, `~`,
-opening brackets, `x =`, `\boxed{`, `\text{` and Markdown emphasis. Where nothing follows, it reads
-the next line, and at the end of the text the one before, if that is a number and nothing else.
-`1/2`, `½` and `\frac{1}{2}` are 0.5 there, and `3 1/2` is 3.5. What makes an answer more than one
-number (`3-4`, `1 234`, `18, 20`, `10:30`, `10 or 12`, `10x12`, `10 ± 2`, `2\sqrt{3}`, `3 hours and
-30 minutes`) leaves it unread; an explanation (`18 = 9 * 2`, `18 (9 * 2)`, `18 of her 20 eggs`) does
-not. `flexible` reads the last token of the text: of `1/2` that is 2, of `10:30` it is 30, and a
-last token that is not a number leaves it unread, because an earlier one is not what the text ends
-on.
+opening brackets, `x =`, `\boxed{`, `\text{` and Markdown emphasis. If nothing follows, it reads the
+next line, or, at the end of the text, the line before, if that is just a number. `1/2`, `½` and
+`\frac{1}{2}` are 0.5 in this mode, and `3 1/2` is 3.5. An answer of more than one number (`3-4`,
+`1 234`, `18, 20`, `10:30`, `10 or 12`, `10x12`, `10 ± 2`, `2\sqrt{3}`, `3 hours and 30 minutes`) is
+unparsed; an explanation (`18 = 9 * 2`, `18 (9 * 2)`, `18 of her 20 eggs`) is ignored. `flexible`
+reads the last token of the text: of `1/2` that is 2, of `10:30` it is 30. If the last token is not
+a number, the answer is unparsed, because an earlier number is not what the text ends with.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ from eval.stats.types import Outcome
 
 REFERENCE_MARKER = "####"
 
-# Below no two parts that can match the same character stand side by side, unless the first is
-# possessive, so that reading a text takes time linear in its length.
+# In the patterns below, two adjacent parts never match the same character unless the first is
+# possessive, so that matching takes time linear in the length of the text.
 _ASCII_SIGNS = str.maketrans(
     dict.fromkeys("\u2212\u2013\uff0d\ufe63", "-")  # minus, en dash, fullwidth and small hyphen
     | {"\u066b": ".", "\uff0e": ".", "\u066c": ",", "\uff0c": ","}  # Arabic and fullwidth
@@ -52,13 +51,13 @@ _NARROW_GROUPS = re.compile(
     rf"(?<![\d.,{_NARROW_SPACE}])[1-9]\d{{0,2}}(?:(?:[{_NARROW_SPACE}]|\\,)\d{{3}})++(?![\d,])"
 )
 _SPACE = r"[^\S\r\n]"
-# Unicode's currency symbols, and codes that stand before an amount.
+# Unicode's currency symbols, and codes that precede an amount.
 _SYMBOLS = "$\u00a2-\u00a5\u058f\u060b\u0e3f\u17db\u20a0-\u20cf\ufdfc\ufe69\uff04\uffe0-\uffe6"
 _CURRENCY = rf"\\?[{_SYMBOLS}]"
 _CODE = r"(?:US|AU?|CA?|HK|NT|R)(?=\$)|(?:USD|EUR|GBP|INR|Rs\.?)(?![^\W\d_])"
 _VULGAR = "\u00bc-\u00be\u2150-\u215e"
 _SUPERSCRIPTS = "\u00b2\u00b3\u00b9\u2070-\u2079"
-# Starts at a digit, or at a single dot that ends no word: "...5" and "No.5" are 5, ".5" is 0.5.
+# Starts at a digit, or at a single dot not after a word: "...5" and "No.5" are 5, ".5" is 0.5.
 _RUN = rf"(?:(?<![\w.)])\.)?[\d{_VULGAR}][\d.,{_VULGAR}{_SUPERSCRIPTS}]*(?:[eE][+-]?\d+)?"
 _NUMBER = re.compile(
     rf"(?P<sign>(?<![^\W_])(?<![)\]}}%.\-])-)?(?:{_CURRENCY})?(?P<run>{_RUN})",
@@ -127,7 +126,7 @@ _CONTINUATION = re.compile(
 )
 # Characters after which more of the same number could have come.
 _UNFINISHED = re.compile(r"[.,/:{eE+-]*")
-# A quotient may not terminate. 50 digits tell any two fractions apart that a model writes.
+# A quotient may not terminate; 50 digits distinguish any two fractions that a model writes.
 _QUOTIENT = Context(prec=50, Emin=MIN_EMIN, Emax=MAX_EMAX)
 
 _LM_EVAL_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -135,7 +134,7 @@ _LM_EVAL_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 
 class _Reading(NamedTuple):
-    """A number and where its token ends in the text it was read from."""
+    """A number, and where its token ends in the text."""
 
     value: Decimal
     end: int
@@ -149,10 +148,10 @@ def extract_answer(
     Args:
         text: A solution.
         how: "strict" for the number after the last marker, "flexible" for the last number.
-        marker: What announces the answer under "strict"; "flexible" does not look at it.
+        marker: The text that announces the answer under "strict"; "flexible" ignores it.
 
     Returns:
-        The number, or None where there is none to read. Fractions are rounded to 50 digits.
+        The number, or None if there is none. Fractions are rounded to 50 digits.
 
     Raises:
         ValueError: If how is unknown or the marker is empty.
@@ -175,13 +174,13 @@ def grade(
         text: The model's solution.
         reference: A GSM8K answer with its own `#### n`, or just a number.
         how: "strict" or "flexible", as for `extract_answer`; the reference is always strict.
-        marker: What announces the answer in text; in the reference it is always `####`.
+        marker: The text that announces the answer; in the reference it is always `####`.
         truncated: Whether the generation stopped at its token limit.
 
     Returns:
         `CORRECT`, `WRONG` (another number), `UNPARSED` (no number), or `TRUNCATED`: the token
-        limit was hit, and no number was read or the number read touches the end of the text, so
-        that digits may be missing.
+        limit was hit, and either no number was read or it is at the very end of the text, so that
+        digits may be missing.
 
     Raises:
         ValueError: If the reference has no number (an error in the data, not the model's), how
@@ -200,16 +199,16 @@ def grade(
 def lm_eval_extract(text: str, *, how: str = "strict") -> str | None:
     """Extract what lm-eval 0.4.13 would, so that its results can be compared with ours.
 
-    Its two patterns are kept as they are, with what follows from them: strict is the first
-    `#### n` and needs exactly one space, flexible is the last match, which may be `...` or `$.`.
-    lm-eval compares the extracted strings, not numbers, and writes `[invalid]` for None.
+    Its two patterns are used unchanged, quirks included: strict is the first `#### n` and needs
+    exactly one space; flexible is the last match, which may be `...` or `$.`. lm-eval compares the
+    extracted strings, not numbers, and writes `[invalid]` for None.
 
     Args:
         text: A solution.
         how: "strict" (its `strict-match`) or "flexible" (its `flexible-extract`).
 
     Returns:
-        The matched string, or None where nothing matches.
+        The matched string, or None if nothing matches.
 
     Raises:
         ValueError: If how is unknown.
@@ -223,12 +222,12 @@ def lm_eval_extract(text: str, *, how: str = "strict") -> str | None:
 
 
 def lm_eval_correct(text: str, reference: str, *, how: str = "strict") -> bool:
-    """Whether lm-eval 0.4.13 would count a solution as right: it compares strings, not numbers.
+    """Whether lm-eval 0.4.13 would count a solution as correct: it compares strings, not numbers.
 
     Args:
         text: A solution.
         reference: A GSM8K answer with its `#### n`.
-        how: As for `lm_eval_extract`.
+        how: See `lm_eval_extract`.
 
     Raises:
         ValueError: If how is unknown.
@@ -238,9 +237,9 @@ def lm_eval_correct(text: str, reference: str, *, how: str = "strict") -> bool:
 
 
 def _lm_eval_compared(text: str) -> str:
-    """A side as lm-eval compares it: no commas, no dollars, nothing before the last `#### `.
+    """Normalise as lm-eval does: no commas, no dollars, nothing before the last `#### `.
 
-    Its own pattern for the marker takes time quadratic in the length of a text without one.
+    lm-eval's own pattern for the marker takes quadratic time on a text without one.
     """
     text = text.replace(",", "").replace("$", "").rpartition("#### ")[2]
     return re.sub(r"\.$", "", text).lower()
@@ -252,7 +251,7 @@ def _check_how(how: str) -> None:
 
 
 def _normalize(text: str, how: str = "strict") -> str:
-    """Write signs, digits and groups of digits as ASCII, and for strict, fractions as 1/2."""
+    """Convert signs, digits and groups of digits to ASCII and, for strict, fractions to 1/2."""
     if not text.isascii():
         text = text.translate(_ASCII_SIGNS)
         text = re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text)
@@ -298,7 +297,7 @@ def _read_last(text: str) -> _Reading | None:
 
 
 def _read_at(text: str, start: int) -> _Reading | None:
-    """Read the one number that starts at start, past decoration; a fraction counts as one."""
+    """Read the single number at `start`, past decoration; a fraction is one number."""
     decoration = _DECORATION.match(text, start)
     number = _NUMBER.match(text, decoration.end() if decoration else start)
     if number is None:
@@ -321,7 +320,7 @@ def _read_at(text: str, start: int) -> _Reading | None:
 
 
 def _read_line_apart(text: str, marker_start: int, marker_end: int) -> _Reading | None:
-    """Read a number alone on the line after a marker, or before one that ends the text."""
+    """Read a number alone on the line after the marker, or before a marker that ends the text."""
     line = text[marker_end:].lstrip()
     if line:
         start = len(text) - len(line)

@@ -1,9 +1,8 @@
-"""AlpacaEval 2's length-controlled win rate: a regression that takes the length out of verdicts.
+"""AlpacaEval 2's length-controlled win rate: a regression that removes the effect of length.
 
 Formulas are those of AlpacaEval's `length_controlled_v1`: Dubois et al. (2024), Length-Controlled
 AlpacaEval, arXiv:2404.04475. A preference is a number in [1, 2]: 1 where the baseline's answer is
-better, 2 where the model's. A row without one (NaN, None) is left out everywhere, as if it were not
-there.
+better, 2 where the model's is. Rows without a preference (NaN, None) are ignored throughout.
 
 Axis suffixes: N the model's rows, G gamed rows, R both (gamed first), K values of C, F folds.
 """
@@ -20,27 +19,27 @@ from eval.stats.types import Interval
 if TYPE_CHECKING:
     import numpy as np
 
-_GAMED_WEIGHT = 0.1  # 0.2 shared by two gamed baselines; a row of the model weighs 1
+_GAMED_WEIGHT = 0.1  # 0.2 shared by two gamed baselines; the model's rows have weight 1
 _FOLDS = 5
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often a model's answers are preferred to the baseline's; rates are in percent.
+    """How often a model's answers are preferred over the baseline's, in percent.
 
     Attributes:
         win_rate: Raw win rate, 100 * mean(preference - 1).
         n: Number of judged instructions.
         standard_error: Of the raw win rate over instructions, 100 * std(ddof=1) / sqrt(n), as
             AlpacaEval prints it; None for n = 1.
-        lc_win_rate: Length-controlled win rate, None where `reason` says why.
-        reason: Why there is no length-controlled win rate, None where there is one.
-        lc_standard_error: Standard deviation of the bootstrap behind lc_interval.
-        lc_interval: 95 % percentile bootstrap interval: instructions are drawn anew and the
-            regression is fitted again, with the same C and gamed rows. None unless asked for.
-        lc_replicates: The resamples' values. Two models on the same instructions have the same
-            resamples, those without a verdict included, so the differences are paired.
-        C: Inverse strength of the L1 penalty, None where nothing was fitted.
+        lc_win_rate: Length-controlled win rate, or None (see `reason`).
+        reason: Why there is no length-controlled win rate, or None.
+        lc_standard_error: Standard deviation over the bootstrap resamples.
+        lc_interval: 95 % percentile bootstrap interval: instructions are resampled and the
+            regression is fitted again, with the same C and gamed rows. None unless requested.
+        lc_replicates: The values of the resamples. Two models on the same instructions get the same
+            resamples, including instructions without a verdict, so differences are paired.
+        C: Inverse strength of the L1 penalty, None if nothing was fitted.
     """
 
     win_rate: float
@@ -64,25 +63,25 @@ def length_controlled_win_rate(
     *,
     resamples: int = 0,
 ) -> WinRate:
-    """Return raw and length-controlled win rate of one model; columns are row by row, (N,).
+    """Return raw and length-controlled win rate of one model; columns have shape (N,).
 
     A logistic regression without intercept (L1, liblinear) predicts p = preference - 1 from
-    x1 = tanh((baseline length - model length) / std), x2 = difficulty and x3 = 1, in gamed rows 0.
+    x1 = tanh((baseline length - model length) / std), x2 = difficulty and x3 = 1 (0 in gamed rows).
     LC = 100 * mean sigmoid(b2*x2 + b3), the prediction at equal lengths (Dubois et al., section
     3). The baseline against itself is 50 by construction.
 
     Args:
-        preferences: Numbers in [1, 2]; NaN or None where there is no verdict.
+        preferences: Numbers in [1, 2]; NaN or None for no verdict.
         model_lengths: Characters of the model's answers.
         baseline_lengths: Characters of the baseline's answers.
-        difficulty: Difficulties of the instructions; None gives the raw win rate alone.
-        gamed: Rows (std_delta_len, difficulty, preference in [0, 1]) of the baseline asked to be
+        difficulty: Difficulties of the instructions; None gives the raw win rate only.
+        gamed: Rows (std_delta_len, difficulty, preference in [0, 1]) of the baseline prompted to be
             verbose or concise, (G, 3); without them there is no length-controlled win rate.
         C: Inverse strength of the penalty; None cross-validates over logspace(-4, 4, 10).
         resamples: Resamples for lc_interval (1000 take two seconds); 0 leaves it out.
 
     Raises:
-        ValueError: If columns differ in length, nothing is judged, or a value is out of range.
+        ValueError: If columns differ in length, no row is judged, or a value is out of range.
     """
     judged = _judged_rows(
         preferences=preferences,
@@ -124,14 +123,14 @@ def _judged_rows(**columns: Sequence[float]) -> dict[str, np.ndarray]:
     shapes = {name: values.shape for name, values in arrays.items()}
     if len(set(shapes.values())) > 1 or len(shapes["preferences"]) != 1:
         raise ValueError(
-            f"columns do not match, their shapes are {shapes}: give each one number a row, with "
+            f"columns do not match, their shapes are {shapes}: give each one number per row, with "
             "NaN as the preference where there is no verdict"
         )
     judged_N = ~np.isnan(arrays["preferences"])
     if not judged_N.any():
         raise ValueError(
             f"none of {len(judged_N)} rows has a preference, and an empty evaluation is an error, "
-            "not 0.0: judge at least one"
+            "not 0.0: judge at least one row"
         )
     ranges = {"preferences": (1, 2), "difficulty": (-math.inf, math.inf)}
     for name, values_N in arrays.items():
@@ -156,7 +155,7 @@ def _as_numbers(name: str, values: Any) -> np.ndarray:
 
 
 def as_gamed(gamed: Sequence[Sequence[float]]) -> np.ndarray:
-    """Return gamed rows as an array (G, 3), or raise ValueError for what they cannot be."""
+    """Return gamed rows as an array (G, 3); raise ValueError if they are malformed."""
     import numpy as np
 
     gamed_G3 = _as_numbers("gamed", gamed)
@@ -170,7 +169,7 @@ def as_gamed(gamed: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def _places(preferences: Sequence[float]) -> np.ndarray:
-    """Return for every row its place among the judged ones, -1 where it is not judged."""
+    """Return each row's index among the judged rows, -1 if it is not judged."""
     import numpy as np
 
     judged_N = ~np.isnan(_as_numbers("preferences", preferences))
@@ -212,7 +211,7 @@ def _design(
 
     p_N, delta_N, difficulty_N = rows
     spread = delta_N.std(ddof=1)
-    # Without spread: what dividing by ever less of it comes to.
+    # Without spread: the limit for spread -> 0.
     x1_N = np.tanh(delta_N / spread) if spread > 0 else np.sign(delta_N)
     x_N3 = np.column_stack([x1_N, difficulty_N, np.ones_like(p_N)])
     x_G3 = gamed_G3 * [1.0, 1.0, 0.0]
@@ -240,7 +239,7 @@ def _cross_validated_c(x_R3: np.ndarray, p_R: np.ndarray, weight_R: np.ndarray) 
     loss_FK = np.zeros((_FOLDS, len(grid_K)))
     splits = GroupKFold(_FOLDS).split(x_R3, groups=np.arange(len(p_R)))
     for fold, (train, test) in enumerate(splits):
-        # One stream over the grid: every fit goes on drawing where the one before stopped.
+        # One random stream over the grid: each fit continues where the previous one stopped.
         random_state = np.random.RandomState(123)
         for k, c in enumerate(grid_K):
             b_3 = _fit(x_R3[train], p_R[train], weight_R[train], c, random_state)

@@ -1,21 +1,20 @@
-r"""Which test items share 13 words in a row with training rows.
+r"""Finds test items that share 13 words in a row with training rows.
 
-What counts as shared, decided once:
+What counts as shared:
 
 1. Words are maximal runs of `\w` after NFKC normalisation and lowercasing, so case, punctuation,
-   spacing and line breaks do not matter. An underscore is part of a word. Scripts that are written
-   without spaces have a word per sentence, so there only long copies are found.
-2. An n-gram is n words in a row within one text: a message or an answer. It never crosses the
-   border between two texts.
-3. A test text of fewer than n words has no n-gram. It is compared whole: it is shared if a training
-   text has the same words and no others. A text without any word shares nothing. Items with such
+   spacing and line breaks do not matter. An underscore is part of a word. In scripts written
+   without spaces a whole sentence is one word, so only long copies are found there.
+2. An n-gram is n words in a row within one text: a message or an answer. It never spans two texts.
+3. A test text of fewer than n words has no n-gram. It is compared as a whole: it is shared if a
+   training text has exactly the same words. A text without words shares nothing. Items with such
    texts are counted as short.
-4. System messages are neither training nor test text: all rows have the same one.
-5. A training row counts once for an item's prompt and once for its reference, however often it
-   shares words with them.
+4. System messages are ignored in training and test rows, because all rows have the same one.
+5. A training row counts once for an item's prompt and once for its reference, however many n-grams
+   it shares with them.
 
-The index is made of the test texts; training rows are streamed past it. Memory is that of the test
-set, and results are exact: what is found is a comparison of words, never of hashes alone.
+We index the test texts and stream training rows past the index. Memory grows with the test set
+only, and results are exact: words are compared, not just hashes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ PARTS = ("prompt", "reference")
 _find_words = re.compile(r"\w+").findall
 
 
-# What no word holds becomes a space. For ASCII text this and split() are twice as fast as `\w+`.
+# Non-word characters become spaces. For ASCII text this and split() is twice as fast as `\w+`.
 _ASCII_WORDS = {code: chr(code).lower() if _find_words(chr(code)) else " " for code in range(128)}
 
 
@@ -44,7 +43,7 @@ Part = tuple[int, str]  # an item's position, and which of PARTS
 
 @dataclass(frozen=True)
 class BenchmarkItem:
-    """A test item's texts.
+    """The texts of a test item.
 
     Attributes:
         prompt: The texts of the prompt: its messages without the system message.
@@ -57,14 +56,14 @@ class BenchmarkItem:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A test item's prompt or reference that training rows share words with.
+    """A test item's prompt or reference that shares words with training rows.
 
     Attributes:
         item: The item's position, from 0.
         where: "prompt" or "reference".
         training_rows: Training rows that share words with it.
         first_row: The first of them, from 1.
-        words: Words that row shares: n in a row, or the whole of a shorter text.
+        words: The words shared with that row: n in a row, or all of a shorter text.
     """
 
     item: int
@@ -79,11 +78,11 @@ class Overlaps:
     """What test items and training rows share.
 
     Attributes:
-        n: Words in a row that were looked for.
+        n: The length of the n-grams.
         items: Number of test items.
         training_rows: Number of training rows.
-        short: Test items with a text of fewer than n words, which was compared whole.
-        found: What is shared, in the order of the items, a prompt before its reference.
+        short: Test items with a text of fewer than n words, which was compared as a whole.
+        found: The overlaps, in the order of the items, a prompt before its reference.
     """
 
     n: int
@@ -93,15 +92,15 @@ class Overlaps:
     found: tuple[Overlap, ...]
 
     def count(self, *where: str) -> int:
-        """Return the number of items that share words in one of these parts (default: in any)."""
+        """Return how many items share words in one of these parts (default: in any)."""
         return len({overlap.item for overlap in self.found if overlap.where in (where or PARTS)})
 
 
 def words_of(text: str) -> list[str]:
-    """Return a text's words as they are compared."""
+    """Return the normalised words of a text."""
     if text.isascii():
         return text.translate(_ASCII_WORDS).split()
-    # Normalised again because lowercasing may take a letter apart.
+    # Normalised again because lowercasing may decompose a letter.
     lowered = unicodedata.normalize("NFKC", text).lower()
     return _find_words(unicodedata.normalize("NFKC", lowered))
 
@@ -112,12 +111,12 @@ def overlaps(
     """Find the test items that share n words in a row with training rows.
 
     Args:
-        training: The texts of each training row; read once, a row at a time.
+        training: The texts of each training row; iterated over once.
         items: The test items.
         n: Words in a row, at least 1.
 
     Returns:
-        What is shared, with counts of items and rows.
+        The overlaps, with counts of items and rows.
 
     Raises:
         ValueError: If n is not positive.
@@ -149,7 +148,7 @@ def overlaps(
 
 
 def _grams(texts: Iterable[str], n: int) -> Iterator[Gram]:
-    """Yield the n-grams of each text in order, of a shorter one the whole."""
+    """Yield the n-grams of each text in order; a shorter text is yielded as a whole."""
     for text in texts:
         words = words_of(text)
         if len(words) >= n:

@@ -1,16 +1,16 @@
-"""ROUGE-1, ROUGE-2 and ROUGE-L of one text against one reference, as summarisation papers do it.
+"""ROUGE-1, ROUGE-2 and ROUGE-L of one text against one reference, as in summarisation papers.
 
-Computed by `rouge_score`, Google's port of ROUGE-1.5.5 (Lin, 2004), with Porter's stemmer. Its own
-tokens are runs of a-z and 0-9, so that it sees nothing in most languages. Decided here:
+Computed by `rouge_score`, Google's port of ROUGE-1.5.5 (Lin, 2004), with Porter's stemmer. Its
+default tokens are runs of a-z and 0-9, so in most languages it finds none. Decisions:
 
-1. A token is a run of letters, accents and decimal digits of any script, after lowercasing. Where
-   all of them are a-z and 0-9 it is what `rouge_score` takes, stemmed alike, so English texts score
-   as published; other tokens are not stemmed, since Porter's rules are of English.
+1. A token is a run of letters, accents and decimal digits of any script, after lowercasing. Tokens
+   of only a-z and 0-9 are those of `rouge_score`, with the same stemming, so English texts score as
+   published; other tokens are not stemmed, since Porter's rules are for English.
 2. In scripts written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) every character
-   is a token, so that ROUGE-2 compares pairs of characters.
-3. A reference without a token has no score: 0 would be a failure to read, not a bad text. A
-   prediction without one says nothing, and that is 0.
-4. A reference of one token holds no pair. Its ROUGE-2 is 0, as in `rouge_score`, although no
+   is a token, so ROUGE-2 compares pairs of characters.
+3. A reference without tokens has no score: 0 would look like a bad text, although it is the
+   reference that cannot be read. A prediction without tokens scores 0.
+4. A reference of one token has no bigram. Its ROUGE-2 is 0, as in `rouge_score`, although no
    prediction can do better.
 """
 
@@ -38,8 +38,8 @@ def rouge(prediction: str, reference: str) -> dict[str, float] | None:
         reference: The text it is compared with.
 
     Returns:
-        F measures in percent under `rouge1`, `rouge2` and `rougeL`, or None where the reference
-        holds no letter or digit.
+        F measures in percent under `rouge1`, `rouge2` and `rougeL`, or None if the reference has no
+        letter or digit.
     """
     fractions = f_measures(prediction, reference)
     if fractions is None:
@@ -48,7 +48,7 @@ def rouge(prediction: str, reference: str) -> dict[str, float] | None:
 
 
 def f_measures(prediction: str, reference: str) -> dict[str, float] | None:
-    """Return what `rouge` does, as fractions, so that 2/3 is the float nearest to 2/3."""
+    """Return the scores of `rouge` as fractions, without the rounding of a factor of 100."""
     if not _tokenizer().tokenize(reference):
         return None
     scores = _scorer().score(reference, prediction)
@@ -57,7 +57,7 @@ def f_measures(prediction: str, reference: str) -> dict[str, float] | None:
 
 @cache
 def _scorer() -> RougeScorer:
-    # Imported here because it imports numpy and nltk, and a judge is set up without.
+    # Imported here because it imports numpy and nltk, which setting up a judge must not need.
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(MEASURES, tokenizer=_tokenizer())
@@ -77,7 +77,7 @@ def _tokenizer() -> Tokenizer:
         def tokenize(self, text: str) -> list[str]:
             if text.isascii():
                 return english(text)
-            # Normalised token by token: of a whole text, NFKC would make digits of "²" and "½".
+            # Normalised token by token: on the whole text, NFKC would turn "²" and "½" into digits.
             words = (unicodedata.normalize("NFKC", word) for word in find(text.lower()))
             return [
                 token for word in words for token in (english(word) if word.isascii() else [word])

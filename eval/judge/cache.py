@@ -1,4 +1,4 @@
-"""Replies of judges, kept on disk as they come, so that nothing is asked twice."""
+"""An on-disk cache of judges' replies, so that nothing is asked twice."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pipeline.steps.artifact import canonical_json, disk_error
 
 
 class ReplyCache:
-    """Replies in a JSONL file, one line each, appended as they come.
+    """Replies in a JSONL file, one per line, appended as they arrive.
 
-    A line that is not whole, as after a kill, is passed over, and its question asked again.
+    An incomplete line, such as after a kill, is ignored, and its question is asked again.
     """
 
     def __init__(self, path: str | Path):
@@ -47,10 +47,10 @@ class ReplyCache:
             self._file = None
 
     def open(self) -> None:
-        """Open the file, so that what cannot be kept is not asked for.
+        """Open the file for appending, so that nothing is asked if replies cannot be stored.
 
         Raises:
-            BashracError: when it is not writable.
+            BashracError: if it is not writable.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,10 +61,10 @@ class ReplyCache:
             raise disk_error(self.path, error) from error
 
     def add(self, key: str, reply: Reply) -> None:
-        """Keep a reply; it is in the file when this returns.
+        """Append a reply; it is in the file when this returns.
 
         Raises:
-            BashracError: when the disk is full or not writable.
+            BashracError: if the disk is full or not writable.
         """
         line = canonical_json({"key": key, "reply": reply}).encode() + b"\n"
         if self._file is None:
@@ -78,7 +78,7 @@ class ReplyCache:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether a line holds a key and a reply such as a judge records."""
+    """Whether a line has a key and a well-formed reply."""
     if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
         return False
     reply = entry.get("reply")
@@ -110,7 +110,7 @@ def _are_logprobs(value: Any) -> bool:
     )  # fmt: skip
 
 
-# What the judges of `eval.judge.openai` and `eval.judge.local` record, by the name of its field.
+# Validators for the replies of `eval.judge.openai` and `eval.judge.local`, by field name.
 _REPLIES: dict[str, Callable[[Any], bool]] = {
     "text": lambda value: isinstance(value, str),
     "top_logprobs": _are_logprobs,

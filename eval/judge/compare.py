@@ -1,9 +1,9 @@
-"""Asks a judge which of two answers is better, both ways round, and counts its verdicts.
+"""Asks a judge which of two answers is better, in both orders, and counts its verdicts.
 
-Decisions: (1) over both orders a preference is the mean, and a comparison with a failed order has
-none; (2) equal answers are a tie and not asked, as in AlpacaEval; (3) replies are kept as they
-came, keyed by what was asked, so a verdict is read again without asking again; what failed is not
-kept, and the next run asks it again.
+Decisions: (1) the preference of a comparison is the mean over both orders, and there is none if one
+order failed; (2) equal answers are a tie and the judge is not asked, as in AlpacaEval; (3) raw
+replies are cached, keyed by the question, so verdicts can be parsed again without asking again;
+failures are not cached, and the next run asks again.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from pipeline.errors import InputError
 from pipeline.recipe.schema import Price
 from pipeline.steps.artifact import fingerprint
 
-_CHARACTERS_PER_TOKEN = 4  # of English text; an estimate, and said to be one
+_CHARACTERS_PER_TOKEN = 4  # of English text; an estimate, and labelled as one
 _REPLY_TOKENS = {"label": 1, "text": 64, "reference": 0}
 
 
 def as_given(comparison: Comparison) -> str:
-    """Show a first, in every comparison."""
+    """Always show answer a first."""
     return "ab"
 
 
 def alpaca_eval_order(comparison: Comparison) -> str:
-    """The one order in which AlpacaEval's tool asks: a coin seeded by the instruction."""
+    """The order that AlpacaEval's tool picks: a coin flip seeded with the instruction."""
     return "ba" if official_order_is_flipped(comparison.prompt) else "ab"
 
 
 def question_key(engine: Engine, template: Template | None, question: Question) -> str:
-    """Sha256 of all that decides a reply: judge, template, prompt, and both answers in order."""
+    """SHA-256 of all that determines a reply: judge, template, prompt, both answers in order."""
     identity = {
         "judge": engine.identity(),
         "template": template.asked(engine.reads) if template is not None else None,
@@ -79,31 +79,31 @@ def judge(
     announce: Callable[[Plan], object] = lambda plan: print(f"judge: {plan}", flush=True),
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Judgement:
-    """Have every comparison judged.
+    """Judge all comparisons.
 
     Args:
         comparisons: what to judge.
-        engine: who judges.
+        engine: the judge.
         template: the judge's prompt; the reference judge has none.
-        cache_path: JSONL file of replies; only questions without one are asked.
-        both_orders: ask each comparison both ways round and average, or once.
-        max_calls: most questions to put to the judge.
-        single_order: the order, 'ab' or 'ba', where each is asked once.
-        price: what the judge costs, for the estimate.
-        announce: takes what will be asked, before anything is; by default it is printed.
-        progress: takes how many questions have been put, and of how many.
+        cache_path: JSONL file of replies; only questions without a reply are asked.
+        both_orders: ask each comparison in both orders and average, or in one order.
+        max_calls: most questions to ask.
+        single_order: returns the order, 'ab' or 'ba', if each comparison is asked once.
+        price: the judge's prices, for the estimate.
+        announce: called with the plan before anything is asked; prints it by default.
+        progress: called with the number of questions done, and their total.
 
     Raises:
-        ValueError: when there is nothing to judge, or two comparisons share an id.
-        InputError: when more calls are needed than `max_calls`, the template does not fit the
-            judge, or there is no key.
+        ValueError: if there is nothing to judge, or two comparisons share an id.
+        InputError: if more calls are needed than `max_calls`, the template does not fit the judge,
+            or there is no key.
     """
     if engine.reads == "reference":
         template = None
     elif template is None:
         raise InputError("this judge needs a template")
     else:
-        template.asked(engine.reads)  # raises where it does not ask for what the judge reads
+        template.asked(engine.reads)  # raises if it does not ask for what the judge reads
     keys = _questions(comparisons, engine, template, both_orders, single_order)
     with ReplyCache(cache_path) as cache:
         plan = _plan(comparisons, keys, cache, engine, template, price)
@@ -111,7 +111,7 @@ def judge(
         if max_calls is not None and plan.calls > max_calls:
             raise InputError(
                 f"judging needs {plan.calls} calls and at most {max_calls} are allowed: raise "
-                "--max-judge-calls, or judge fewer examples; nothing was asked"
+                "--max-judge-calls, or judge fewer examples; nothing has been asked yet"
             )
         asked = [key for key in set(keys.values()) if key not in cache.replies]
         failures = _ask_missing(keys, cache, engine, template, progress)
@@ -143,7 +143,7 @@ def _ask_missing(
     template: Template | None,
     progress: Callable[[int, int], object],
 ) -> dict[str, Failure]:
-    """Ask what has no reply, keep the replies as they come, and return what failed."""
+    """Ask the questions without a cached reply, cache the replies, and return the failures."""
     failures: dict[str, Failure] = {}
     missing = {key: question for question, key in keys.items() if key not in cache.replies}
     answered = 0
@@ -166,7 +166,7 @@ def _ask_missing(
 def _orders(
     comparison: Comparison, both_orders: bool, single_order: Callable[[Comparison], str]
 ) -> tuple[str, ...]:
-    """The orders in which a comparison is judged: none where its answers are equal."""
+    """The orders in which to judge a comparison: none if its answers are equal."""
     if comparison.a == comparison.b:
         return ()
     return ("ab", "ba") if both_orders else (single_order(comparison),)
@@ -179,7 +179,7 @@ def _questions(
     both_orders: bool,
     single_order: Callable[[Comparison], str],
 ) -> dict[Question, str]:
-    """Every question with its key, each once."""
+    """Map every distinct question to its key."""
     if not comparisons:
         raise ValueError("there is nothing to judge: an empty evaluation is an error, not 0.0")
     repeated = [name for name, n in Counter(c.id for c in comparisons).items() if n > 1]
@@ -189,8 +189,8 @@ def _questions(
         without = [comparison.id for comparison in comparisons if comparison.reference is None]
         if without:
             raise InputError(
-                f"template {template.name} shows the reference, and {len(without)} comparisons "
-                f"have none, the first of them {without[0]}"
+                f"template {template.name} shows the reference, but {len(without)} comparisons "
+                f"have none, the first of them {without[0]}; use a template without it"
             )
     questions = (
         comparison.question(order)
@@ -223,7 +223,7 @@ def _plan(
 
 
 def _verdict(comparison: Comparison, readings: Mapping[str, Reading | Failure]) -> Verdict:
-    """Average the orders of one comparison (decision 1)."""
+    """Combine the orders of one comparison into a verdict (decision 1)."""
     by_order = {
         order: None
         if isinstance(reading, Failure) or reading.p_second is None

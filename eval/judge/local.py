@@ -1,10 +1,10 @@
 """Judges that need no server: a model in this process, and ROUGE-L against the reference.
 
-Decisions: (1) a local judge's label is the one token that stands for it where an answer starts, and
-every other that differs from it in white space (or in case, where case is not all that tells the
-labels apart); its questions go through the model one at a time, so that no verdict depends on
-another question's padding; (2) the system message is put before the user's where a model's template
-refuses one; (3) the judge's files are trusted with nothing: no code of its own, no pickled weights.
+Decisions: (1) a local judge's label is the single token for it at the start of an answer, plus
+every token that differs from it only in white space (or in case, unless the labels differ only in
+case); questions go through the model one at a time, so that no verdict depends on padding; (2) the
+system message is prepended to the user's if the chat template refuses system messages; (3) the
+judge's files are not trusted: no remote code, no pickled weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class LocalJudge:
-    """A causal language model in this process, read by its probabilities of two labels."""
+    """A causal language model in this process; its verdict is the probability of two labels."""
 
     reads = "label"
     keeps_labels_only = True
@@ -42,14 +42,14 @@ class LocalJudge:
         dtype: str = "float32",
         device: str | None = None,
     ):
-        """Set up a judge; the model is loaded when the first question is asked.
+        """Set up a judge; the model is loaded at the first question.
 
         Args:
             model: hub id, folder, embedded name, or the folder of a step.
             revision: hub revision.
             dtype: 'float32', 'bfloat16' or 'float16' for the model; its output layer is always
-                float32, because option probabilities are coarse otherwise.
-            device: where it runs; by default an accelerator if there is one.
+                float32, because probabilities of labels are too coarse otherwise.
+            device: by default an accelerator if there is one.
 
         Raises:
             InputError: for a folder with pickled weights (decision 3).
@@ -58,11 +58,11 @@ class LocalJudge:
         self.model, self.revision, self.dtype, self.device = model, revision, dtype, device
 
     def identity(self) -> dict[str, Any]:
-        """What decides the weights, and their precision."""
+        """The weights and their precision."""
         from pipeline.models.locate import locate
         from pipeline.steps.identity import EMBEDDED_MODEL, model_identity
 
-        # A step's folder holds its weights in a folder below, beside records that may change.
+        # Weights of a step are in a subfolder; the folder itself also has records that may change.
         place = self.model if self.model == EMBEDDED_MODEL else locate(self.model)
         return {
             "engine": "local",
@@ -72,7 +72,7 @@ class LocalJudge:
         }
 
     def ask(self, questions: Sequence[Question], template: Template, record: Record) -> None:
-        """Read the labels' log probabilities of one question after the other; see `Engine`."""
+        """Compute the labels' log probabilities, question by question; see `Engine`."""
         import torch
 
         from pipeline.decoding.batching import logits_to_keep
@@ -82,7 +82,7 @@ class LocalJudge:
         for question in questions:
             ids = self._prompt_ids(question, template)
             if renderer.window is not None and len(ids) > renderer.window:
-                reason = f"the prompt has {len(ids)} tokens, the judge reads {renderer.window}"
+                reason = f"the prompt has {len(ids)} tokens, but the judge reads {renderer.window}"
                 record(question, Failure(reason))
                 continue
             with torch.no_grad():
@@ -96,7 +96,7 @@ class LocalJudge:
                 record(question, Failure(f"the labels' log probabilities are {logprobs}"))
 
     def read(self, reply: Reply, template: Template) -> Reading:
-        """The second label's share of the probability of both."""
+        """The second label's share of the probability of both labels."""
         return reading_of(*reply["logprobs"])
 
     @cached_property
@@ -110,7 +110,7 @@ class LocalJudge:
         if device is None:
             found = torch.accelerator.current_accelerator(check_available=True)
             device = "cpu" if found is None else found.type
-        known = self.identity()["model"]  # the commit that verdicts are kept under
+        known = self.identity()["model"]  # use the commit under which replies are cached
         revision = known.get("base", known).get("revision")
         model = load_model(self.model, revision=revision, dtype=self.dtype).to(device).eval()
         if self.dtype != "float32":
@@ -141,8 +141,8 @@ class LocalJudge:
         if any(len(tokens) != 1 for tokens in ids) or ids[0] == ids[1]:
             raise InputError(
                 f"labels {' and '.join(template.labels)} of template {template.name} are "
-                f"{len(ids[0])} and {len(ids[1])} tokens for {self.model}: each must be one token "
-                "of its own; change labels in a copy of the template"
+                f"{len(ids[0])} and {len(ids[1])} tokens for {self.model}: each must be one token, "
+                "and they must differ; change labels in a copy of the template"
             )
         tokenizer = self._loaded[1].tokenizer
         texts = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
@@ -154,9 +154,9 @@ class LocalJudge:
 
 
 class ReferenceJudge:
-    """The answer whose ROUGE-L with the reference is higher wins; equal is a tie.
+    """The answer with the higher ROUGE-L against the reference wins; equal scores tie.
 
-    Deterministic, offline, and no judge of quality: results name it.
+    Deterministic and offline, but no measure of quality; results say so.
     """
 
     reads = "reference"
@@ -182,7 +182,7 @@ class ReferenceJudge:
             if first is None or second is None:
                 record(
                     question,
-                    Failure("the reference holds no letter or digit that ROUGE could read"),
+                    Failure("the reference has no letter or digit that ROUGE could read"),
                 )
             else:
                 record(question, {"rouge_l": [first["rougeL"], second["rougeL"]]})

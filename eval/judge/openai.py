@@ -1,9 +1,9 @@
 """A judge behind any OpenAI-compatible endpoint.
 
-Decisions: (1) a text that was cut is asked for again with more tokens, because a verdict quoted
-while a judge thinks is none; (2) `max_tokens`, `temperature` and `top_p`, which some families of
-models refuse, are renamed or left out once a server says so, and each reply says that they were;
-(3) `logprobs` is never left out, for without it there is no verdict.
+Decisions: (1) a text reply that was cut is requested again with more tokens, because a verdict
+quoted in the middle of reasoning does not count; (2) `max_tokens`, `temperature` and `top_p`, which
+some model families refuse, are renamed or left out once a server says so, and each reply records
+it; (3) `logprobs` is never left out, because without it there is no verdict.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pipeline.extras import require
 
 KEY_VARIABLES = ("BASHRAC_JUDGE_KEY", "OPENAI_API_KEY")
 
-# What a request must not hold: what is asked, how it is sent, and anything that could be a key.
+# Fields that judge.request must not set: those that we set, and those that could carry a key.
 _OURS = ("model", "messages", "n", "stream", "extra_headers", "extra_query", "extra_body")
-_TOP_LOGPROBS = 20  # the most the protocol allows: with 5 a small judge often misses a label
-_MORE_TOKENS = (1024, 4096, 16384)  # asked for in turn where a text is cut
+_TOP_LOGPROBS = 20  # the most that the protocol allows; with 5 a small judge often misses a label
+_MORE_TOKENS = (1024, 4096, 16384)  # limits to try in turn after a text was cut
 _LIMITS = ("max_tokens", "max_completion_tokens")
-# What becomes of a field that a server refuses: its other name, or None to leave it out.
+# What to do with a field that a server refuses: its new name, or None to leave it out.
 _CHANGES = {"max_tokens": "max_completion_tokens", "temperature": None, "top_p": None}
 _REFUSAL = re.compile(
     r"unsupported|not support|not permitted|not allowed|unrecognized|unknown|unexpected|deprecated|"
@@ -45,8 +45,8 @@ _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 class OpenAIJudge:
     """A judge behind any OpenAI-compatible endpoint.
 
-    The key comes from the environment (BASHRAC_JUDGE_KEY, else OPENAI_API_KEY) at the moment of
-    asking and is kept nowhere; a server on this machine may need none.
+    The key is read from the environment (BASHRAC_JUDGE_KEY, else OPENAI_API_KEY) just before asking
+    and is stored nowhere; a server on this machine may need none.
     """
 
     def __init__(
@@ -66,21 +66,21 @@ class OpenAIJudge:
         """Set up a judge; nothing is asked yet.
 
         Args:
-            model: the name the endpoint knows the judge by.
+            model: the judge's name at the endpoint.
             base_url: the endpoint, such as https://api.openai.com/v1.
             reads: 'label' for log probabilities of one token, 'text' for text replies.
             concurrency: most requests in flight.
-            timeout_s: seconds without an answer after which a request is sent again.
-            max_retries: how often a request is sent again after 408, 409, 429, 5xx, a time-out or
-                a lost connection.
+            timeout_s: seconds without a response after which a request is retried.
+            max_retries: how often a request is retried after 408, 409, 429, 5xx, a time-out or a
+                lost connection.
             give_up_after: failures in a row after which the rest is not asked.
-            max_tokens: longest text reply that is asked for at first; longer ones where it is cut,
-                unless `request` holds a limit.
-            request: more fields of the request, part of the identity; None takes a field out.
-            served_model: what the endpoint's replies call the model, where that is another name.
+            max_tokens: token limit of a text reply at first; raised if a reply is cut, unless
+                `request` sets a limit.
+            request: more fields of the request, part of the identity; None removes a field.
+            served_model: the model's name in the endpoint's replies, if it differs.
 
         Raises:
-            InputError: when the address is none, or holds a user, a password, a query or the path
+            InputError: if the base URL is invalid, or has a user, a password, a query or the path
                 of a request.
         """
         if reads not in ("label", "text"):
@@ -95,8 +95,8 @@ class OpenAIJudge:
         self._is_loopback = _LOOPBACK.fullmatch(hostname) is not None
         if set(request or {}) & set(_OURS):
             raise InputError(
-                f"judge.request must not hold {', '.join(_OURS)}: bashrac sets these, and keys "
-                "come from the environment only"
+                f"judge.request must not set {', '.join(_OURS)}: bashrac sets these, and keys come "
+                "from the environment only"
             )
         given = dict(request or {})
         has_limit = any(given.get(name) is not None for name in _LIMITS)
@@ -106,7 +106,7 @@ class OpenAIJudge:
             del fields["max_tokens"]
         merged = {"temperature": 0.0, **fields, **given}
         self._fields = {name: value for name, value in merged.items() if value is not None}
-        # What is sent: the fields as asked for, less what the server has refused.
+        # What is actually sent: the fields above, without those that the server has refused.
         self._sent = dict(self._fields)
         self._changes: dict[str, str | None] = {}
         self._more_tokens = [] if has_limit or reads == "label" else [*_MORE_TOKENS]
@@ -114,13 +114,13 @@ class OpenAIJudge:
     keeps_labels_only = False
 
     def identity(self) -> dict[str, Any]:
-        """Model, endpoint and what is asked of it."""
+        """Model, endpoint and request fields."""
         return {
             "engine": "openai",
             "model": self.model,
             "base_url": self.base_url,
             "request": self._fields,
-            # Whether earlier texts were cut is not known: they are asked for again.
+            # Version 1 did not record whether a text was cut, so its replies are not reused.
             **({"replies": 2} if self.reads == "text" else {}),
         }
 
@@ -128,17 +128,17 @@ class OpenAIJudge:
         """Ask with at most `concurrency` requests in flight; see `Engine`.
 
         Raises:
-            InputError: when there is no key and the endpoint is not on this machine, or openai is
-                not installed.
+            InputError: if there is no key and the endpoint is not on this machine, or openai is not
+                installed.
         """
         key = self.key()
         _run_to_end(self._ask_all(questions, template, record, key))
 
     def key(self) -> str | None:
-        """Return the key, None for a server on this machine that may need none.
+        """Return the key, or None for a server on this machine that may need none.
 
         Raises:
-            InputError: when a remote endpoint has none, it cannot be one, or what would send it is
+            InputError: if there is no key for a remote endpoint, the key is malformed, or openai is
                 not installed.
         """
         require("openai", f"the judge at {self.base_url}")
@@ -150,13 +150,13 @@ class OpenAIJudge:
             )
         if key is not None and not (key.isascii() and key.isprintable()):
             raise InputError(
-                "the judge's key holds a character that no key has, such as a typographic quote; "
-                f"set {' or '.join(KEY_VARIABLES)} again"
+                "the judge's key has a character that keys never have, such as a typographic "
+                f"quote; set {' or '.join(KEY_VARIABLES)} again"
             )
         return key
 
     def read(self, reply: Reply, template: Template) -> Reading:
-        """Read log probabilities or text, whichever this judge asks for."""
+        """Read log probabilities or text, whichever this judge uses."""
         if self.reads == "text":
             return template.read_text(reply["text"])
         return read_logprobs(reply["top_logprobs"], template.labels)
@@ -194,7 +194,7 @@ class OpenAIJudge:
             await asyncio.gather(*(work(client) for _ in range(workers)))
 
     async def _ask_one(self, client: Any, messages: list[dict[str, str]]) -> Reply | Failure:
-        """Return a whole reply, with the tokens of all that were cut before it."""
+        """Return a complete reply; its usage includes replies that were cut."""
         usage: Counter[str] = Counter()
         cut = ""
         while True:
@@ -213,17 +213,17 @@ class OpenAIJudge:
                 return _reply_without_key(reply)
             cut = f"the reply was cut at {_limit_of(sent)} tokens; "
             if not self._raise_limit(sent):
-                return Failure(f"{cut}allow more: judge.request: {{max_tokens: N}}")
+                return Failure(f"{cut}allow more with judge.request: {{max_tokens: N}}")
 
     async def _post(
         self, client: Any, messages: list[dict[str, str]]
     ) -> tuple[Any, Mapping[str, Any]]:
-        """Return the parsed body of an answer, or a failure, and the fields that were sent.
+        """Return the parsed body of a response, or a failure, and the fields that were sent.
 
-        What a server refuses is changed, and the question sent again.
+        If the server refuses a field, it is renamed or left out, and the question is sent again.
 
         Raises:
-            InputError: when the server refuses log probabilities.
+            InputError: if the server refuses log probabilities.
         """
         import openai
 
@@ -248,7 +248,7 @@ class OpenAIJudge:
             return Failure(f"the server's answer is not JSON{self._suggest_address()}"), sent
 
     def _raise_limit(self, sent: Mapping[str, Any]) -> bool:
-        """Send a larger limit from now on; True also where another question has seen to it."""
+        """Raise the token limit for all further requests; False if there is no larger one."""
         if sent is not self._sent:
             return True
         larger = [limit for limit in self._more_tokens if limit > (_limit_of(sent) or 0)]
@@ -259,15 +259,15 @@ class OpenAIJudge:
         return True
 
     def _change_refused(self, error: Any, sent: Mapping[str, Any]) -> bool:
-        """Rename or leave out the field that a server refuses; False where it refuses another."""
+        """Rename or drop the field that the server refuses; False if the error is another one."""
         if sent is not self._sent:
-            return True  # another question has seen to it
+            return True  # another request has already changed it
         name = _refused_field(error, sent)
         if name in ("logprobs", "top_logprobs"):
             raise InputError(
-                f"{self.model} at {self.base_url} gives no log probabilities as asked for "
+                f"{self.model} at {self.base_url} does not return log probabilities "
                 f"({self._describe(error)}): write judge.reads: text, with a template that has a "
-                "text_request, or take another judge"
+                "text_request, or use another judge"
             )
         if name is None:
             return False
@@ -278,7 +278,7 @@ class OpenAIJudge:
         return True
 
     def _describe(self, error: Any) -> str:
-        """What a server says against a request, without the key, and where that may come from."""
+        """The server's error message without the key, and a hint if the base URL may be wrong."""
         message = _message_of(error)
         said = _without_key(f"HTTP {error.status_code}: {message}")[:500]
         is_address = error.status_code in (404, 405) and "model" not in message.lower()
@@ -294,16 +294,16 @@ class OpenAIJudge:
 
 
 def _checked_address(base_url: str) -> tuple[str, str]:
-    """Return the address without a slash at its end, and its host's name."""
+    """Return the base URL without a trailing slash, and its host name."""
     try:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError
-    except ValueError:  # also http://[::1, or a port that is no number
+    except ValueError:  # also http://[::1, or a port that is not a number
         raise InputError("the judge's base URL must look like https://api.openai.com/v1") from None
     if parts.username or parts.password or parts.query:
         raise InputError(
-            "the judge's base URL must hold no user, password or query: a key is taken from "
+            "the judge's base URL must not contain a user, password or query: the key is read from "
             f"the environment only ({' or '.join(KEY_VARIABLES)})"
         )
     base_url = base_url.rstrip("/")
@@ -320,14 +320,14 @@ def _limit_of(sent: Mapping[str, Any]) -> int | None:
 
 
 def _message_of(error: Any) -> str:
-    """What a server says against a request; the client shows it only where OpenAI would put it."""
+    """The server's error message; the client only finds it where OpenAI would put it."""
     if isinstance(error.body, dict) and "message" not in error.body:
         return json.dumps(error.body)
     return error.message.removeprefix(f"Error code: {error.status_code} - ")
 
 
 def _refused_field(error: Any, sent: Mapping[str, Any]) -> str | None:
-    """The field of a request that a server says it does not take, if that is what it says."""
+    """The field that the server's error message refuses, if any."""
     message = _message_of(error)
     if error.status_code not in (400, 403, 422) or not _REFUSAL.search(message):
         return None
@@ -343,7 +343,7 @@ def _key_from_environment() -> str | None:
 
 
 def _without_key(text: str) -> str:
-    """Take the key out of what a server says: it may repeat what it was sent."""
+    """Remove the key from a server's message, which may repeat what it was sent."""
     key = _key_from_environment()
     return text if key is None else text.replace(key, "[key]")
 
@@ -358,7 +358,7 @@ def _reply_without_key(reply: Reply) -> Reply:
 
 
 def _run_to_end(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine, in a thread of its own where a loop runs already (a notebook)."""
+    """Run a coroutine, in a separate thread if a loop is already running (a notebook)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

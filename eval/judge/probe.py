@@ -1,4 +1,4 @@
-"""One question to a judge before anything is trained: what it refuses is known by its answer."""
+"""Asks a judge one question before anything is trained, to find problems early."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _QUESTION = Question("What is the capital of France?", "Paris.", "I do not know.
 
 
 def check_judge(settings: Judge, template: Template) -> None:
-    """Ask an endpoint one easy question, as all others will be asked.
+    """Ask an endpoint one easy question, in the same way as all later ones.
 
     Raises:
-        InputError: when there is no usable reply, with what the server said, and whether the other
-            way of reading one (`judge.reads`) works.
+        InputError: if there is no usable reply, with the server's message, and whether the other
+            value of `judge.reads` works.
     """
     reason = _problem(settings, template)
     if reason is None:
         return
     other = "text" if settings.reads == "label" else "label"
     asks = template.text_request if other == "text" else template.label_request
-    way_out = f"mend judge in the recipe, or take another template for judge.reads: {other}"
+    way_out = f"fix judge in the recipe, or use another template for judge.reads: {other}"
     if asks is not None:
         again = _problem(settings.model_copy(update={"reads": other}), template)
         way_out = (
-            f"with judge.reads: {other} it answers; write that"
+            f"it works with judge.reads: {other}; write that"
             if again is None
-            else f"with judge.reads: {other} it fails too ({again})"
+            else f"it also fails with judge.reads: {other} ({again})"
         )
     raise InputError(
         f"the judge {describe_judge(settings)} was asked one question before anything is trained, "
@@ -43,7 +43,7 @@ def check_judge(settings: Judge, template: Template) -> None:
 
 
 def _problem(settings: Judge, template: Template) -> str | None:
-    """Why a judge gives no verdict on the question, or None where it does."""
+    """Why a judge gives no verdict on the question, or None if it does."""
     engine = engine_for(settings)
     assert isinstance(engine, OpenAIJudge)
     replies: list[Reply | Failure] = []

@@ -1,10 +1,9 @@
-"""What a chat completion says: what is kept of it, and the verdict that log probabilities hold.
+"""Parses chat completions: what we store of them, and verdicts from log probabilities.
 
-Decisions: (1) variants of a label (`plain_by`) are summed; (2) labels that together hold less than
-half of the probability are no verdict: a judge about to refuse, or to think first, has not chosen;
-(3) a label that is not listed has probability 0,
-as in AlpacaEval 2's published annotations, but only where the least likely listed token says that
-it would not have mattered (1 %).
+Decisions: (1) probabilities of a label's variants (`plain_by`) are summed; (2) there is no verdict
+if both labels together have less than half of the probability: the judge is about to refuse, or to
+reason first; (3) a label that is not listed has probability 0, as in AlpacaEval 2's published
+annotations, but only if the least likely listed token shows that it could not have mattered (1 %).
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from eval.judge.types import ORIGIN, Failure, Reading, Reply, plain_by, reading_
 CUT = "length"  # the finish reason of a reply that ran into its token limit
 _FILTERED = ("content_filter", "safety", "recitation")
 _NEGLIGIBLE = 0.01
-_MOST_TOKENS = 1 << 40  # that a server may count for one reply and be believed
-_NO_PROBABILITY = -9999.0  # written for -Infinity, which JSON does not know
-# Of one model: gpt-4.1-2025-04-14, gpt-4-0613, mistral-large-latest, llama3:latest, name@revision.
+_MOST_TOKENS = 1 << 40  # a larger count reported for one reply is not credible
+_NO_PROBABILITY = -9999.0  # replaces -Infinity, which JSON does not have
+# Snapshots: gpt-4.1-2025-04-14, gpt-4-0613, mistral-large-latest, llama3:latest, name@revision.
 _SNAPSHOT = re.compile(r"(-\d{4}-\d\d-\d\d|-\d{3,4}|-\d{6}|-\d{8}|-latest|:latest|:free|@[\w.-]+)$")
 
 
 def reply_of(body: Any, *, wants_logprobs: bool, model: str | None = None) -> Reply | Failure:
-    """Take what is kept of a chat completion, or say what it lacks.
+    """Extract what we store of a chat completion, or say what is missing.
 
     Args:
         body: the completion, as parsed from JSON.
-        wants_logprobs: whether log probabilities are kept, else the text. A text that was cut is
-            returned with the finish reason `CUT`, and is no reply yet.
-        model: the model that was asked; a reply from another is a failure.
+        wants_logprobs: whether to extract log probabilities, else the text. A text that was cut is
+            returned with the finish reason `CUT`; the caller has to ask again.
+        model: the model that was asked; a reply from another one is a failure.
     """
     choice = _at(body, "choices", 0)
     message, finish_reason = _at(choice, "message"), _at(choice, "finish_reason")
     if not isinstance(message, dict):
-        return Failure("the server's answer holds no message (choices[0].message)")
+        return Failure("the server's response has no message (choices[0].message)")
     served = _at(body, "model")
     if model is not None and isinstance(served, str) and not is_same_model(model, served):
         return Failure(
-            f"the reply is from {served}, and {model} was asked: if the endpoint serves that model "
+            f"the reply is from {served}, but {model} was asked: if the endpoint serves that model "
             f"under this name, write judge.served_model: {served}"
         )
     if str(finish_reason).casefold() in _FILTERED:
@@ -61,12 +60,12 @@ def reply_of(body: Any, *, wants_logprobs: bool, model: str | None = None) -> Re
         return kept if isinstance(kept, Failure) else {**reply, "top_logprobs": kept}
     text = _text(message)
     if text is None and finish_reason != CUT:
-        return Failure("the server's answer holds no text (choices[0].message.content)")
+        return Failure("the server's response has no text (choices[0].message.content)")
     return {**reply, "text": text or ""}
 
 
 def is_same_model(asked: str, served: str) -> bool:
-    """Whether two names are of one model: folders, dates and tags aside, unless both are dated."""
+    """Whether two names are of one model; folders, tags and the date of one are ignored."""
     asked, served = (name.rsplit("/", 1)[-1].casefold() for name in (asked, served))
     if asked == served or asked in (short := _SNAPSHOT.sub("", served), served):
         return True
@@ -78,8 +77,8 @@ def read_logprobs(top: Sequence[Sequence[Any]], labels: tuple[str, str]) -> Read
     """Return the second label's share of the probability of both.
 
     Args:
-        top: the likeliest tokens with their log probabilities, None where the server gave none.
-        labels: the tokens that stand for the first and for the second answer.
+        top: the likeliest tokens with their log probabilities, None if the server gave none.
+        labels: the labels of the first and of the second answer.
     """
     known: dict[str, float | None] = {}
     for token, logprob in top:
@@ -90,7 +89,7 @@ def read_logprobs(top: Sequence[Sequence[Any]], labels: tuple[str, str]) -> Read
     for label in labels:
         variants = [known[token] for token in known if plain(token) == plain(label)]
         if None in variants:
-            return Reading(None, f"the server gave no log probability of the label {label!r}")
+            return Reading(None, f"the server gave no log probability for the label {label!r}")
         found.append(_log_sum([number for number in variants if number is not None]))
     listed = [number for number in found if number is not None]
     if not listed:
@@ -104,7 +103,7 @@ def read_logprobs(top: Sequence[Sequence[Any]], labels: tuple[str, str]) -> Read
 
 
 def _log_sum(numbers: list[float]) -> float | None:
-    """Log sum exp, exact for one number, None for none."""
+    """Log-sum-exp; exact for one number, None for an empty list."""
     if len(numbers) < 2:
         return numbers[0] if numbers else None
     most = max(numbers)
@@ -112,7 +111,7 @@ def _log_sum(numbers: list[float]) -> float | None:
 
 
 def _logprobs(top: Any) -> list[list[Any]] | Failure:
-    """The listed tokens with their log probabilities, None where the server gave none."""
+    """The listed tokens with their log probabilities, None if the server gave none."""
     if not top:
         return Failure(
             "the server ignored logprobs: use one that returns them, or judge.reads: text"
@@ -132,13 +131,13 @@ def _logprobs(top: Any) -> list[list[Any]] | Failure:
 
 
 def _is_logprob(logprob: Any) -> bool:
-    """A finite number, at most 0 but for rounding."""
+    """Whether this is a finite number, at most 0 up to rounding."""
     is_number = isinstance(logprob, (int, float)) and not isinstance(logprob, bool)
     return is_number and -1e300 < logprob < 1e-3
 
 
 def _text(message: Any) -> str | None:
-    """The reply's text, of one in parts those that are no reasoning, of a refusal its words."""
+    """The text of a message: its content, or its text parts without reasoning, or its refusal."""
     content = message.get("content")
     if isinstance(content, list):
         parts = [_at(part, "text") for part in content if _at(part, "type") == "text"]
@@ -148,7 +147,7 @@ def _text(message: Any) -> str | None:
 
 
 def _at(value: Any, *path: str | int) -> Any:
-    """Follow a path into parsed JSON; None where it does not lead."""
+    """Follow a path into parsed JSON; None if it does not exist."""
     for step in path:
         try:
             value = value[step]

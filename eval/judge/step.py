@@ -1,4 +1,4 @@
-"""Judges inside a stage's evaluation: from a recipe's `judge:` to verdicts on stored answers."""
+"""Judges in evaluation steps: from a recipe's `judge:` to verdicts on stored answers."""
 
 from __future__ import annotations
 
@@ -20,30 +20,34 @@ if TYPE_CHECKING:
     from pipeline.rows.stored import AnswerRow
     from pipeline.steps.context import StepContext
 
-REPLIES = "judge"  # a folder of the runs folder: what judges said, shared by all recipes
+REPLIES = "judge"  # a folder in the runs folder: judges' replies, shared by all recipes
 _FEW = 0.05
 _OFTEN = 0.5
 
 
 def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
-    """Return the judge a recipe names; nothing is loaded or asked yet.
+    """Return the judge of a recipe; nothing is loaded or asked yet.
 
     Raises:
-        InputError: when it lacks a model, has one it does not take, or its address is none.
+        InputError: if its model is missing or not allowed, or its base URL is invalid.
     """
-    # Here: an endpoint's client takes a tenth of the time in which `plan` and `report` answer.
+    # Imported here because the endpoint's client would slow `plan` and `report` down by a tenth.
     from eval.judge.local import LocalJudge, ReferenceJudge
     from eval.judge.openai import OpenAIJudge
 
     if settings.engine == "reference":
         if settings.model is not None:
-            raise InputError("reference compares with the reference answer and takes no model")
+            raise InputError(
+                "engine reference compares with the reference answer and takes no model"
+            )
         return ReferenceJudge()
     if settings.model is None:
-        raise InputError(f"which model? Write {settings.engine}:MODEL, or add the key model")
+        raise InputError(
+            f"the model is missing: write {settings.engine}:MODEL, or add the key model"
+        )
     if settings.engine == "local":
         if settings.reads == "text":
-            raise InputError("a local judge reads labels; leave out reads: text")
+            raise InputError("a local judge reads labels only; remove reads: text")
         return LocalJudge(
             settings.model, revision=settings.revision, dtype=settings.dtype, device=device
         )
@@ -60,10 +64,10 @@ def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
 
 
 def template_for(settings: Judge, options: Any) -> Template | None:
-    """Return what a benchmark tells the judge, None for the reference judge.
+    """Return a benchmark's template, None for the reference judge.
 
     Raises:
-        InputError: when there is no such template, or it does not ask for what the judge reads.
+        InputError: if there is no such template, or it does not ask for what the judge reads.
     """
     if settings.engine == "reference":
         return None
@@ -73,7 +77,7 @@ def template_for(settings: Judge, options: Any) -> Template | None:
 
 
 def describe_judge(settings: Judge) -> str:
-    """What a table calls the judge."""
+    """The judge's description in tables."""
     if settings.engine == "reference":
         return (
             "ROUGE-L with the reference answer, which is one of the two, so that only an equal "
@@ -82,21 +86,20 @@ def describe_judge(settings: Judge) -> str:
     where = f" at {settings.base_url}" if settings.engine == "openai" else ", in process"
     orders = "both orders"
     if settings.orders == "one":
-        orders = "one order, so that what the order decides is not measured"
+        orders = "one order, so position bias is not measured"
     return f"{settings.model}{where}, reads {settings.reads}, {orders}"
 
 
 def judge_comparisons(step: StepContext, comparisons: Sequence[Comparison]) -> Judgement:
-    """Have a step's comparisons judged, within the calls it has left.
+    """Judge a step's comparisons, within the calls that are left.
 
-    Replies are kept in the runs folder as they come, so a step that fails asks only for the rest
-    when it is run again.
+    Replies are stored in the runs folder as they arrive, so a step that is run again after a
+    failure asks only for the rest.
 
     Raises:
-        StepFailedError: when more than `max_errors` comparisons got no reply, or none has a
-            verdict.
-        InputError: when more calls are needed than are allowed, there is no key, or the judge is
-            no longer what the plan has seen.
+        StepFailedError: if more than `max_errors` comparisons got no reply, or none has a verdict.
+        InputError: if more calls are needed than allowed, there is no key, or the judge has changed
+            since the step was planned.
     """
     settings = Judge.model_validate(step.runtime_options["judge"])
     template = step.options["template"]
@@ -106,7 +109,7 @@ def judge_comparisons(step: StepContext, comparisons: Sequence[Comparison]) -> J
     forget()
     if fingerprint(engine.identity()) != fingerprint(step.options["judge"]):
         raise changed_error(f"the judge {settings.model}")
-    # Of this judge only: a file is read whole before anything is asked.
+    # One file per judge, since the whole file is read before anything is asked.
     name = f"{fingerprint(step.options['judge'])[:16]}.jsonl"
     unit = "judge calls"
 
@@ -136,9 +139,9 @@ def judge_comparisons(step: StepContext, comparisons: Sequence[Comparison]) -> J
 
 
 def judged_measures(judgement: Judgement) -> dict[str, Measure]:
-    """Win rate, the share of comparisons whose winner changes with the order, mean label mass.
+    """Win rate, share of comparisons whose winner changes with the order, mean label mass.
 
-    The second is there where both orders were judged, the last where probabilities were read.
+    The second needs both orders, the last needs probabilities.
     """
     interval = judgement.interval
     assert judgement.win_rate is not None and interval is not None  # see _check_failures
@@ -154,7 +157,7 @@ def judged_measures(judgement: Judgement) -> dict[str, Measure]:
 
 
 def judged_grades(samples: Sequence[AnswerRow], judgement: Judgement) -> list[dict[str, Any]]:
-    """One row an example: what the judge says of it."""
+    """One row per example, with the judge's verdict."""
     return [
         {
             "id": sample["id"],
@@ -184,8 +187,9 @@ def _check_failures(step: StepContext, judgement: Judgement, settings: Judge) ->
         reason = next(v.reason for v in judgement.verdicts if v.outcome == "errored")
         raise StepFailedError(
             f"{counts['errored']} of {total} comparisons have no usable reply from the judge "
-            f"(first: {reason}). Replies are kept: once the cause is gone, the same command asks "
-            "for the missing ones only; judge.max_errors accepts some, counted and unscored"
+            f"(first: {reason}). Replies are kept: once the cause is fixed, the same command asks "
+            "for the missing ones only; judge.max_errors allows some, which are counted and left "
+            "unscored"
         )
     if not judgement.n:
         raise StepFailedError(
@@ -195,7 +199,7 @@ def _check_failures(step: StepContext, judgement: Judgement, settings: Judge) ->
     if (judgement.position_bias or 0) > _OFTEN:
         step.warn(
             f"the order of the answers decides {judgement.position_bias:.0%} of the judge's "
-            "verdicts: its win rate says little; choose a better judge"
+            "verdicts, so its win rate says little; choose a better judge"
         )
     unscored = counts["errored"] + counts["unparsed"]
     if unscored > _FEW * total:
@@ -206,7 +210,7 @@ def _check_failures(step: StepContext, judgement: Judgement, settings: Judge) ->
 
 
 def _warn_of_replies(step: StepContext, judgement: Judgement) -> None:
-    """Say what servers made of the request, and where several models have answered it."""
+    """Warn if the server changed the request, or if several models answered."""
     if judgement.changes:
         changed = ", ".join(
             f"{name} was {'left out' if other is None else f'sent as {other}'}"

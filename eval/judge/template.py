@@ -1,7 +1,7 @@
-"""What a judge is told: prompt templates, read from files and filled with a question's texts.
+"""The judge's prompt templates, read from files and filled with a question's texts.
 
-A text reply counts by the last that its template's pattern finds in it, reasoning left out: a judge
-that thinks aloud quotes verdicts, and may change its own.
+The verdict of a text reply is the last match of the template's pattern after any reasoning: a judge
+that reasons quotes verdicts and may change its mind.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pipeline.recipe.strict_yaml import read_yaml_file
 PROMPTS = Path(__file__).parent / "prompts"
 
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
-# Tags around reasoning: DeepSeek's and Qwen's, Mistral's, Kimi's, gpt-oss's. What opens it may be
-# part of the prompt, so that only its end is in the reply.
+# Tags around reasoning: DeepSeek's and Qwen's, Mistral's, Kimi's, gpt-oss's. The opening tag may be
+# part of the prompt, so that the reply only has the closing one.
 _TAG = r"(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|reflection|analysis)"
 _REASONING_END = re.compile(
     rf"(?i:</{_TAG}>)|\[/THINK\]|\u25c1/think\u25b7|<\|channel\|>final<\|message\|>"
@@ -35,16 +35,16 @@ _FIELDS = ("system", "prompt", "label_request", "text_request", "labels", "tie",
 
 @dataclass(frozen=True)
 class Template:
-    """What a judge is told, read from a file.
+    """A judge's prompt, read from a file.
 
     Attributes:
         name: the file's name.
         prompt: the user's message, with {prompt}, {first}, {second} and perhaps {reference}.
-        labels: what stands for the first and for the second answer.
-        label_request: end of the message that asks for a label alone, or None.
-        text_request: end of the message that asks for a text with the verdict in it, or None.
+        labels: the labels of the first and of the second answer.
+        label_request: end of the message that asks for a label only, or None.
+        text_request: end of the message that asks for a text with a verdict, or None.
         system: the system message, or None.
-        tie: what stands for a tie, or None.
+        tie: the label of a tie, or None.
         pattern: regular expression whose group 1 is the verdict in a text reply.
     """
 
@@ -58,22 +58,22 @@ class Template:
     pattern: str | None = None
 
     def asked(self, reads: str) -> dict[str, Any]:
-        """What of the template a judge sees: kept replies stay valid while it is the same.
+        """The parts of the template that the judge sees; cached replies are valid while they last.
 
         Raises:
-            InputError: when the template does not ask for what the engine reads.
+            InputError: if the template does not ask for what the engine reads.
         """
         request = {"label": self.label_request, "text": self.text_request}[reads]
         if request is None:
             other = "text" if reads == "label" else "label"
             raise InputError(
-                f"template {self.name} has no {reads}_request: take a judge that reads {other}, or "
+                f"template {self.name} has no {reads}_request: use a judge with reads: {other}, or "
                 f"add {reads}_request to a copy of the template"
             )
         return {"system": self.system, "prompt": self.prompt, "request": request}
 
     def messages(self, question: Question, reads: str) -> list[dict[str, str]]:
-        """The messages of a question. Braces in its texts are left as they are."""
+        """The messages of a question. Braces in its texts are left alone."""
         asked = self.asked(reads)
         user = {"role": "user", "content": f"{asked['prompt']}\n\n{asked['request']}"}
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -84,7 +84,7 @@ class Template:
 
     @property
     def shows_reference(self) -> bool:
-        """Whether the judge sees the reference."""
+        """Whether the prompt includes the reference."""
         return "reference" in _PLACEHOLDER.findall(self.prompt)
 
     def read_text(self, text: str) -> Reading:
@@ -100,17 +100,17 @@ class Template:
 
 
 def _without_reasoning(text: str) -> str:
-    """What a reply says after its reasoning, and before any that has no end."""
+    """The reply after its last closed reasoning, and before any that is left open."""
     for end in _REASONING_END.finditer(text):
         text = end.string[end.end() :]
     return _REASONING_START.split(text, maxsplit=1)[0].strip()
 
 
 def load_template(name: str | Path) -> Template:
-    """Read a template: one of ours by name, or a file.
+    """Read a template: a shipped one by name, or a file.
 
     Raises:
-        InputError: when there is no such template, or a field of it is wrong.
+        InputError: if there is no such template, or one of its fields is wrong.
     """
     ours = sorted(path.stem for path in PROMPTS.glob("*.yaml"))
     path = PROMPTS / f"{name}.yaml" if str(name) in ours else Path(name)
@@ -121,7 +121,7 @@ def load_template(name: str | Path) -> Template:
         )
     fields = read_yaml_file(path)
     if not isinstance(fields, dict) or not fields.keys() <= set(_FIELDS):
-        raise InputError(f"{path}: its keys must be of {', '.join(_FIELDS)}")
+        raise InputError(f"{path}: valid keys are {', '.join(_FIELDS)}")
     labels = fields.pop("labels", None)
     if not isinstance(labels, list) or len(labels) != 2 or labels[0] == labels[1]:
         raise InputError(f"{path}: labels must be two different texts, such as [A, B]")
@@ -131,7 +131,7 @@ def load_template(name: str | Path) -> Template:
     if "label_request" not in fields and not {"text_request", "pattern"} <= fields.keys():
         raise InputError(f"{path}: needs label_request, or text_request and pattern")
     if fields.get("tie") in labels:
-        raise InputError(f"{path}: tie is one of the labels: a tie needs a text of its own")
+        raise InputError(f"{path}: tie equals one of the labels; give it another text")
     _check_placeholders(path, fields)
     first, second = labels
     return Template(path.stem, labels=(first, second), **{"prompt": "", **fields})
@@ -151,11 +151,11 @@ def _check_placeholders(path: Path, texts: Mapping[str, str]) -> None:
     try:
         groups = re.compile(texts.get("pattern", "()")).groups
     except re.error as error:
-        raise InputError(f"{path}: pattern is no regular expression: {error}") from None
+        raise InputError(f"{path}: pattern is not a valid regular expression: {error}") from None
     if groups != 1:
-        raise InputError(f"{path}: pattern has {groups} groups, expected one: the verdict")
+        raise InputError(f"{path}: pattern has {groups} groups, expected one, for the verdict")
 
 
 def _fill(text: str, question: Question) -> str:
-    """Put a question's texts in, in one pass, so that what they hold is never looked at."""
+    """Fill in a question's texts, in one pass so that placeholders within them are ignored."""
     return _PLACEHOLDER.sub(lambda found: str(getattr(question, found[1])), text)

@@ -1,4 +1,4 @@
-"""What a judge is asked and what comes of it: questions, replies, verdicts, judgements.
+"""The types of judging: questions, replies, verdicts, judgements.
 
 Decisions: (1) a preference is the probability that b is better; (2) preferences and win rates are
 rounded to multiples of 2**-52 and 2**-40, on which x and 1 - x (and 100 - x) are both exact:
@@ -16,25 +16,25 @@ from typing import Any, NamedTuple, Protocol
 
 from eval.stats.types import Interval
 
-# What is kept of a judge's reply: `text`, `top_logprobs` (of the likeliest tokens), a local judge's
-# `logprobs` of the two labels, or the reference judge's `rouge_l`; and of an endpoint's `usage`,
-# `request_changes` (see Judgement) and ORIGIN, who gave it and how.
+# What we store of a judge's reply: `text`, `top_logprobs` (of the likeliest tokens), a local
+# judge's `logprobs` of the two labels, or the reference judge's `rouge_l`; for an endpoint also
+# `usage`, `request_changes` (see Judgement) and ORIGIN, which say who answered and how.
 Reply = dict[str, Any]
 ORIGIN = ("model", "finish_reason", "system_fingerprint")
 _LEAST_MASS = 0.5
 
 
 class Failure(NamedTuple):
-    """Why a question has no reply. `asked` is False where the engine had given up before it."""
+    """Why a question has no reply. `asked` is False if the engine had given up before it."""
 
     reason: str
     asked: bool = True
 
 
 class Reading(NamedTuple):
-    """The probability that the second answer is better, or None and why there is none.
+    """The probability that the second answer is better, or None and the reason.
 
-    `label_mass` is the probability of both labels together, None where none was read.
+    `label_mass` is the total probability of both labels, None if no probabilities were read.
     """
 
     p_second: float | None
@@ -47,7 +47,7 @@ Record = Callable[["Question", "Reply | Failure"], None]
 
 @dataclass(frozen=True)
 class Question:
-    """One pair of answers in the order in which a judge sees them."""
+    """A pair of answers in the order in which the judge sees them."""
 
     prompt: str
     first: str
@@ -59,8 +59,8 @@ class Question:
 class Engine(Protocol):
     """A judge. `reads` is 'label', 'text' or 'reference' (then there is no template).
 
-    `keeps_labels_only`: its replies hold nothing but the two labels' numbers, so that other labels
-    need other replies.
+    `keeps_labels_only`: stored replies have only the numbers of the two labels, so other labels
+    need new replies.
     """
 
     @property
@@ -70,15 +70,15 @@ class Engine(Protocol):
 
     @property
     def reads(self) -> str:
-        """What it makes of a question."""
+        """Which kind of reply the judge reads."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What decides its replies, as JSON-able data; no secret and nothing about speed."""
+        """All that determines its replies, as JSON-able data; no secrets, nothing about speed."""
         ...
 
     def ask(self, questions: Sequence[Question], template: Any, record: Record) -> None:
-        """Ask questions, and call `record` once for each as soon as its reply is there."""
+        """Ask questions, and call `record` once for each as soon as its reply arrives."""
         ...
 
     def read(self, reply: Reply, template: Any) -> Reading:
@@ -91,12 +91,12 @@ class Comparison:
     """Two answers to one prompt.
 
     Attributes:
-        id: what the comparison is known by; no two of a judgement share one.
-        prompt: what was answered.
-        a: one answer, of the baseline where there is one.
-        b: the other, of the model under test.
-        reference: a reference answer, for judges that look at one.
-        repeat: 0, or a number that makes a judge look again at what it has judged already.
+        id: unique within a judgement.
+        prompt: the prompt that was answered.
+        a: one answer, the baseline's if there is one.
+        b: the other answer, by the model under test.
+        reference: a reference answer, for judges that use one.
+        repeat: 0, or another number to have the same pair judged again.
     """
 
     id: str
@@ -107,13 +107,13 @@ class Comparison:
     repeat: int = 0
 
     def question(self, order: str) -> Question:
-        """The comparison as a judge sees it in order 'ab' or 'ba'."""
+        """The question for order 'ab' or 'ba'."""
         first, second = {"ab": (self.a, self.b), "ba": (self.b, self.a)}[order]
         return Question(self.prompt, first, second, self.reference, self.repeat)
 
 
 class VerdictOutcome(StrEnum):
-    """What became of one comparison, seen from b; every comparison has exactly one outcome."""
+    """The outcome of a comparison, as seen from b."""
 
     WIN = "win"
     TIE = "tie"
@@ -124,16 +124,16 @@ class VerdictOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one comparison.
+    """A judge's verdict on one comparison.
 
     Attributes:
-        id: the comparison's.
+        id: the comparison's id.
         outcome: win, tie or loss of b; unparsed (no verdict in a reply); errored (no reply, or one
             without the log probabilities asked for).
         preference: probability that b is better, None unless win, tie or loss.
-        by_order: the same for each order asked, 'ab' and 'ba'; None where that one failed.
+        by_order: the same for each order asked, 'ab' and 'ba'; None if that order failed.
         reason: why there is no preference, else empty.
-        label_mass: mean probability of both labels together over the orders read, if any.
+        label_mass: total probability of both labels, averaged over the orders read, if any.
     """
 
     id: str
@@ -145,7 +145,7 @@ class Verdict:
 
     @property
     def flips(self) -> bool | None:
-        """Whether each order prefers another answer; None where not both were judged."""
+        """Whether the two orders prefer different answers; None unless both were judged."""
         if len(self.by_order) < 2 or None in self.by_order.values():
             return None
         return math.prod(p - 0.5 for p in self.by_order.values() if p is not None) < 0
@@ -153,14 +153,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Plan:
-    """What judging will ask.
+    """How many questions judging will ask.
 
     Attributes:
-        comparisons: how many there are.
-        questions: different questions they come to; equal answers need none.
+        comparisons: the number of comparisons.
+        questions: the number of distinct questions; equal answers need none.
         cached: questions already answered.
-        calls: questions to ask. A request that is sent again after an error is one call.
-        cost: estimated cost of the calls, from 4 characters a token; None without a price.
+        calls: questions to ask. Retries of a request count as one call.
+        cost: estimated cost of the calls, at 4 characters per token; None without a price.
     """
 
     comparisons: int
@@ -170,7 +170,7 @@ class Plan:
     cost: float | None
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One line for users."""
         line = (
             f"{self.comparisons} comparisons, {self.questions} questions: "
             f"{self.cached} answered before, {self.calls} calls to make"
@@ -180,17 +180,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Judgement:
-    """All verdicts of one judge, and what it took to get them.
+    """All verdicts of one judge, and how they were obtained.
 
     Attributes:
-        verdicts: one a comparison, in their order.
-        plan: what was to be asked.
-        calls: questions put to the judge in this run.
-        usage: tokens that the judge counted, over all replies used, cached ones too.
-        answered: of the same replies, how many came with each `model`, `finish_reason` and
+        verdicts: one per comparison, in the same order.
+        plan: how many questions were planned.
+        calls: questions asked in this run.
+        usage: tokens as reported by the endpoint, over all replies used, including cached ones.
+        answered: how many of these replies have each `model`, `finish_reason` and
             `system_fingerprint`.
-        changes: what servers made of the request: the name of a field -> the name it was sent
-            under, or None where it was left out.
+        changes: fields of the request that servers refused: name -> the name it was sent under
+            instead, or None if it was left out.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -208,17 +208,17 @@ class Judgement:
 
     @property
     def preferences(self) -> list[float]:
-        """The preferences of the comparisons that have one, in their order."""
+        """The preferences of the comparisons that have one, in order."""
         return [v.preference for v in self.verdicts if v.preference is not None]
 
     @property
     def n(self) -> int:
-        """Comparisons that have a preference: what the win rate is a mean of."""
+        """The number of comparisons with a preference, over which the win rate is a mean."""
         return len(self.preferences)
 
     @property
     def win_rate(self) -> float | None:
-        """100 times the mean preference for b, or None where there is none."""
+        """100 times the mean preference for b, or None if there is none."""
         if not self.n:
             return None
         above_half = 100.0 * math.fsum(p - 0.5 for p in self.preferences) / self.n
@@ -226,7 +226,7 @@ class Judgement:
 
     @property
     def interval(self) -> Interval | None:
-        """95 % interval of the win rate: Wilson where all are won or lost, else a t test."""
+        """95 % interval of the win rate: Wilson if all are won or lost, else from a t test."""
         if not self.n:
             return None
         from eval.stats.intervals import wilson_interval
@@ -244,18 +244,18 @@ class Judgement:
 
     @property
     def judged_both_ways(self) -> int:
-        """Comparisons with a verdict in each order: what the position bias is a share of."""
+        """The number of comparisons with a verdict in each order, for the position bias."""
         return sum(verdict.flips is not None for verdict in self.verdicts)
 
     @property
     def position_bias(self) -> float | None:
-        """Share of comparisons judged both ways whose winner changes with the order."""
+        """Share of comparisons judged in both orders whose winner changes with the order."""
         if not self.judged_both_ways:
             return None
         return sum(bool(verdict.flips) for verdict in self.verdicts) / self.judged_both_ways
 
     def summary(self) -> dict[str, Any]:
-        """All figures, as JSON-able data; with why comparisons have no preference."""
+        """All figures as JSON-able data, with the reasons for missing preferences."""
         reasons = Counter(verdict.reason for verdict in self.verdicts if verdict.reason)
         return {
             "n": len(self.verdicts),
@@ -281,10 +281,10 @@ def on_grid(x: float, *, bits: int) -> float:
 
 
 def reading_of(first: float, second: float) -> Reading:
-    """Read a preference off the log probabilities of both labels.
+    """Compute a preference from the log probabilities of both labels.
 
-    Below half of the probability the judge would rather have said something else, and there is
-    none.
+    If they hold less than half of the probability, the judge would rather have said something else,
+    and there is no preference.
     """
     mass = min(1.0, math.exp(first) + math.exp(second))
     if mass < _LEAST_MASS:
@@ -296,9 +296,10 @@ def reading_of(first: float, second: float) -> Reading:
 
 
 def plain_by(labels: tuple[str, str]) -> Callable[[str], str]:
-    """Return what makes one text of a token's variants, which differ in white space around it.
+    """Return a function that maps all variants of a token to one text.
 
-    And in case, unless that is all that tells the labels apart (AlpacaEval 2's are m and M).
+    Variants differ in surrounding white space, and in case, unless the two labels differ only in
+    case (AlpacaEval 2's are m and M).
     """
     first, second = (label.strip().lower() for label in labels)
     return str.strip if first == second else lambda token: token.strip().lower()

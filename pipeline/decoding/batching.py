@@ -22,30 +22,31 @@ def logits_to_keep(model: Any, count: int) -> dict[str, int]:
 
 
 def rope_limit(model: Any) -> int:
-    """The length above which the rotation of all rows of a pass follows the longest of them.
+    """The length above which RoPE of every row in a batch depends on the longest row.
 
-    So do LongRoPE (the long factors, once a row is over the original window) and dynamic NTK. Rows
-    above it are read alone, or they would depend on their company. Of other models no row is.
+    LongRoPE switches to its long factors once any row exceeds the original window, and dynamic NTK
+    scales with the longest row. Rows above the limit are run alone, so that no result depends on
+    the batch. Other models have no such limit.
     """
     config = without_adapter(model).config.get_text_config()
     found = getattr(config, "rope_parameters", None) or {}
-    of_layers = [found, *(one for one in found.values() if isinstance(one, dict))]
-    following = [one for one in of_layers if one.get("rope_type") in ("longrope", "dynamic")]
+    per_layer = [found, *(rope for rope in found.values() if isinstance(rope, dict))]
+    dynamic = [rope for rope in per_layer if rope.get("rope_type") in ("longrope", "dynamic")]
     window = getattr(config, "max_position_embeddings", None)
     limits = [
-        one.get("original_max_position_embeddings") if one["rope_type"] == "longrope" else window
-        for one in following
+        rope.get("original_max_position_embeddings") if rope["rope_type"] == "longrope" else window
+        for rope in dynamic
     ]
     return min((limit for limit in limits if limit is not None), default=sys.maxsize)
 
 
 def forget_length(model: Any) -> None:
-    """Have dynamic NTK forget the longest row it has read, which later rows would be rotated by."""
+    """Reset dynamic NTK, which would otherwise rotate later rows as for the longest one so far."""
     model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
 
 
 def tokens_of_a_pass(device: Any) -> int:
-    """How many tokens a pass should hold: on a CPU more of them would fall out of its cache."""
+    """How many tokens a pass should hold: on a CPU, more would not fit in its cache."""
     return 1024 if device.type == "cpu" else 16384
 
 

@@ -4,11 +4,12 @@ Sampling uses keyed Gumbel noise, so an answer depends on (seed, row, sample, po
 the rows that share its batch.
 
 The engine `auto` decodes with continuous batching (pipeline/decoding/jacobi.py), and falls back to
-`transformers`, its `generate` on one batch after the other, for models that the slot-indexed cache
-does not fit. Both write the same answers in float32. A model that misreads batches padded on the
-left is asked one prompt at a time, one whose cache changes its numbers without a cache
-(pipeline/decoding/probe.py), and rows that LongRoPE and dynamic NTK rotate by the longest of a pass
-are read alone. vLLM (pipeline/decoding/vllm_engine.py) draws its own noise, and so other samples.
+`transformers`, its `generate` on batch after batch, for models that do not work with the
+slot-indexed KV cache. Both give the same answers in float32. Models with wrong logits under left
+padding are run with batch size 1, and those with wrong logits under a cache without one
+(pipeline/decoding/probe.py). Rows long enough for LongRoPE or dynamic NTK to depend on the longest
+row of a batch are run alone. vLLM (pipeline/decoding/vllm_engine.py) has its own random numbers,
+and so its samples differ.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ ENGINES = ("auto", "transformers")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One answer to write.
+    """A prompt for one answer.
 
     Attributes:
         row_id: the row's position in its source.
-        sample: which of the row's samples, from 0.
+        sample: which of the row's samples this is, from 0.
         ids: prompt token ids.
     """
 
@@ -51,7 +52,7 @@ class Prompt:
 
     @property
     def noise_id(self) -> int:
-        """The row id of its noise: samples of one prompt must not share noise."""
+        """The row id for its noise: samples of one prompt must not share noise."""
         return self.row_id * 1_000_003 + self.sample
 
 
@@ -60,15 +61,15 @@ class SamplingParams:
     """How answers are sampled, and where they end.
 
     Attributes:
-        max_new_tokens: limit of tokens per answer.
+        max_new_tokens: most tokens per answer.
         stop_ids: tokens that end an answer.
-        temperature: 0 for greedy, else sampling at that temperature.
+        temperature: 0 for greedy decoding, else the sampling temperature.
         top_k: sample from the k likeliest tokens; 0 for all.
         top_p: sample from the nucleus of this mass; 1 for all.
-        seed: with row id, sample and position decides what is sampled.
+        seed: together with row id, sample and position determines the sampled token.
         stop_text: a text that also ends an answer (and is part of it); needs the tokenizer.
-        tokenizer: the model's.
-        excluded_ids: tokens that are never written.
+        tokenizer: the model's tokenizer.
+        excluded_ids: tokens that are never sampled.
     """
 
     max_new_tokens: int
@@ -83,7 +84,7 @@ class SamplingParams:
 
     @property
     def sampling(self) -> Sampling | None:
-        """The sampler of a token; None for greedy decoding."""
+        """The sampler, or None for greedy decoding."""
         if self.temperature == 0:
             return None
         return Sampling(self.seed, self.temperature, self.top_k, self.top_p, self.excluded_ids)
@@ -102,13 +103,13 @@ def generate_answers(
     Args:
         model: a causal language model (or PeftModel) of transformers. Its own generation config is
             ignored.
-        prompts: what to answer.
-        engine: 'auto' or 'transformers'; see the module.
+        prompts: the prompts to answer.
+        engine: 'auto' or 'transformers'; see the module docstring.
         batch_size: most answers decoded at once; in float32 it does not change them.
         how: the fields of `SamplingParams`.
 
     Returns:
-        Per prompt the new token ids, with the stop token last when the answer was ended by one.
+        Per prompt the new token ids, including the stop token if the answer ended with one.
 
     Raises:
         ValueError: for an unknown engine.
@@ -170,7 +171,7 @@ def _by_jacobi(
 
 
 def _stop(how: SamplingParams, device: Any) -> Any:
-    """Return what tells from the last tokens of answers, [B, K], which of them end: bool [B]."""
+    """Return a function from the last tokens of answers, [B, K], to which of them end: bool [B]."""
     from transformers import StopStringCriteria
 
     stop_ids = torch.tensor(list(how.stop_ids), device=device)
@@ -194,7 +195,7 @@ def _by_transformers(
 
 
 def _generate(model: Any, prompts: Sequence[Prompt], how: SamplingParams) -> list[list[int]]:
-    """Answer one batch through transformers' `generate`."""
+    """Answer one batch with transformers' `generate`."""
     from transformers import GenerationConfig, LogitsProcessorList
 
     input_ids, mask = pad_left([prompt.ids for prompt in prompts], model.device)
@@ -245,7 +246,7 @@ class _KeyedSampling:
 
 @contextmanager
 def _plain_generation(model: Any) -> Iterator[None]:
-    """Evaluation mode and an empty generation config while the context lasts.
+    """Put the model in evaluation mode, with an empty generation config.
 
     transformers fills in whatever a call leaves open from the model's own generation config, so a
     repetition penalty there would silently change answers.
@@ -253,16 +254,16 @@ def _plain_generation(model: Any) -> Iterator[None]:
     from transformers import GenerationConfig
 
     inner = without_adapter(model)
-    before = [(one, one.training, one.generation_config) for one in {model, inner}]
+    before = [(module, module.training, module.generation_config) for module in {model, inner}]
     model.eval()
-    for one, _, _ in before:
-        one.generation_config = GenerationConfig()
+    for module, _, _ in before:
+        module.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        for one, training, config in before:
-            one.train(training)
-            one.generation_config = config
+        for module, training, config in before:
+            module.train(training)
+            module.generation_config = config
 
 
 def _until_stop(ids: list[int], stops: set[int]) -> list[int]:

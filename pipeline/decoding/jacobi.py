@@ -1,19 +1,19 @@
 """Jacobi decoding with continuous batching: BASH contexts and free answers, many rows at a time.
 
 BASH contexts. Which positions are replaced and the sampling noise at each are fixed beforehand, so
-the mixed answer is a fixed point: the one sequence for which the model, reading it, samples at each
-replaced position just the token that stands there. Jacobi iteration finds it. The guess starts as
-the reference; a window of it is read in one pass; everything up to and including the first replaced
-position where the model disagrees is accepted; there, and at later replaced positions of the
-window, the model's tokens become the new guess; and decoding continues after the accepted tokens.
-An accepted token was sampled given accepted tokens only, so it is the token that decoding one
-position at a time gives. Most positions keep the reference, so a pass accepts many.
+the mixed answer is a fixed point: the one sequence for which the model, conditioned on it, samples
+at each replaced position exactly the token already there. Jacobi iteration finds it. The first
+guess is the reference. A pass reads a window of the guess. Everything up to and including the first
+replaced position where the model disagrees is accepted; there, and at later replaced positions of
+the window, the model's tokens become the new guess; and the next window starts after the accepted
+tokens. An accepted token was sampled given accepted tokens only, so it is the token that decoding
+one position at a time gives. Most positions keep the reference, so a pass accepts many.
 
-Free answers are the special case in which every position is the model's: there is no guess to
-accept, so a pass decodes one token of each row, and a stopping rule ends rows.
+Free answers are the special case in which every position is sampled: there is no guess to accept,
+so a pass decodes one token per row, and a stopping rule ends rows.
 
-In both cases a prefix that all prompts share is prefilled once, prompts are prefilled apart from
-decoding, and a finished row's slot goes to the next waiting row (continuous batching).
+In both cases a prefix shared by all prompts is prefilled once, prompts are prefilled in passes of
+their own, and a finished row's slot goes to the next waiting row (continuous batching).
 
 Axis suffixes: as in pipeline/decoding/kv_cache.py.
 """
@@ -30,7 +30,7 @@ from pipeline.decoding import noise
 from pipeline.decoding.batching import tokens_of_a_pass
 from pipeline.decoding.kv_cache import Reader
 
-# The fixed cost of a pass (launching its operators), in tokens; decides how wide a window pays off.
+# The fixed cost of a pass (launching kernels), in tokens; decides how wide a window pays off.
 _PASS_COST = {"cpu": 128}
 _PASS_COST_ELSEWHERE = 4096
 _WIDEST = 64
@@ -55,7 +55,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Row(Reference):
-    """A row and which positions of its answer the model fills (at least one): bool [T].
+    """A row, with the positions of its answer that the model fills (at least one): bool [T].
 
     `ids` is the guess for the answer: the reference, or nothing for a free answer.
     """
@@ -117,7 +117,7 @@ class _Slots:
         self.row_B[slot] = row.row_id
 
     def keep(self, slots: torch.Tensor) -> None:
-        """Go on with some of the slots only."""
+        """Drop all slots but these."""
         self.held = [self.held[slot] for slot in slots.tolist()]
         for name in ("ids_BL", "replaced_BL", "read_B", "end_B", "answer_B", "row_B"):
             setattr(self, name, getattr(self, name)[slots])
@@ -130,7 +130,7 @@ class _Slots:
         self.end_B = torch.where(ends_B & (self.read_B >= self.answer_B), self.read_B, self.end_B)
 
     def finished(self) -> list[tuple[int, list[int]]]:
-        """Take finished rows out of their slots: (index in rows, answer)."""
+        """Remove finished rows from their slots and return (index in rows, answer) for each."""
         done = []
         for slot in (self.read_B >= self.end_B).nonzero().flatten().tolist():
             place = self.held[slot]
@@ -202,7 +202,7 @@ def _fill(reader: Reader, slots: _Slots) -> bool:
 
 
 def _prefill_shared_prefix(reader: Reader, slots: _Slots) -> None:
-    """Prefill what all prompts begin with, once for all slots."""
+    """Prefill the prefix shared by all prompts, once for all slots."""
     if slots.prefix:
         ids_1W = torch.tensor([slots.prefix], device=slots.device)
         columns_1W = torch.arange(len(slots.prefix), device=slots.device)[None]
@@ -240,7 +240,7 @@ def _width(device: str, rows: int, rate: float, *, most: int) -> int:
     """The window width with the best expected progress for its cost.
 
     If each token disagrees with probability `rate`, a window of w columns advances a row by
-    (1 - (1 - rate)^w) / rate tokens in the mean; a pass costs rows * w tokens and a constant.
+    (1 - (1 - rate)^w) / rate tokens on average; a pass costs rows * w tokens plus a constant.
     """
     cost = _PASS_COST.get(device, _PASS_COST_ELSEWHERE)
     widths = range(1, min(_WIDEST, max(1, most)) + 1)
@@ -249,7 +249,7 @@ def _width(device: str, rows: int, rate: float, *, most: int) -> int:
 
 def _common_start(prompts: list[list[int]]) -> list[int]:
     """The longest common prefix of all prompts."""
-    low, high = min(prompts), max(prompts)  # the others lie between these two
+    low, high = min(prompts), max(prompts)  # all others sort between these two
     shorter = min(len(low), len(high))
     return low[: next((at for at in range(shorter) if low[at] != high[at]), shorter)]
 
@@ -275,8 +275,8 @@ def _pass(
     )
     token_N = sample_token(logits_NV, key_N) if len(row_N) else row_N
     wrong_N = token_N != slots.ids_BL[row_N, next_N]
-    # The first disagreement of each row, or the width. Up to and including the token that it
-    # replaces everything is final; what was sampled behind it saw a wrong token and is a guess.
+    # The first disagreement of each row, or the width. Everything up to and including the token
+    # replaced there is final; what was sampled after it was conditioned on a wrong token.
     first_B = torch.full_like(slots.read_B, width).scatter_reduce(
         0, row_N, torch.where(wrong_N, window_N, width), "amin"
     )

@@ -7,10 +7,10 @@ at position p always lives in column p, so that
 - rejected tokens (Jacobi decoding guesses ahead) need no rollback: their columns are overwritten
   when they are read again, and until then no token attends beyond its own column;
 - a finished row's slot can be given to the next row at once. Stale keys and values of the previous
-  row lie in columns that the new one overwrites before it attends to them.
+  row are overwritten by the new one before it attends to their columns.
 
-There is no padding in the cache and nothing in it is ever moved. The price is a 4D attention mask
-of our own, which is why `can_read` (pipeline/decoding/probe.py) tries whether a model honours it.
+There is no padding in the cache and nothing in it is ever moved. The price is that we pass our own
+4D attention mask, so `can_read` (pipeline/decoding/probe.py) tests whether a model honours it.
 
 Axis suffixes: B slots of the batch, R of them that a pass reads, W columns of a pass, L columns
 that a pass attends to, N tokens whose logits are needed.
@@ -76,7 +76,7 @@ class _PlacedLayer(CacheLayerMixin):
         return 0
 
     def get_max_length(self) -> int:
-        """All columns."""
+        """The number of columns."""
         return self.columns
 
 
@@ -86,7 +86,7 @@ class Reader:
     Use as a context manager: a hook on the output layer is removed at its end.
 
     Args:
-        model: a causal language model in evaluation mode that can be read so (`can_read`).
+        model: a causal language model in evaluation mode that passes `can_read`.
         slots: rows of the batch.
         longest: columns of a row.
     """
@@ -96,7 +96,7 @@ class Reader:
         layers = inner.config.get_text_config().num_hidden_layers
         self.model, self.longest = model, longest
         self._places = _Places(torch.zeros(slots, 0, dtype=torch.long))
-        # One spare column at the end: padding of a pass is written there, where nobody attends.
+        # One spare column at the end, to which no token attends, takes the padding of a pass.
         self._layers = [_PlacedLayer(self._places, slots, longest + 1) for _ in range(layers)]
         self._cache = Cache(layers=list(self._layers))
         self._needed_RW: torch.Tensor | None = None
@@ -112,7 +112,7 @@ class Reader:
         self, ids_RW: torch.Tensor, columns_RW: torch.Tensor, inside_RW: torch.Tensor,
         needed_RW: torch.Tensor, slots_R: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """Read one pass.
+        """Run one forward pass.
 
         Args:
             ids_RW: token ids.
@@ -143,21 +143,21 @@ class Reader:
         return output.logits[0, : int(needed_RW.sum())]
 
     def share(self, columns: int) -> None:
-        """Copy the first columns of slot 0 to all slots: a prefix that their prompts share."""
+        """Copy the first columns of slot 0, a prefix that all prompts share, to all slots."""
         for layer in self._layers:
             assert layer.keys is not None and layer.values is not None
             layer.keys[1:, :, :columns] = layer.keys[:1, :, :columns]
             layer.values[1:, :, :columns] = layer.values[:1, :, :columns]
 
     def keep(self, slots: torch.Tensor) -> None:
-        """Drop all other slots, so that later passes are smaller."""
+        """Drop all slots but these, so that later passes are smaller."""
         for layer in self._layers:
             layer.slots = len(slots)
             if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[slots], layer.values[slots]
 
     def _select(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        """Hand only the needed hidden states to the output layer: [R, W, H] -> [1, N, H].
+        """Pass only the needed hidden states to the output layer: [R, W, H] -> [1, N, H].
 
         With a vocabulary of 150,000 the logits of a whole pass would take more memory than the
         cache, and more time than the layers below.

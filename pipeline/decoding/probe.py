@@ -1,8 +1,8 @@
-"""How a model can be read without changing its numbers: tried on the model itself, not believed.
+"""Tests on the model itself which way of decoding leaves its logits unchanged.
 
-A few tokens drawn once are read as an engine would read them, and the distributions compared with
-those of the plainest way: one row, one pass, no cache. What differs by more than rounding falls
-back to a slower way that does not, down to that plainest one.
+A few random tokens are run as an engine would run them, and the logits are compared with those of
+the reference computation: one row, one pass, no cache. If they differ by more than rounding, we
+fall back to a slower way that agrees, in the end to the reference computation itself.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pipeline.decoding.batching import logits_to_keep, pad_left, rope_limit, wit
 from pipeline.decoding.kv_cache import Reader
 from pipeline.decoding.steps import Steps, read_on
 
-# The longest row that is tried: each token more is read on a slow CPU too, before any is written. A
-# window above it is known by its name in the config only.
+# The longest row that is tested, to keep the test short on a CPU. Attention windows longer than it
+# are recognised only by their name in the config.
 _LONGEST = 512
 # Tokens whose distributions are compared.
 _COMPARED = 8
@@ -25,19 +25,19 @@ _WINDOWS = (
     "sliding_window", "window_size", "attention_window_size", "attention_chunk_size",
     "local_attention_window_len", "local_attention",
 )  # fmt: skip
-# Layers that read all earlier tokens, some within a window, or that read only their own token.
+# Layers that attend to all earlier tokens, maybe within a window, or only to their own token.
 _LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
 _LAYERS |= {"sparse", "dense", "moe"}
-# How far logits may be apart, as a share of their own size: the root mean square of the difference
-# over that of the logits, each less its mean. In bfloat16 another shape of pass changes those of
-# SmolLM2-135M by 0.01 to 0.03, and a shift of a row by one position by 0.12 to 0.23.
+# Largest relative difference of logits: the root mean square of the difference over that of the
+# logits, each centred on its mean. In bfloat16, logits of SmolLM2-135M change by 0.01 to 0.03 with
+# the shape of the pass, and by 0.12 to 0.23 when a row is shifted by one position.
 _ROUNDING = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.06}
 _REFUSALS = (
     AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 
 
-# From fast to slow; the last one is the plainest.
+# From fast to slow; the last one is the reference computation.
 _WAYS = (
     Steps(together=True),
     Steps(together=True, masked=False),
@@ -50,13 +50,13 @@ _STEPS: WeakKeyDictionary[Any, Steps] = WeakKeyDictionary()
 
 
 def can_read(model: Any, longest: int) -> bool:
-    """Whether `Reader` gives a model's own logits, for rows of at most `longest` tokens.
+    """Whether `Reader` reproduces a model's logits, for rows of at most `longest` tokens.
 
-    No where a window is shorter than the rows, since our mask shows a row all of itself, and no for
-    kinds of layers that are not known. What the config does not tell is tried: two rows at columns
-    far apart, the longer one as long as the rows (to 512 tokens). This finds models that build
-    their own mask (ALiBi's BLOOM), measure a window from the last column (GPT-Neo), keep a
-    recurrent state (Mamba) or refuse such a cache.
+    False if an attention window is shorter than the rows, since our mask is fully causal, and for
+    unknown kinds of layers. What the config does not reveal is tested on two rows at distant
+    columns, the longer one as long as the rows (up to 512 tokens). That catches models which build
+    their own mask (BLOOM's ALiBi), measure a window from the last column (GPT-Neo), keep a
+    recurrent state (Mamba) or do not accept such a cache.
     """
     if longest < 2:
         return True
@@ -76,7 +76,7 @@ def can_read(model: Any, longest: int) -> bool:
 
 @torch.no_grad()
 def steps_of(model: Any) -> Steps:
-    """How a model may be read token by token: the fastest way that does not change its numbers."""
+    """The fastest way to decode a model token by token that leaves its logits unchanged."""
     if model not in _STEPS:
         rows = [_drawn(model, size, seed) for seed, size in enumerate((20, 13))]
         plain = [_plain(model, row) for row in rows]
@@ -87,12 +87,12 @@ def steps_of(model: Any) -> Steps:
 
 
 def _windows(config: Any) -> list[int]:
-    """How many tokens back layers can look, where some are named in a config."""
+    """Sizes of the attention windows named in a config."""
     return [value for name in _WINDOWS if isinstance(value := getattr(config, name, None), int)]
 
 
 def _drawn(model: Any, size: int, seed: int) -> list[int]:
-    """Token ids drawn once, the same in every process."""
+    """Random token ids, the same in every process."""
     vocabulary = without_adapter(model).config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocabulary, (size,), generator=generator).tolist()
@@ -108,7 +108,7 @@ def _plain(model: Any, row: list[int]) -> torch.Tensor:
 
 @torch.no_grad()
 def _reads_alike(model: Any, size: int) -> bool:
-    """Read two rows through `Reader`: first what comes before the tokens compared, then those."""
+    """Run two rows through `Reader`: first a prefill, then the tokens that are compared."""
     rows = [_drawn(model, length, seed) for seed, length in enumerate((size, -(-size // 2)))]
     plain = [_plain(model, row) for row in rows]
     device = model.device
@@ -137,7 +137,7 @@ def _reads_alike(model: Any, size: int) -> bool:
 def _steps_alike(
     model: Any, rows: list[list[int]], plain: list[torch.Tensor], steps: Steps
 ) -> bool:
-    """Read rows but for their last tokens, and those one at a time with a cache."""
+    """Prefill all but the last tokens of rows, and decode those one at a time with a cache."""
     try:
         for group in (
             [range(len(rows))] if steps.together else [[place] for place in range(len(rows))]
@@ -154,7 +154,7 @@ def _steps_alike(
                 logits, past = read_on(model, ids, mask, past, steps)
                 found.append(logits)
             for number, place in enumerate(group):
-                read = torch.stack([one[number] for one in found])
+                read = torch.stack([logits[number] for logits in found])
                 if not _alike(read, plain[place], model.dtype):
                     return False
     except _REFUSALS:
@@ -163,9 +163,9 @@ def _steps_alike(
 
 
 def _alike(found: torch.Tensor, plain: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether two sets of logits, [N, V], differ by rounding only; a constant changes nothing."""
+    """Whether two sets of logits, [N, V], differ only by rounding and a constant."""
     if found.shape != plain.shape:
         return False
-    centred = [one.double() - one.double().mean(dim=-1, keepdim=True) for one in (found, plain)]
+    centred = [part.double() - part.double().mean(dim=-1, keepdim=True) for part in (found, plain)]
     apart = (centred[0] - centred[1]).pow(2).sum().sqrt()
     return bool(apart <= _ROUNDING[dtype] * centred[1].pow(2).sum().sqrt())

@@ -37,7 +37,7 @@ class Sampling:
         """Return one sampled token id per row, [N].
 
         Raises:
-            StepFailedError: for scores that are NaN or infinite.
+            StepFailedError: if scores are NaN or infinite.
         """
         return greedy(self.noisy(logits_NV, key_N))
 
@@ -55,7 +55,7 @@ def greedy(
     """Return the token with the largest score per row, [N]; no noise is drawn.
 
     Raises:
-        StepFailedError: for scores that are NaN or infinite.
+        StepFailedError: if scores are NaN or infinite.
     """
     del key_N
     token_N = without(scores_NV, excluded_ids).argmax(dim=-1)
@@ -64,15 +64,15 @@ def greedy(
 
 
 def check_finite(scores_NV: torch.Tensor, token_N: torch.Tensor) -> None:
-    """Check that the winning scores, those of `token_N`, are finite: argmax returns a NaN if any.
+    """Check that the winning scores, those of `token_N`, are finite: argmax picks a NaN if any.
 
     Without this a model that overflows in float16 would go on writing some arbitrary token.
 
     Raises:
-        StepFailedError: when one is NaN or infinite.
+        StepFailedError: if one is NaN or infinite.
     """
     if not bool(scores_NV.gather(1, token_N[:, None]).isfinite().all()):
-        raise StepFailedError(f"scores of the model are NaN or infinite: {NOT_FINITE}")
+        raise StepFailedError(f"the model's logits are NaN or infinite: {NOT_FINITE}")
 
 
 def warp(scores_NV: torch.Tensor, *, top_k: int, top_p: float) -> torch.Tensor:

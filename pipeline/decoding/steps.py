@@ -1,4 +1,4 @@
-"""Reading a batch of rows token by token, in the way that its model can be read."""
+"""Decoding a batch token by token, with or without padding and KV cache as the model allows."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 from pipeline.decoding.batching import logits_to_keep, without_adapter
 
-# The names by which models give a cache, and take it again.
+# Names under which models return a cache and accept it again.
 _CACHES = ("past_key_values", "cache_params", "state")
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How a model may be read token by token; what is right for it, `steps_of` finds out.
+    """How a model may be decoded token by token; `steps_of` finds out which way is correct.
 
     Attributes:
-        together: whether rows may share a batch, the shorter ones padded on the left.
-        cached: whether a cache may stand for what was read before.
-        masked: whether passes that go on from a cache take a mask too, or (Mamba) only the first.
+        together: whether rows may share a batch, padded on the left.
+        cached: whether a cache may replace the earlier tokens.
+        masked: whether passes with a cache take an attention mask, or (Mamba) only the first pass.
     """
 
     together: bool
@@ -32,18 +32,18 @@ class Steps:
 def read_on(
     model: Any, ids: torch.Tensor, mask: torch.Tensor, past: dict[str, Any], steps: Steps
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Read tokens after those read before, rows padded on the left.
+    """Run one pass over new tokens, with left-padded rows.
 
     Args:
         model: a causal language model.
         ids: the new token ids, [B, W].
-        mask: of all tokens so far, the new ones included, [B, T].
-        past: what the pass before gave; empty at the start.
-        steps: how the model may be read.
+        mask: attention mask of all tokens so far, including the new ones, [B, T].
+        past: the cache that the previous pass returned; empty at the start.
+        steps: how the model may be decoded.
 
     Returns:
-        The logits of each row's last token, [B, V], and the cache to go on from, under the name
-        that the model takes it by; empty where the model keeps none.
+        The logits of each row's last token, [B, V], and the cache for the next pass, under the
+        model's argument name; empty if the model has none.
     """
     known = inspect.signature(type(without_adapter(model)).forward).parameters
     more: dict[str, Any] = {}

@@ -1,17 +1,17 @@
-"""Free answers through vLLM, in a process of its own.
+"""Free answers from vLLM, in a separate process.
 
-vLLM does not give GPU memory back inside a process, so training never shares one with it: the
-process runs `pipeline/decoding/vllm_worker.py` and ends with the engine. Its Python is ours, or the
-one that BASHRAC_VLLM_PYTHON names, since vLLM pins versions of transformers that training may not
-take.
+vLLM does not release GPU memory within a process, so training never shares one with it: the worker
+process runs `pipeline/decoding/vllm_worker.py` and ends with the engine. It runs under this Python,
+or the one set in BASHRAC_VLLM_PYTHON, since vLLM pins versions of transformers that may not work
+for training.
 
 Decisions:
-1. Every answer has a seed of its own, made of (seed, row id, sample), so what is drawn does not
-   depend on company. Scores still round otherwise in another batch, as they do in 16 bits anywhere;
-   with VLLM_BATCH_INVARIANT=1 vLLM avoids that too, on GPUs that can.
-2. The model's own generation config and end tokens are left out of account.
-3. vLLM runs inside that one process (VLLM_ENABLE_V1_MULTIPROCESSING=0): its scheduling is then
-   reproducible, its errors name their cause, and nothing is left when it ends.
+1. Every answer has its own seed, derived from (seed, row id, sample), so its random numbers do not
+   depend on the batch. Logits still round differently in another batch, as always in 16 bits;
+   VLLM_BATCH_INVARIANT=1 avoids that too, on GPUs that support it.
+2. The model's own generation config and end tokens are ignored.
+3. vLLM runs within the worker process (VLLM_ENABLE_V1_MULTIPROCESSING=0): scheduling is then
+   reproducible, errors show their cause, and no process outlives it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pipeline.steps import artifact
 if TYPE_CHECKING:
     from pipeline.decoding.generate import Prompt
 
-# Ranks that vLLM has room for; an adapter takes the next larger one.
+# The ranks that vLLM supports; an adapter gets the next larger one.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-_NOT_READ = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices")
+_UNSUPPORTED = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices")
 
 
 def seeds_of(prompts: Sequence[Prompt], seed: int) -> list[int]:
-    """Return a seed per answer, 0 to 2^63 - 1, from (seed, row id, sample) alone."""
+    """Return a seed per answer, 0 to 2^63 - 1, which depends only on (seed, row id, sample)."""
     import torch
 
     from pipeline.decoding import noise
@@ -48,26 +48,26 @@ def seeds_of(prompts: Sequence[Prompt], seed: int) -> list[int]:
 
 
 class VllmEngine:
-    """Answers prompts with one model, from the first question until it is closed.
+    """Answers prompts with one model.
 
-    Use it as a context manager. The process starts with the first question.
+    Use it as a context manager. The process starts with the first call of `answer`.
 
     Args:
-        base: hub id, folder, embedded name, or the folder of a step; perhaps of an adapter.
+        base: hub id, folder, embedded name, or the folder of a step; may be an adapter.
         adapter: the folder of a step that trained an adapter.
         revision: hub revision of the base.
-        trust: what its files may do.
+        trust: whether its files may run code or unpickle weights.
         dtype: 'float32', 'bfloat16' or 'float16'.
-        longest: most tokens of a prompt and its answer together, which spares memory; None for
-            what the model can read.
-        log: where vLLM's own messages go (they are added); None for a temporary file that is kept
-            only after a failure.
+        longest: most tokens of a prompt and its answer together, to save memory; None for the
+            model's context window.
+        log: file to which vLLM's own messages are appended; None for a temporary file, which is
+            kept only after a failure.
 
     Attributes:
-        version: vLLM's, known from the first answer on.
+        version: vLLM's version, known after the first answers.
 
     Raises:
-        InputError: for an adapter that vLLM does not read, or weights that are not trusted.
+        InputError: for an adapter that vLLM does not support, or weights that are not trusted.
     """
 
     def __init__(
@@ -84,7 +84,9 @@ class VllmEngine:
         whole, place = base_of(base), locate(base)
         if whole != place:
             if adapter is not None:
-                raise InputError(f"{base} is an adapter, and takes no other on top of it here")
+                raise InputError(
+                    f"{base} is an adapter, and vLLM takes only one; merge it into its base first"
+                )
             adapter = base
         lora = None if adapter is None else Path(locate(adapter)).resolve()
         for folder in (whole, *([] if lora is None else [str(lora)])):
@@ -127,26 +129,26 @@ class VllmEngine:
         stop_text: str | None = None,
         excluded_ids: Sequence[int] = (),
     ) -> list[list[int]]:
-        """Answer prompts; the more at a time, the faster.
+        """Answer prompts; larger calls are faster.
 
         Args:
-            prompts: what to answer.
-            max_new_tokens: limit of tokens per answer.
+            prompts: the prompts to answer.
+            max_new_tokens: most tokens per answer.
             stop_ids: tokens that end an answer.
-            temperature: 0 for greedy, else sampling at that temperature.
+            temperature: 0 for greedy decoding, else the sampling temperature.
             top_k: sample from the k likeliest tokens; 0 for all.
             top_p: sample from the nucleus of this mass; 1 for all.
-            seed: with row id and sample decides what is drawn.
-            stop_text: a text that ends an answer too, and is part of it.
-            excluded_ids: tokens that are never written.
+            seed: together with row id and sample determines the answer.
+            stop_text: a text that also ends an answer, and is part of it.
+            excluded_ids: tokens that are never sampled.
 
         Returns:
-            Per prompt the new token ids, with the stop token last when the answer was ended by one.
+            Per prompt the new token ids, including the stop token if the answer ended with one.
 
         Raises:
-            InputError: when vLLM is not there.
-            StepFailedError: when its process ends before it has answered.
-            ValueError: when a prompt and its answer are longer than the model may read.
+            InputError: if vLLM is not installed.
+            StepFailedError: if its process ends before it has answered.
+            ValueError: if a prompt and its answer exceed the context window.
         """
         if not prompts:
             return []
@@ -154,8 +156,10 @@ class VllmEngine:
             ready = self._worker.start(self._settings)
             self._window, self.version = ready["window"], ready["version"]
         longest = max(len(prompt.ids) for prompt in prompts) + max_new_tokens
-        if longest > self._window:  # vLLM would cut the answer without a word
-            raise ValueError(f"prompt and answer take {longest} tokens, over {self._window}")
+        if longest > self._window:  # vLLM would silently cut the answer
+            raise ValueError(
+                f"prompt and answer take {longest} tokens, more than the window of {self._window}"
+            )
         numbers = seeds_of(prompts, seed)
         request = {
             "prompts": [
@@ -164,7 +168,7 @@ class VllmEngine:
             ],
             "sampling": {
                 "temperature": temperature,
-                "top_k": top_k or -1,  # 0 is not 'all' to every version
+                "top_k": top_k or -1,  # 0 does not mean all in every version
                 "top_p": top_p,
                 "max_tokens": max_new_tokens,
                 "stop_token_ids": list(stop_ids),
@@ -175,25 +179,25 @@ class VllmEngine:
         return self._worker.ask(request, "while it answered")["answers"]
 
     def close(self, *, at_once: bool = False) -> None:
-        """End the process, politely unless `at_once`; a closed engine starts anew when asked."""
+        """End the process, giving it time unless `at_once`; the next `answer` starts another."""
         self._worker.close(at_once=at_once)
 
 
 def _rank_for(adapter: Path) -> int:
-    """The rank to give vLLM for an adapter."""
+    """The `max_lora_rank` that vLLM needs for an adapter."""
     config = artifact.read_json(adapter / "adapter_config.json")
-    unknown = [name for name in _NOT_READ if config.get(name)]
+    unknown = [name for name in _UNSUPPORTED if config.get(name)]
     if config.get("bias", "none") != "none":
         unknown.append("bias")
     if unknown:
         raise InputError(
-            f"engine: vllm does not read adapters with {' and '.join(unknown)}, as {adapter} is; "
-            "use engine: auto, or train without"
+            f"engine: vllm does not support adapters with {' and '.join(unknown)}, such as "
+            f"{adapter}; use engine: auto, or train without"
         )
     rank = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
     if rank > _RANKS[-1]:
         raise InputError(
-            f"engine: vllm takes adapters of rank {_RANKS[-1]} at most, and {adapter} has {rank}; "
+            f"engine: vllm supports adapters up to rank {_RANKS[-1]}, and {adapter} has {rank}; "
             "use engine: auto, or a smaller r under lora"
         )
     return next(allowed for allowed in _RANKS if allowed >= rank)

@@ -1,7 +1,7 @@
-"""The process that vLLM runs in: started, asked, and ended with all that it leaves.
+"""Starts the vLLM worker process, exchanges messages with it, and cleans up after it.
 
-It is `pipeline/decoding/vllm_worker.py`, in our Python or in the one that BASHRAC_VLLM_PYTHON
-names. A message to it and a reply are a line of JSON each.
+The process runs `pipeline/decoding/vllm_worker.py` under this Python, or the one set in
+BASHRAC_VLLM_PYTHON. Each message and each reply is one line of JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.errors import InputError, StepFailedError
 PYTHON = "BASHRAC_VLLM_PYTHON"
 _WORKER = Path(__file__).with_name("vllm_worker.py")
 _WAY_OUT = f"set {PYTHON} to the python of an environment that has vllm, or use engine: auto"
-# What a launcher tells its processes; vLLM would take it for its own.
+# Variables that a launcher sets for our processes; vLLM would mistake them for its own.
 _LAUNCH = {
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
     "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT",
@@ -32,7 +32,7 @@ _LAUNCH_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "PARALLELISM_CONFIG
 _DEFAULTS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; on a CPU vLLM would else take nearly all memory
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; by default vLLM takes nearly all memory of a CPU machine
 }
 _CLOSE_S, _TERMINATE_S, _POLL_S = 20.0, 5.0, 1.0
 _SHOWN_LINES, _SHOWN_CHARACTERS = 3, 600
@@ -44,10 +44,10 @@ def vllm_python() -> str:
 
 
 def check_vllm() -> None:
-    """See whether the interpreter has vLLM, without importing it anywhere.
+    """Check that the interpreter has vLLM, without importing it.
 
     Raises:
-        InputError: when there is no such interpreter, or it has no vLLM.
+        InputError: if the interpreter does not run, or has no vLLM.
     """
     python = vllm_python()
     code = "import sys, importlib.util as u; sys.exit(u.find_spec('vllm') is None)"
@@ -63,22 +63,22 @@ def check_vllm() -> None:
             f"{PYTHON} names {python}, which cannot be run ({error.strerror}); {_WAY_OUT}"
         ) from None
     if done.returncode:
-        said = "".join(f" (it says: {line})" for line in done.stderr.strip().splitlines()[-1:])
+        said = "".join(f" (it printed: {line})" for line in done.stderr.strip().splitlines()[-1:])
         raise InputError(
             f"engine: vllm needs the package vllm, which {python} does not have{said}; install it, "
-            f"best in an environment of its own, and {_WAY_OUT}"
+            f"preferably in a separate environment, and {_WAY_OUT}"
         )
 
 
 def child_environment(environment: Mapping[str, str], *, cuda: bool) -> dict[str, str]:
-    """Return the environment of vLLM's process: no launch of ours, and the GPU of our rank only.
+    """Return environment variables for vLLM: no launcher variables, and only our rank's GPU.
 
     Args:
-        environment: ours.
-        cuda: whether this process works on a GPU.
+        environment: the variables of this process.
+        cuda: whether this process runs on a GPU.
 
     Raises:
-        InputError: when our rank has no GPU in CUDA_VISIBLE_DEVICES.
+        InputError: if CUDA_VISIBLE_DEVICES lists no GPU for our rank.
     """
     kept = {
         name: value
@@ -91,20 +91,21 @@ def child_environment(environment: Mapping[str, str], *, cuda: bool) -> dict[str
         devices = listed.split(",") if listed else [str(number) for number in range(int(rank) + 1)]
         if int(rank) >= len(devices):
             raise InputError(
-                f"process {rank} of this machine has no GPU in CUDA_VISIBLE_DEVICES={listed}; name "
-                "one for each process there, or launch fewer processes"
+                f"process {rank} of this machine has no GPU in CUDA_VISIBLE_DEVICES={listed}; list "
+                "one GPU per process there, or launch fewer processes"
             )
         kept["CUDA_VISIBLE_DEVICES"] = devices[int(rank)].strip()
-    # The worker's folder is this package's, whose modules must not pass for others of their names.
+    # Without it Python would put the worker's folder on sys.path, and our modules could shadow
+    # others of the same name.
     return {**_DEFAULTS, **kept, "PYTHONSAFEPATH": "1"}
 
 
 class Worker:
-    """The process, from `start` until it is closed; a closed one may be started anew.
+    """The worker process, from `start` to `close`; it can be started again after that.
 
     Args:
-        log: where vLLM's own messages go (they are added); None for a temporary file that is kept
-            only after a failure.
+        log: file to which vLLM's own messages are appended; None for a temporary file, which is
+            kept only after a failure.
     """
 
     def __init__(self, log: Path | None):
@@ -113,15 +114,15 @@ class Worker:
 
     @property
     def runs(self) -> bool:
-        """Whether it has been started, and not closed since."""
+        """Whether the process has been started and not closed."""
         return self._process is not None
 
     def start(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Start it and return what it says once the model is loaded.
+        """Start the process and return its first reply, sent once the model is loaded.
 
         Raises:
-            InputError: when vLLM is not there.
-            StepFailedError: when the process ends before.
+            InputError: if vLLM is not installed.
+            StepFailedError: if the process ends before the model is loaded.
         """
         check_vllm()
         environment = child_environment(os.environ, cuda="LOCAL_RANK" in os.environ and _on_gpu())
@@ -145,18 +146,18 @@ class Worker:
         """Send a message and return the reply.
 
         Raises:
-            StepFailedError: when the process has failed or ended; its sentence says `when`.
+            StepFailedError: if the process failed or ended; `when` goes into its message.
         """
         assert self._process and self._process.stdin
         rest = memoryview(json.dumps(message).encode() + b"\n")
-        # Whoever has gone cannot be told; why, `_hear` finds out.
+        # A dead process breaks the pipe; `_hear` finds out why it died.
         with contextlib.suppress(BrokenPipeError):
             while rest:
                 rest = rest[self._process.stdin.write(rest) :]
         return self._hear(when)
 
     def close(self, *, at_once: bool = False) -> None:
-        """End the process, politely unless `at_once`; one that does not run is left alone."""
+        """End the process if it runs, giving it time to finish unless `at_once`."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -188,7 +189,7 @@ class Worker:
         said = " ".join(said.split())[:_SHOWN_CHARACTERS]
         raise StepFailedError(
             f"vLLM's process failed {when}: {said}\n  its log: {self.log}\n"
-            "  when that is mended run the same command again, or use engine: auto"
+            "  fix the cause and run the same command again, or use engine: auto"
         )
 
 
@@ -200,9 +201,9 @@ def _on_gpu() -> bool:
 
 
 def _read_line(process: subprocess.Popen[bytes]) -> bytes | None:
-    """Read a line of replies; None where the process has ended instead.
+    """Read one line of a reply; None if the process has ended instead.
 
-    A child of a killed worker may hold the pipe open, so its end alone does not tell.
+    A child of a killed worker may hold the pipe open, so waiting for end of file is not enough.
     """
     assert process.stdout
     parts: list[bytes] = []
@@ -220,25 +221,25 @@ def _read_line(process: subprocess.Popen[bytes]) -> bytes | None:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the process if it runs, and whatever it leaves: vLLM's own children hold GPU memory."""
+    """End the process and its children, which may hold GPU memory."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_TERMINATE_S)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # a session of its own
+        os.killpg(process.pid, signal.SIGKILL)  # it leads its own session
     process.wait()
 
 
 def _ending(code: int | None) -> str:
     if code is None or code >= 0:
-        return f"it ended with code {code}"
+        return f"it exited with code {code}"
     name = signal.Signals(-code).name
-    return f"it was ended by {name}" + (", often for want of memory" if code == -9 else "")
+    return f"it was killed by {name}" + (", often for lack of memory" if code == -9 else "")
 
 
 def _tail(log: Path) -> str:
-    """The last lines of a log, for a sentence."""
+    """The last lines of a log, for an error message."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if not lines:
         return "It wrote nothing"

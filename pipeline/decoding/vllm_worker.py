@@ -1,14 +1,14 @@
-"""The process that holds vLLM: it reads prompts as JSON lines and writes answers as JSON lines.
+"""The vLLM worker: reads prompts as JSON lines and writes answers as JSON lines.
 
-`pipeline/decoding/vllm_engine.py` starts it as a script. Nothing of bashrac is imported here, since
-its Python may be that of another environment.
+`pipeline/decoding/vllm_process.py` starts it as a script. It imports nothing from bashrac, since it
+may run in another Python environment.
 
     in:   settings            {"llm": {...}, "adapter": folder or null, "rank": int or null}
           request, repeated   {"prompts": [{"ids": [...], "seed": int}, ...], "sampling": {...},
-                         "excluded": [token ids that are never written]}
-    out:  ready               {"window": tokens, "version": of vLLM}
-          answers, repeated   {"answers": [[...], ...]}, one per request, in its order
-          or, as the last     {"error": sentence}
+                         "excluded": [token ids that are never sampled]}
+    out:  ready               {"window": tokens, "version": vLLM's version}
+          answers, repeated   {"answers": [[...], ...]}, one per request, in the order of prompts
+          or, as the last     {"error": message}
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import threading
 import time
 from typing import Any, TextIO
 
-# How long an end in good order may take once nobody asks any more.
+# Time for a clean exit once standard input is closed.
 _PATIENCE_S = 5.0
 _MOST_OF_GPU = 0.9
 _SPARED = 0.03
@@ -29,7 +29,7 @@ _SPARED = 0.03
 
 def main() -> None:
     """Answer until standard input closes."""
-    # vLLM and what it loads print to standard output, so the answers get a pipe of their own.
+    # vLLM and its dependencies print to standard output, so replies get a separate descriptor.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     lines = _lines(sys.stdin)
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _lines(source: TextIO) -> queue.Queue[str | None]:
-    """Read lines beside the work, None at their end; end the process if the work goes on then."""
+    """Read lines in a thread, None at end of file; then force an exit if work still goes on."""
     found: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
@@ -52,7 +52,7 @@ def _lines(source: TextIO) -> queue.Queue[str | None]:
             found.put(line)
         found.put(None)
         time.sleep(_PATIENCE_S)
-        os._exit(1)  # the one who asked is gone, perhaps killed, and an answer still being written
+        os._exit(1)  # the parent is gone, perhaps killed, while an answer was being generated
 
     threading.Thread(target=read, daemon=True).start()
     return found
@@ -79,12 +79,12 @@ def _serve(settings: dict[str, Any], lines: queue.Queue[str | None], replies: Te
 
 
 def _for_device() -> dict[str, Any]:
-    """Options that follow from the device.
+    """Options that depend on the device.
 
-    Of a GPU vLLM takes a share of all memory and refuses to start where less is free, so the share
-    is of what is free. On a CPU compiling takes longer than it saves.
+    vLLM claims a share of a GPU's total memory and refuses to start if less is free, so the share
+    is computed from what is free. On a CPU compiling takes longer than it saves.
     """
-    import torch  # vLLM brings it
+    import torch  # a dependency of vLLM
 
     if not torch.cuda.is_available():
         return {"enforce_eager": True}
@@ -96,10 +96,10 @@ def _answers(llm: Any, adapter: Any, request: dict[str, Any]) -> list[list[int]]
     from vllm import SamplingParams  # type: ignore[import-not-found]
 
     shared = request["sampling"]
-    # The strongest bias there is: a token's odds are divided by 10^43.
+    # The strongest bias that is allowed: it divides a token's odds by 10^43.
     bias = dict.fromkeys(request["excluded"], -100.0) or None
     sampling = [
-        # What ends an answer is for the request to say, not for the model's tokenizer.
+        # The request decides what ends an answer, not the model's tokenizer.
         SamplingParams(
             seed=prompt["seed"],
             ignore_eos=True,

@@ -1,7 +1,7 @@
-"""The step in which a model answers prompts, and the rows that it writes.
+"""The step in which a model answers prompts, and the rows it stores.
 
-After solved examples (`few_shot`) a model continues with a question of its own: answers are cut
-before it, as in lm-eval.
+With few-shot prompts (`few_shot`) a model often goes on to invent the next question: answers are
+cut before it, as in lm-eval.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def write_answers(step: StepContext) -> None:
     """Step: answer every prompt of a source, `samples` times each, and store the answers.
 
     Raises:
-        InputError: when a test prompt leaves no room for an answer in the model's context window.
+        InputError: if a test prompt leaves no room for an answer in the model's context window.
     """
     options = step.options
     renderer = renderer_for(step)
@@ -71,24 +71,24 @@ def write_answers(step: StepContext) -> None:
 
 
 def _check_own(step: StepContext, rows: Sequence[AnswerRow]) -> None:
-    """Check self-generated answers that rows or pairs will be made of.
+    """Check self-generated answers before they become training rows or pairs.
 
     Raises:
-        InputError: when all of them are empty.
+        InputError: if all of them are empty.
     """
     figures, count = answer_figures(rows), len(rows)
     empty, cut = figures["answers empty"], figures["answers cut"]
     if empty == count:
         raise InputError(
-            f"all {count} own answers are empty, for the model ends its turn at once: there is "
-            "nothing to learn from; start the stage (its `from`) from one that answers, or train "
-            "that one with a lower trainer.learning_rate"
+            f"all {count} own answers are empty: the model ends its turn at once, so there is "
+            "nothing to learn from; start the stage (its `from`) from a model that answers, or train "
+            "that model with a lower trainer.learning_rate"
         )
     diagnostics.warn_over(
         step,
         "answers_empty",
         empty / count,
-        f"{empty} of {count} own answers are empty, for the model ends its turn at once; train the "
+        f"{empty} of {count} own answers are empty: the model ends its turn at once; train the "
         "stage it starts from longer, or with a lower trainer.learning_rate",
     )
     diagnostics.warn_over(
@@ -96,7 +96,7 @@ def _check_own(step: StepContext, rows: Sequence[AnswerRow]) -> None:
         "answers_cut",
         cut / count,
         f"{cut} of {count} own answers are cut at generation.max_new_tokens "
-        f"{step.options['max_new_tokens']} and hold no end of turn to learn from; raise it",
+        f"{step.options['max_new_tokens']} and have no end of turn to learn from; raise it",
     )
 
 
@@ -118,7 +118,7 @@ def _in_this_process(
 def _with_vllm(
     step: StepContext, prompts: Sequence[Prompt], how: SamplingParams
 ) -> Iterator[tuple[Prompt, list[int]]]:
-    """Send many prompts at a time: vLLM batches them itself, and answers are stored in between."""
+    """Send many prompts at once, which vLLM batches; answers are stored between the calls."""
     from pipeline.decoding.vllm_engine import VllmEngine
 
     dtype = step.precision.weights
@@ -137,16 +137,16 @@ def _with_vllm(
                 stop_text=how.stop_text,
                 excluded_ids=how.excluded_ids,
             )
-            step.metrics["vllm"] = engine.version  # perhaps of another environment
+            step.metrics["vllm"] = engine.version  # maybe from another environment
             yield from zip(asked, answers, strict=True)
 
 
 def _read_prompts(step: StepContext, renderer: Renderer) -> tuple[list[Example], list[Prompt]]:
-    """Return all examples as the model is asked them, and the prompts to answer."""
+    """Return all examples, cut to fit, and the prompts to answer."""
     options = step.options
     role = next(name for name in ("test", "train") if name in step.locations)
     source = step.source(role)
-    answered = role == "train"  # as the steps read the rows that these answers are paired with
+    answered = role == "train"  # the same filter as in the steps that use these answers
     task = options["task"]
     whole = load_examples(source, task, step.warn, renderer, answered=answered)
     if role == "test":
@@ -154,7 +154,9 @@ def _read_prompts(step: StepContext, renderer: Renderer) -> tuple[list[Example],
     if "shots" in step.locations:
         shots = load_examples(step.source("shots"), options["task"], step.warn)
         if len(shots) < options["few_shot"]:
-            raise InputError(f"few_shot is {options['few_shot']} and shots has {len(shots)} rows")
+            raise InputError(
+                f"few_shot is {options['few_shot']}, but shots has only {len(shots)} rows"
+            )
         whole = [example.with_shots(shots) for example in whole]
     examples = [renderer.fit(example) for example in whole]
     cut = sum(a is not b for a, b in zip(examples, whole, strict=True))
@@ -171,7 +173,7 @@ def _read_prompts(step: StepContext, renderer: Renderer) -> tuple[list[Example],
 def _with_room(
     step: StepContext, prompts: list[list[int]], renderer: Renderer, *, skipped: int
 ) -> list[int]:
-    """Return the rows with room for an answer: training rows may be left out, test rows never."""
+    """Return the rows with room for an answer; training rows may be skipped, test rows never."""
     limit = step.options["max_new_tokens"]
     room = sys.maxsize if renderer.window is None else renderer.window - limit
     fitting = [row for row, ids in enumerate(prompts) if len(ids) <= room and renderer.fits(ids)]

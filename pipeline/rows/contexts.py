@@ -5,17 +5,17 @@ For t = 1..T, g_t = y_t with probability 1 - beta, else a token sampled from pi(
 Decisions where the paper is silent:
 1. Prompt tokens, excluded tokens (end, beginning, padding) and the last token are never replaced.
 2. Excluded tokens are never sampled either, so a context never ends early.
-3. Temperature 1 and no top-k or top-p unless asked for.
+3. Temperature 1 and no top-k or top-p by default.
 4. Which positions are replaced, and the sampling noise, depend only on (seed, row id, position):
    a position replaced at some beta is also replaced at every larger one.
 5. `context="gold"` conditions the sampled token on y_<t instead of g_<t: one forward pass, the
    two-pass approximation of Mihaylova and Martins (2019).
 
-The engine `parallel` is Jacobi decoding (pipeline/decoding/jacobi.py), which reads many positions
-in a pass; `sequential` reads one. Both give the same tokens in float32. In 16 bits a pass of
-another shape rounds differently and a few tokens differ, just as they do with another batch size.
-How a model may be read is tried on it (pipeline/decoding/probe.py); rows whose rotation LongRoPE or
-dynamic NTK would take from the longest row of a pass are read alone.
+The engine `parallel` is Jacobi decoding (pipeline/decoding/jacobi.py), which decodes many positions
+per pass; `sequential` decodes one. Both give the same tokens in float32. In 16 bits a pass of
+another shape rounds differently and a few tokens differ, as they do with another batch size. Which
+engines a model supports is tested on it (pipeline/decoding/probe.py). Rows long enough for LongRoPE
+or dynamic NTK to depend on the longest row of a batch are decoded alone.
 """
 
 from __future__ import annotations
@@ -61,25 +61,25 @@ def mix_contexts(
     batch_size: int = 32,
     warn: Callable[[str], object] = warnings.warn,
 ) -> list[list[int]]:
-    """Replace reference tokens by self-generated ones at rate `beta`.
+    """Replace reference tokens by self-generated tokens at rate `beta`.
 
     Args:
         model: a causal language model (or PeftModel) of transformers.
         prompt_ids: one non-empty list of token ids per row.
         reference_ids: one list of token ids per row, usually ending in an end-of-turn token.
         beta: probability of replacing a token, 0 to 1.
-        seed: with the row id and the position, decides all randomness.
+        seed: together with row id and position determines all randomness.
         row_ids: one number per row, the same for that row in every batch and process.
         engine: 'parallel' or 'sequential'; see the module docstring.
         temperature: above 0.
         top_k: keep only the k likeliest tokens; 0 keeps all.
         top_p: keep only the nucleus of this mass; 1 keeps all.
-        excluded_ids: tokens never replaced nor sampled; by default the end, beginning and padding
+        excluded_ids: tokens never replaced or sampled; by default the end, beginning and padding
             ids of the model's generation config.
         context: 'mixed' or 'gold' (decision 5).
         batch_size: rows decoded together; it does not change the result.
-        warn: called with a sentence when a model does not support the parallel engine, so that the
-            sequential one takes over.
+        warn: called with a message if the model does not support the parallel engine, in which
+            case the sequential one is used.
 
     Returns:
         One list of token ids per row, as long as its reference.
@@ -144,8 +144,8 @@ def iter_contexts(
                 ((_, ids),) = write(model, [touched.pop(place)], sampling, 1)
                 forget_length(model)
                 yield place, ids
-        # Longest first, so that slots stay busy to the end. Sequential batches decode in step, so
-        # there the length of the answer counts.
+        # Longest first, so that slots stay busy to the end. Sequential batches decode in lockstep,
+        # so there it is the length of the answer that counts.
         size = _answer_length
         if write is _mix_sequentially and engine == "parallel" and _readable(model, touched, warn):
             write, size = _mix_by_jacobi, _whole_length
@@ -173,7 +173,7 @@ def replaced_positions(
     seed: int,
     excluded_ids: Collection[int],
 ) -> torch.Tensor:
-    """Return which tokens of a row's reference are to be replaced: bool [len(reference_ids)]."""
+    """Return which tokens of a row's reference to replace: bool [len(reference_ids)]."""
     positions = torch.arange(len(reference_ids))
     key_T = noise.keys(seed, torch.tensor(row_id), positions, stream=noise.REPLACE)
     chosen = noise.uniform(key_T) < beta
@@ -186,8 +186,8 @@ def _readable(model: Any, rows: Mapping[int, Row], warn: Callable[[str], object]
     found = can_read(model, max((row.longest for row in rows.values()), default=0))
     if not found:
         warn(
-            "the model cannot read a window of tokens at places of its own, so contexts are "
-            "written one token at a time (the engine sequential), which is slower"
+            "the model does not support decoding several positions per pass, so contexts are "
+            "written one token at a time (engine: sequential), which is slower"
         )
     return found
 
@@ -205,7 +205,7 @@ def _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engi
     if not len(prompt_ids) == len(reference_ids) == len(row_ids):
         raise ValueError(
             f"{len(prompt_ids)} prompts, {len(reference_ids)} references, {len(row_ids)} row ids: "
-            "there must be one of each per row"
+            "each row needs one of each"
         )
     if any(len(prompt) == 0 for prompt in prompt_ids):
         raise ValueError("a prompt is empty: the first answer token needs a token before it")
@@ -234,14 +234,15 @@ def _decode_batch(model: Any, rows: list[Row], sampling: Sampling) -> list[list[
     input_ids, mask = pad_left([row.prompt for row in rows], device)
     mixed_BT = pad_right([row.ids for row in rows], device)
     rows_B = torch.tensor([row.row_id for row in rows], device=device)
-    last = int(replaced_BT.any(dim=0).nonzero().max())  # after it everything is reference
+    last = int(replaced_BT.any(dim=0).nonzero().max())  # the rest is reference
     steps, limit = steps_of(model), rope_limit(model)
     past: dict[str, Any] = {}
     for position in range(last + 1):
-        # A row that comes to be rotated otherwise is read anew, as transformers' generate does.
-        anew = not steps.cached or input_ids.shape[1] - 1 == limit
-        unread = input_ids if anew or not past else input_ids[:, -1:]
-        logits_BV, past = read_on(model, unread, mask, {} if anew else past, steps)
+        # Where LongRoPE switches to its long factors the cache is invalid: prefill again, as
+        # transformers' generate does.
+        prefill = not past or not steps.cached or input_ids.shape[1] - 1 == limit
+        new_ids = input_ids if prefill else input_ids[:, -1:]
+        logits_BV, past = read_on(model, new_ids, mask, {} if prefill else past, steps)
         chosen = replaced_BT[:, position]
         if chosen.any():
             key = noise.keys(
@@ -255,7 +256,7 @@ def _decode_batch(model: Any, rows: list[Row], sampling: Sampling) -> list[list[
 
 
 def _mix_on_gold(model: Any, rows: list[Row], sampling: Sampling, batch_size: int) -> Done:
-    """Sample every replaced position from one pass over prompt and reference."""
+    """Sample every replaced position in one pass over prompt and reference."""
     device = model.device
     batch_size = min(batch_size, _GOLD_BATCH)
     for start in range(0, len(rows), batch_size):

@@ -1,4 +1,4 @@
-"""What RAC corrects: self-generated answers, each with its row and reference-conditioned prompt."""
+"""The input of RAC: self-generated answers, with their row and reference-conditioned prompt."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class CorrectionInput:
 
     Attributes:
         row: the training row it answers.
-        answer: its ids, cut to what fits after the prompt; the end-of-turn token is the last of
-            them where the model ended the answer.
-        finished: whether the model ended it, and nothing was cut.
-        shown: ids of the reference-conditioned prompt.
+        answer: its token ids, cut to fit after the prompt; the last one is the end-of-turn token
+            if the model ended the answer.
+        finished: whether the model ended the answer and nothing was cut.
+        shown: token ids of the reference-conditioned prompt.
     """
 
     row: TokenRow
@@ -34,7 +34,7 @@ def read_correction_inputs(step: StepContext, renderer: Renderer) -> dict[int, C
     """Return the self-generated answers that can be corrected, by row id.
 
     Raises:
-        InputError: when there is none.
+        InputError: if there is none.
     """
     options = step.options
     examples = load_examples(step.source("train"), options["task"], step.warn, renderer)
@@ -59,9 +59,9 @@ def read_correction_inputs(step: StepContext, renderer: Renderer) -> dict[int, C
             inputs[row.row_id] = CorrectionInput(row, answer, finished, prompt)
     left_out = len(written) - len(inputs)
     sentence = (
-        f"{left_out} of {len(written)} own answers are not corrected: with the reference shown "
-        f"they exceed the model's window of {renderer.window} tokens, or their prompt max_length "
-        f"{options['max_length']}"
+        f"{left_out} of {len(written)} own answers are not corrected: with the reference in the "
+        f"prompt they exceed the model's window of {renderer.window} tokens, or their plain prompt "
+        f"exceeds max_length {options['max_length']}"
     )
     if not inputs:
         raise InputError(f"{sentence}; use shorter rows, or a shorter shown_prompt")

@@ -1,4 +1,4 @@
-"""RAC labels: the token the model, shown the reference, would put at each point of its own answer.
+"""RAC labels: the token the model, given the reference, predicts at each point of its answer.
 
 c_t = argmax (or a sample) of pi(. | r(x, y), yhat_<t)     (Cen et al. 2025)
 
@@ -8,8 +8,8 @@ teacher-forced pass over r(x, y) + yhat gives every c_t, including the one at yh
 Decisions where the paper is silent:
 1. `label="argmax"`, or `"sample"` at temperature 1 with noise that depends only on (seed, row id,
    position).
-2. `min_confidence`: a label whose probability under the reference-conditioned model is lower is
-   dropped (-100), since labels far from the generated tokens are how this method collapses.
+2. `min_confidence`: labels with a lower probability under the reference-conditioned model are
+   dropped (-100), since this method collapses through labels far from the generated tokens.
 Decisions about whole rows are in pipeline/stages/rac.py.
 """
 
@@ -32,15 +32,15 @@ from pipeline.decoding.batching import (
 )
 from pipeline.decoding.sampling import Sampling, greedy, without
 
-# The most logits held at once, and the most of them copied to float32 at once: with a vocabulary of
-# 150,000 the logits of one long batch would not fit into memory.
+# The most logits computed at once, and the most copied to float32 at once: with a vocabulary of
+# 150,000 the logits of one long batch would not fit in memory.
 _LOGITS = 1 << 26
 _COPIED_LOGITS = 1 << 23
 
 
 @dataclass(frozen=True)
 class Own:
-    """A row to label: reference-conditioned prompt, self-generated answer, key of its noise."""
+    """A row to label: reference-conditioned prompt, self-generated answer, key of the noise."""
 
     shown: list[int]
     answer: list[int]
@@ -64,16 +64,16 @@ def correct(
 
     Args:
         model: a causal language model (or PeftModel) of transformers.
-        prompt_ids: the plain prompts that the labels will be trained after. Labels do not depend on
-            them; it is only checked that there is one per row.
+        prompt_ids: the plain prompts used when training on the labels. Labels do not depend on
+            them; we only check that there is one per row.
         shown_ids: the reference-conditioned prompts.
-        answer_ids: the self-generated answers, with their end-of-turn token where they have one.
+        answer_ids: the self-generated answers, including the end-of-turn token if there is one.
         label: 'argmax' or 'sample'.
         min_confidence: labels with a lower probability become -100.
-        seed: with the row id and the position, decides samples.
+        seed: together with row id and position determines samples.
         row_ids: one number per row, the same in every batch; by default its index.
-        batch_size: the most rows of one forward pass; it does not change the result.
-        excluded_ids: tokens that are no label, as if the model gave them no probability.
+        batch_size: most rows per forward pass; it does not change the result.
+        excluded_ids: tokens that never become labels, as if their probability were 0.
 
     Returns:
         One list of label ids per row, as long as its answer.
@@ -136,8 +136,8 @@ def _check_arguments(prompt_ids, shown_ids, answer_ids, row_ids, label, min_conf
     counts = [len(rows) for rows in (prompt_ids, shown_ids, answer_ids, row_ids)]
     if len(set(counts)) > 1:
         raise ValueError(
-            "{} prompts, {} shown prompts, {} answers, {} row ids: there must be one of each per "
-            "row".format(*counts)
+            "{} prompts, {} shown prompts, {} answers, {} row ids: each row needs one of "
+            "each".format(*counts)
         )
     if any(len(ids) == 0 for rows in (prompt_ids, shown_ids) for ids in rows):
         raise ValueError("a prompt is empty: the first answer token needs a token before it")
@@ -148,9 +148,9 @@ def _check_arguments(prompt_ids, shown_ids, answer_ids, row_ids, label, min_conf
 
 
 def batches(model: Any, rows: Sequence[Own], batch_size: int) -> Iterator[list[int]]:
-    """Indices of rows with an answer, longest first, as many at a time as a pass should hold.
+    """Yield batches of indices of rows with an answer, longest first.
 
-    Rows over `rope_limit` come alone.
+    A batch has at most `tokens_of_a_pass`; rows longer than `rope_limit` get a batch to themselves.
     """
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place].answer))
     order = [place for place in order if rows[place].answer]
@@ -169,17 +169,17 @@ def batches(model: Any, rows: Sequence[Own], batch_size: int) -> Iterator[list[i
 
 
 def logits_at_answers(model: Any, rows: list[Own]) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (c, logits [B, C, V]) for answer positions c..c+C of all rows, to the longest's end.
+    """Yield (c, logits [B, C, V]) for answer positions c..c+C of all rows, in chunks.
 
-    Rows are padded on the right, where nothing that comes before can see it. The layers below the
-    output layer run once; it reads only the hidden states of answers, and where their logits would
-    exceed `_LOGITS`, those of some positions after the other.
+    Rows are padded on the right, where causal attention does not see it. The layers below the
+    output layer run once. The output layer runs only on the hidden states of answers, in chunks of
+    positions if their logits would exceed `_LOGITS`.
     """
     whole = [row.shown + row.answer for row in rows]
     ids_BL = pad_right(whole, model.device)
     mask_BL = pad_right([[1] * len(ids) for ids in whole], model.device)
     count = max(len(row.answer) for row in rows)
-    # The logits at a position predict the next token: those of an answer token are one before it.
+    # The logits at a position predict the next token, so those of a token are one position before.
     first_B1 = torch.tensor([[len(row.shown) - 1] for row in rows], device=model.device)
     at_BT = first_B1 + torch.arange(count, device=model.device)
     at_BT1 = at_BT.clamp(max=ids_BL.shape[1] - 1)[:, :, None]
@@ -188,15 +188,15 @@ def logits_at_answers(model: Any, rows: list[Own]) -> Iterator[tuple[int, torch.
     head, hidden_BTH, first = without_adapter(model).get_output_embeddings(), None, 0
 
     def pick(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        """Hand the output layer a chunk of the answers' hidden states; the first pass has all."""
+        """Pass a chunk of the answers' hidden states, kept from the first pass, to the head."""
         nonlocal hidden_BTH
         if hidden_BTH is None:
             hidden_BTH = inputs[0].gather(1, at_BT1.expand(-1, -1, inputs[0].shape[-1]))
         return (hidden_BTH[:, first : first + chunk],)
 
     for first in range(0, count, chunk):
-        # What a model does around its output layer (capping, scaling) is in its own forward pass:
-        # for later chunks the layers below read one token, which comes to nothing.
+        # Models may also cap or scale logits in their forward method, so every chunk goes through
+        # it; for later chunks the layers below get a single token, which costs almost nothing.
         width = ids_BL.shape[1] if hidden_BTH is None else 1
         hook = head.register_forward_pre_hook(pick)
         try:

@@ -1,10 +1,13 @@
 """Diagnostics of self-generated rows: figures for the record, and thresholds that warn.
 
-Cen et al. (2025) name how their methods fail. Collapse (RAC): labels far from the generated tokens.
-Slow training: mixed contexts too far from the reference, measured here by the share of tokens
-changed and by the loss on self-generated rows over the loss on reference rows. Idle hardware:
-tokens per second compared with the step's own best. Thresholds are `warn_at` in a recipe
-(pipeline.recipe.schema.WarnAt); no result depends on them.
+They detect the failures that Cen et al. (2025) describe, and idle hardware:
+
+- Collapse (RAC): labels far from the generated tokens.
+- Slow training: mixed contexts too far from the reference, measured by the share of tokens changed
+  and by the loss on self-generated rows over the loss on reference rows.
+- Idle hardware: tokens per second compared with the best of the same step.
+
+Thresholds are `warn_at` in a recipe (pipeline.recipe.schema.WarnAt); no result depends on them.
 """
 
 from __future__ import annotations
@@ -26,10 +29,10 @@ if TYPE_CHECKING:
     from pipeline.rows.stored import SelfGeneratedRow
     from pipeline.steps.context import StepContext
 
-# Rows a loss is measured on: thousands of labels, read in a fraction of the time they took to
-# write.
+# Rows on which a loss is measured: thousands of labels, computed in a fraction of the time that it
+# took to generate them.
 _ROWS = 32
-# With fewer windows the best one says little.
+# With fewer windows the best one is not meaningful.
 _WINDOWS = 3
 
 
@@ -41,7 +44,7 @@ def warn_over(step: StepContext, key: str, value: float, sentence: str) -> None:
 
 
 def check_rate(step: StepContext) -> None:
-    """Warn when generation was far slower than in the best seconds of the same step."""
+    """Warn when generation was far slower on average than in the best window of the same step."""
     limit, rate = (
         step.runtime_options["warn_at"]["generation_rate"],
         step.metrics.get("tokens_per_second"),
@@ -50,9 +53,9 @@ def check_rate(step: StepContext) -> None:
         return
     if rate["mean"] < limit * rate["best"]:
         step.warn(
-            f"the model wrote {rate['mean']:,.0f} tokens/s where its best seconds gave "
-            f"{rate['best']:,.0f}: other work shared the device, or few long rows kept it waiting; "
-            f"free it, or raise generation.batch_tokens (warn_at.generation_rate: {limit:g})"
+            f"the model generated {rate['mean']:,.0f} tokens/s on average and {rate['best']:,.0f} "
+            "at its best: other work shared the device, or a few long rows left it idle; free the "
+            f"device, or raise generation.batch_tokens (warn_at.generation_rate: {limit:g})"
         )
 
 
@@ -60,55 +63,57 @@ def compare_losses(
     step: StepContext, model: Any, kind: str, rows: Sequence[SelfGeneratedRow],
     references: Mapping[int, TokenRow], *, way_out: str,
 ) -> None:  # fmt: skip
-    """Add the losses on the first rows, and on their references, to a step's figures.
+    """Add the mean losses on the first rows, and on their references, to a step's figures.
 
-    The main process measures while the others wait at the end of the step.
+    Only the main process measures; the others wait at the end of the step.
 
     Args:
         step: the running step.
-        model: the model that wrote the rows, in evaluation mode.
-        kind: what its rows are called: mixed, own.
-        rows: what it wrote (`rows.jsonl`), by row id; those without a label are left out.
+        model: the model that generated the rows, in evaluation mode.
+        kind: the name of its rows: mixed or own.
+        rows: the generated rows (`rows.jsonl`), in order of row id; those without a label are
+            skipped.
         references: the training rows, by row id.
         way_out: what to do about a high ratio.
 
     Raises:
-        StepFailedError: when a loss is NaN or infinite.
+        StepFailedError: if a loss is NaN or infinite.
     """
     if not step.state.is_main_process:
         return
     with_label = (row for row in rows if any(label != -100 for label in row["labels"]))
     labelled = list(islice(with_label, _ROWS))
     if not labelled:
-        return  # training says so, and what to do
+        return  # the training step reports that, with the way out
     answers = [references[row["id"]] for row in labelled]
     own = [
-        (Own(one.prompt, row["input_ids"][size:], one.row_id), row["labels"][size:])
-        for row, one in zip(labelled, answers, strict=True)
-        for size in [len(one.prompt)]
+        (Own(answer.prompt, row["input_ids"][size:], answer.row_id), row["labels"][size:])
+        for row, answer in zip(labelled, answers, strict=True)
+        for size in [len(answer.prompt)]
     ]
-    plain = [(Own(one.prompt, one.answer, one.row_id), one.answer) for one in answers]
+    plain = [(Own(row.prompt, row.answer, row.row_id), row.answer) for row in answers]
     losses = {
         f"loss on {name} rows": mean_loss(
             model, *zip(*pairs, strict=True), batch_tokens=step.runtime_options["batch_tokens"]
         )
         for name, pairs in ((kind, own), ("reference", plain))
     }
-    here, there = losses.values()
-    if not (math.isfinite(here) and math.isfinite(there)):
+    own_loss, reference_loss = losses.values()
+    if not (math.isfinite(own_loss) and math.isfinite(reference_loss)):
         raise StepFailedError(
-            f"the model that wrote these rows has a loss of {here} on them and of {there} on the "
-            f"reference: {NOT_FINITE}"
+            f"the loss of the model is {own_loss} on the rows it generated and {reference_loss} on "
+            f"the reference: {NOT_FINITE}"
         )
     step.metrics["figures"] |= losses
-    if there > 0:
-        step.metrics["figures"]["loss ratio"] = here / there
+    if reference_loss > 0:
+        ratio = own_loss / reference_loss
+        step.metrics["figures"]["loss ratio"] = ratio
         sentence = (
-            f"the loss on {kind} rows is {here / there:.1f} times that on reference rows "
-            f"({here:.2f} and {there:.2f}, first {len(labelled)} rows): contexts this far from the "
-            f"reference train slowly; {way_out}"
+            f"the loss on {kind} rows is {ratio:.1f} times that on reference rows ({own_loss:.2f} "
+            f"and {reference_loss:.2f}, first {len(labelled)} rows): training on contexts this far "
+            f"from the reference is slow; {way_out}"
         )
-        warn_over(step, "loss_ratio", here / there, sentence)
+        warn_over(step, "loss_ratio", ratio, sentence)
 
 
 def mean_loss(
@@ -119,8 +124,8 @@ def mean_loss(
     Args:
         model: a causal language model (or PeftModel) of transformers, in evaluation mode.
         rows: R prompts (`shown`) and contexts (`answer`, [T_r]).
-        labels: of each row what the model should say at its T_r places; -100 where nothing.
-        batch_tokens: most tokens read at once; it does not change the result.
+        labels: for each row, the label at each of its T_r positions; -100 for none.
+        batch_tokens: most tokens in a batch; it does not change the result.
     """
     size = max(batch_tokens // max(len(row.shown) + len(row.answer) for row in rows), 1)
     losses = losses_as_done(model, rows, labels, batch_size=size)
@@ -132,7 +137,7 @@ def mean_loss(
 def losses_as_done(
     model: Any, rows: Sequence[Own], labels: Sequence[Sequence[int]], *, batch_size: int
 ) -> Iterator[tuple[int, float]]:
-    """Give (place in rows, sum over its labels of -log pi) as rows are done; see `mean_loss`."""
+    """Yield (index in rows, sum over its labels of -log pi) as rows finish; see `mean_loss`."""
     for batch in batches(model, rows, batch_size):
         label_BT = pad_sequence(
             [torch.tensor(labels[place]) for place in batch], batch_first=True, padding_value=-100

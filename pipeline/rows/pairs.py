@@ -1,4 +1,4 @@
-"""Preference pairs as files and as token rows, for DPO and SPIN."""
+"""Preference pairs, as files and as token rows, for DPO and SPIN."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pipeline.steps.context import StepContext
 
 
 def own_pair(*, chosen: AnswerRow | None, rejected: AnswerRow) -> PairRow:
-    """A pair of self-generated answers; chosen None stands for the reference.
+    """A pair with a self-generated rejected answer; chosen None stands for the reference.
 
-    Self-generated answers keep their ids: their text, tokenised again, may give other tokens.
+    Self-generated answers keep their token ids: tokenising their text again may give others.
     """
     pair: PairRow = {
         "id": rejected["id"],
@@ -41,14 +41,14 @@ def own_pair(*, chosen: AnswerRow | None, rejected: AnswerRow) -> PairRow:
 
 
 def read_answers_of(step: StepContext, name: str) -> list[AnswerRow]:
-    """Read the self-generated answers to make pairs of, and pass on how they were rendered."""
+    """Read the self-generated answers to pair, and copy how they were rendered to the metrics."""
     folder = step.input_folders()[name]
     step.metrics["rendering"] = read_record(folder)["metrics"].get("rendering")  # see renderer_for
     return read_answers(folder)
 
 
 def store_pairs(step: StepContext, pairs: Sequence[PairRow]) -> None:
-    """Write pairs where `read_pairs` of a training step finds them."""
+    """Write pairs for `read_pairs` of a training step."""
     if step.state.is_main_process:
         write_pair_rows(step.directory, pairs)
 
@@ -57,7 +57,7 @@ def read_pairs(step: StepContext, renderer: Renderer) -> list[tuple[Row, Row]]:
     """Read the step's pairs as rows (chosen, rejected) of at most `max_length` tokens.
 
     Raises:
-        InputError: when no pair is left.
+        InputError: if no pair is left.
     """
     max_length = step.options["trainer"]["max_length"]
     pairs = _rendered_pairs(step, renderer)
@@ -86,10 +86,10 @@ def read_pairs(step: StepContext, renderer: Renderer) -> list[tuple[Row, Row]]:
     longest = renderer.max_prompt_length
     same = (
         f"{equal} of {len(pairs)} pairs left out: both answers are the same tokens, cut at "
-        f"max_length {max_length}, so there is no preference in them"
+        f"max_length {max_length}, so there is no preference to learn"
     )
     if equal and not rows:
-        raise InputError(f"{same}; raise max_length, or give other pairs")
+        raise InputError(f"{same}; raise max_length, or provide other pairs")
     if equal:
         step.metrics["data"]["equal"] = equal
         step.warn(same)
@@ -107,7 +107,7 @@ def read_pairs(step: StepContext, renderer: Renderer) -> list[tuple[Row, Row]]:
 def _rendered_pairs(
     step: StepContext, renderer: Renderer
 ) -> list[tuple[Example, list[int], list[int]]]:
-    """Each pair's prompt, and the ids of its chosen and its rejected answer."""
+    """Each pair's prompt, and the ids of its chosen and rejected answers."""
     task = step.options["task"]
     if "preferences" in step.locations:
         return [

@@ -1,8 +1,8 @@
-"""Writing rows so that a stop loses none, and the number of processes changes none.
+"""Writes generated rows so that an interrupted step can resume, with any number of processes.
 
-Finished rows go into files in `shards/` every few seconds, and rows found there after a stop are
-not generated again. Once all are done, the main process joins them into one file, in row order. No
-process keeps them: whoever looks at them reads one at a time from disk.
+Finished rows go into files in `shards/` every few seconds, and rows found there after an
+interruption are not generated again. Once all are done, the main process merges them into one file,
+in row order. Rows are not kept in memory: they are read from disk one at a time.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def write_in_shards(
 
     Args:
         step: the running step.
-        items: what rows are made from.
-        make: turns items, sorted by falling size, into rows, yielded in any order.
-        key: an item's position in the final order.
+        items: the inputs, one per row.
+        make: turns items, sorted by decreasing size, into rows, yielded in any order.
+        key: an item's sort key in the final order.
         size: the most tokens an item can take.
-        row_key: the same as `key`, of a row.
+        row_key: the same key, computed from a row.
         tokens: how many tokens of a row the model generated.
-        file_name: the joined file.
+        file_name: the merged file.
 
     Returns:
-        All rows in key order, in every process, each read when it is looked at.
+        All rows in key order, in every process; each is read from disk when it is accessed.
     """
     joined = step.directory / file_name
     folder = step.directory / "shards"
@@ -58,7 +58,7 @@ def write_in_shards(
         done = {row_key(row) for row in _read_shards(folder)}
         if step.state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-        step.state.wait_for_everyone()  # nobody may write before everybody has read
+        step.state.wait_for_everyone()  # no process may write before all have read
         pending = [item for item in items if key(item) not in done]
         pending.sort(key=lambda item: (-size(item), key(item)))
         mine = pending[step.state.process_index :: step.state.num_processes]
@@ -80,7 +80,7 @@ def write_in_shards(
 def _join(
     folder: Path, joined: Path, row_key: Callable[[Any], tuple[int, ...]], *, expected: int
 ) -> None:
-    """Write the lines of all shards into one file, in the order of their keys."""
+    """Merge the lines of all shards into one file, in key order."""
     shards = [artifact.StoredRows(path) for path in sorted(folder.glob("*.jsonl"))]
     order = sorted(
         (row_key(row), shard, number)
@@ -89,9 +89,9 @@ def _join(
     )
     if len(order) != expected:
         raise StepFailedError(
-            f"{expected} rows were written, and {len(order)} of them are seen here: the processes "
-            "do not see each other's files; put --runs on a file system they share, and run the "
-            "same command again"
+            f"{expected} rows were written, but the main process finds {len(order)} of them: the "
+            "processes do not see each other's files; put --runs on a shared file system and run "
+            "the same command again"
         )
     with artifact.whole_file(joined) as file:
         for _, shard, number in order:
@@ -109,10 +109,10 @@ def _note_shares(step: StepContext, mine: int) -> None:
 def length_buckets(
     items: Sequence[Item], size: Callable[[Item], int], budget: int
 ) -> Iterator[tuple[Sequence[Item], int]]:
-    """Split items, sorted by falling size, into groups whose largest is under twice the smallest.
+    """Split items, sorted by decreasing size, into groups of sizes within a factor of two.
 
     Returns:
-        The groups, each with how many of its items fit into `budget` tokens at once (at least one).
+        The groups, each with its batch size: how many items fit into `budget` tokens, at least one.
     """
     start = 0
     while start < len(items):
@@ -128,7 +128,7 @@ def length_buckets(
 def _write_shards(
     folder: Path, rows: Iterator[Row], row_key: Callable[[Row], tuple[int, ...]]
 ) -> None:
-    """Write rows to files as they come; finished rows are kept even when `rows` raises."""
+    """Write rows to files as they finish, including those finished when `rows` raises."""
     unwritten: list[Row] = []
     written = time.monotonic()
 
@@ -149,21 +149,21 @@ def _write_shards(
 
 
 class Rate:
-    """Tokens per second of finished rows: the mean, and that of the best window.
+    """Tokens per second of finished rows: the mean and the best window.
 
-    Rows decoded together finish together. The clock therefore starts once `at_once` rows are done
-    (the model is loaded and every slot was filled once), and a window lasts at least as many rows,
-    and `_WINDOW_SECONDS`; a shorter one would measure when rows happen to finish.
+    Rows of one batch finish at about the same time. The clock therefore starts once `at_once` rows
+    are done (the model is loaded and every slot was filled once), and a window lasts at least that
+    many rows and `_WINDOW_SECONDS`; a shorter one would measure when rows happen to finish.
     """
 
     def __init__(self, at_once: int):
         self.at_once = at_once
         self.last = (0.0, 0, 0)  # time, rows and tokens done
-        self.marks: list[tuple[float, int, int]] = []  # the same at the ends of windows
+        self.marks: list[tuple[float, int, int]] = []  # the same, at the end of each window
 
     @property
     def windows(self) -> int:
-        """How many windows are complete."""
+        """The number of complete windows."""
         return max(len(self.marks) - 1, 0)
 
     def add(self, tokens: int, now: float) -> None:
@@ -175,7 +175,7 @@ class Rate:
             self.marks.append(self.last)
 
     def figures(self) -> dict[str, float]:
-        """Mean and best tokens per second, once a window is complete."""
+        """Mean and best tokens per second; needs a complete window."""
         best = max(self._between(*ends) for ends in pairwise(self.marks))
         mean = self._between(self.marks[0], self.last)
         return {"mean": round(mean, 1), "best": round(best, 1), "windows": self.windows}
@@ -189,7 +189,7 @@ def _with_progress(
     step: StepContext, rows: Iterator[Row], rate: Rate, *,
     of: int, before: int, tokens: Callable[[Row], int],
 ) -> Iterator[Row]:  # fmt: skip
-    """Pass rows on and report progress, assuming that other processes are as far as this one."""
+    """Yield rows and report progress, assuming that all processes are equally far."""
     processes = step.state.num_processes
     total = before + of * processes
     began = time.monotonic()

@@ -1,6 +1,6 @@
-"""Rows as files hold them: their types, and how later steps and benchmarks read them.
+"""The rows that steps store in files: their types, and functions to read and write them.
 
-Light: benchmarks grade answers without importing torch.
+This module must not import torch: benchmarks grade answers without it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ PAIRS = "pairs.jsonl"
 class AnswerRow(TypedDict):
     """A free answer (`samples.jsonl`).
 
-    `finished`: the model ended it, not the token limit. `few_shot`: the solved examples before the
-    prompt.
+    `finished`: whether the model ended it, rather than the token limit. `few_shot`: the solved
+    examples before the prompt.
     """
 
     id: int
@@ -34,7 +34,7 @@ class AnswerRow(TypedDict):
 
 
 class SelfGeneratedRow(TypedDict):
-    """A row to train on (`rows.jsonl`); where there is no label, as on the prompt, it is -100."""
+    """A training row (`rows.jsonl`); labels are -100 on the prompt and wherever there is none."""
 
     id: int
     input_ids: list[int]
@@ -60,7 +60,7 @@ def read_answers(folder: Path) -> list[AnswerRow]:
 
 
 def read_self_generated(folder: Path) -> Sequence[SelfGeneratedRow]:
-    """The contexts or corrections of a step, each read when it is looked at."""
+    """The contexts or corrections of a step; each is read from disk when it is accessed."""
     return cast(Sequence[SelfGeneratedRow], StoredRows(folder / ROWS))
 
 

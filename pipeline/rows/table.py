@@ -1,7 +1,6 @@
-"""Rows to train on, held once: 4 bytes for each input token and 4 for its label.
+"""Training rows in compact arrays: 4 bytes per input token and 4 per label.
 
-As Python lists a token and its label take ten times as much, in every process, for as long as the
-training lasts.
+Python lists would take ten times as much, in every process, for as long as training lasts.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ TokenIds = dict[str, list[int]]  # input_ids and labels
 
 @dataclass(frozen=True)
 class _Place:
-    """What else is known of a row; its prompt is the start of the row numbered `prompt_of`."""
+    """Metadata of a row; its prompt is the first `prompt` tokens of row number `prompt_of`."""
 
     name: str
     prompt_of: int
@@ -27,7 +26,7 @@ class _Place:
 
 
 class TokenTable(Sequence[Row]):
-    """All rows of a step, for checking: each is put together when it is looked at."""
+    """All rows of a step, for checking; a row is built when it is accessed."""
 
     def __init__(self) -> None:
         self.input_ids, self.labels = array("i"), array("i")
@@ -37,7 +36,7 @@ class TokenTable(Sequence[Row]):
     def add(
         self, name: str, prompt: int, row: TokenIds, *, whole: bool, prompt_of: int | None = None
     ) -> None:
-        """Add a row whose prompt should be as long, and as in the row numbered `prompt_of`."""
+        """Add a row; its prompt has `prompt` tokens and should equal that of row `prompt_of`."""
         self.input_ids.extend(row["input_ids"])
         self.labels.extend(row["labels"])
         place = len(self._places) if prompt_of is None else prompt_of
@@ -52,7 +51,7 @@ class TokenTable(Sequence[Row]):
     @overload
     def __getitem__(self, number: slice) -> list[Row]: ...
     def __getitem__(self, number: int | slice) -> Row | list[Row]:
-        """The row as it is checked."""
+        """The row as `check_rows` needs it."""
         if isinstance(number, slice):
             return [self[each] for each in range(len(self))[number]]
         number = range(len(self))[number]
@@ -68,7 +67,7 @@ class TokenTable(Sequence[Row]):
 
 
 class TrainingRows(Sequence[TokenIds]):
-    """Rows of a table in the order to train on, some of them perhaps several times or never."""
+    """The rows of a table to train on, in order; a row may occur several times or not at all."""
 
     def __init__(self, table: TokenTable, numbers: Sequence[int]):
         self.table, self.numbers = table, array("q", numbers)
@@ -81,7 +80,7 @@ class TrainingRows(Sequence[TokenIds]):
     @overload
     def __getitem__(self, number: slice) -> list[TokenIds]: ...
     def __getitem__(self, number: int | slice) -> TokenIds | list[TokenIds]:
-        """The row as it is trained on."""
+        """The row as the trainer needs it."""
         if isinstance(number, slice):
             return [self[each] for each in range(len(self))[number]]
         row = self.table[self.numbers[number]]
@@ -89,13 +88,13 @@ class TrainingRows(Sequence[TokenIds]):
 
     @property
     def sizes(self) -> list[int]:
-        """How many tokens each row has."""
+        """The number of tokens of each row."""
         ends = self.table.ends
         return [ends[number + 1] - ends[number] for number in self.numbers]
 
 
 def dataset_of(rows: Sequence[TokenIds]) -> Any:
-    """Return the `datasets.Dataset` of rows; it reads a table's own memory and copies nothing."""
+    """Return rows as a `datasets.Dataset`, which shares a table's memory without a copy."""
     from datasets import Dataset
     from datasets.fingerprint import generate_random_fingerprint
     from datasets.table import InMemoryTable
@@ -113,7 +112,7 @@ def dataset_of(rows: Sequence[TokenIds]) -> Any:
         name: pa.LargeListArray.from_arrays(ends, column(values, pa.int32()))
         for name, values in (("input_ids", table.input_ids), ("labels", table.labels))
     }
-    # Its usual fingerprint would be made of a copy of all rows; nothing here is cached under one.
+    # The default fingerprint would hash a copy of all rows; nothing is cached under it here.
     whole = Dataset(InMemoryTable(pa.table(columns)), fingerprint=generate_random_fingerprint())
     numbers = rows.numbers.tolist()
     return whole if numbers == list(range(len(table))) else whole.select(numbers)

@@ -1,4 +1,4 @@
-"""The model as it is: nothing is trained, and a table gets a row for the untrained model."""
+"""The untrained model: nothing is trained, it only gets a row in the tables."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ if TYPE_CHECKING:
 
 
 class Options(StageOptions):
-    """A `base` stage has no keys of its own, and none of the others'."""
+    """A `base` stage has no keys except `method`."""
 
     method: Literal["base"]
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
-    """Refuse what only stages that train have, and stages that would start here."""
+    """Refuse keys of training stages, and stages that start from this one."""
     given = sorted(stage.model_fields_set - {"method"})
     problems = [
         Problem(
             f"stages.{name}.{'from' if key == 'start' else key}",
-            "a base stage evaluates the recipe's model as it is; take this key out",
+            "a base stage evaluates the recipe's model as it is; remove this key",
         )
         for key in given
     ]
     for other, options in recipe.stages.items():
         if options.start == name:
-            message = f"leave it out to start from the model itself, which {name} evaluates"
+            message = f"remove it to start from the recipe's model, which is what {name} evaluates"
             problems.append(Problem(f"stages.{other}.from", message))
     return problems
 
 
 def plan(stage: Options, build: Builder) -> Model:
-    """No step at all."""
+    """No steps."""
     del stage
     return build.start

@@ -2,10 +2,10 @@
 
 L = L_SFT(y | x, y) + lambda ( - sum_t log pi_theta(y_t | x, g_<t) )     (Cen et al. 2025)
 
-Each round: the current model writes contexts g (pipeline/rows/contexts.py, which numbers the
-choices that the paper leaves open), then stock SFT trains on reference rows and on rows with
-`input_ids` = x + g and `labels` = y, shuffled together. `lambda` is the ratio of the two kinds of
-row.
+Each round: the current model writes contexts g (pipeline/rows/contexts.py, which lists our choices
+where the paper is silent), then stock SFT trains on reference rows and on rows with
+`input_ids` = x + g and `labels` = y, shuffled together. `lambda` is the ratio of mixed-context rows
+to reference rows.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
     from pipeline.steps.spec import Model
 
-    # The rate at which tokens are replaced, and rows -> their mixed-context rows.
+    # (rate at which tokens are replaced, token rows) -> mixed-context rows
     Mix = Callable[[float, Sequence[TokenRow]], Iterator[SelfGeneratedRow]]
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class Schedule(Strict):
-    """Beta over rounds r = 1..R, after the three decays of Bengio et al. (2015).
+    """Beta over rounds r = 1..R, with the three schedules of Bengio et al. (2015).
 
     linear: from `start` to `end`. exponential: 1 - k^r, k in (0, 1). inverse_sigmoid:
     1 - k / (k + exp(r / k)), k > 0.
@@ -48,9 +48,9 @@ class Schedule(Strict):
     k: Annotated[float, Field(gt=0)] | None = None
 
     def at(self, round_number: int, rounds: int) -> float:
-        """Beta in a round, counted from 1."""
+        """Beta in a round; rounds count from 1."""
         if self.schedule == "linear":
-            assert self.start is not None and self.end is not None  # seen to by `check`
+            assert self.start is not None and self.end is not None  # ensured by `check`
             share = (round_number - 1) / (rounds - 1) if rounds > 1 else 0.0
             return self.start + share * (self.end - self.start)
         assert self.k is not None
@@ -71,7 +71,7 @@ class Options(RoundOptions):
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
-    """A schedule takes the parameters of its kind, and no others."""
+    """A schedule needs exactly the parameters of its kind."""
     del recipe
     if not isinstance(stage.beta, Schedule):
         return []
@@ -79,7 +79,7 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
     needed = {"start", "end"} if stage.beta.schedule == "linear" else {"k"}
     problems = []
     if given != needed:
-        message = f"a {stage.beta.schedule} schedule takes {' and '.join(sorted(needed))}, no more"
+        message = f"a {stage.beta.schedule} schedule takes {' and '.join(sorted(needed))} only"
         problems.append(Problem(f"stages.{name}.beta", message))
     elif stage.beta.schedule == "exponential" and not 0 < (stage.beta.k or 0) < 1:
         problems.append(Problem(f"stages.{name}.beta.k", "an exponential schedule needs k below 1"))
@@ -87,7 +87,7 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
 
 
 def plan(stage: Options, build: Builder) -> Model:
-    """Two steps a round: contexts, train."""
+    """Two steps per round: contexts, train."""
     model = build.start
     data = {"train": build.train_rows}
     for number in range(1, stage.rounds + 1):
@@ -147,9 +147,9 @@ def write_contexts(step: StepContext) -> None:
 
 
 def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mix:
-    """Return a function from (rate, token rows) to mixed-context rows, as the options say.
+    """Return a function from (rate, token rows) to mixed-context rows.
 
-    Rows are expected by falling size; `seed` decides which positions are replaced and the noise.
+    It expects rows by decreasing size; `seed` determines the replaced positions and the noise.
     """
     from pipeline.decoding.sampling import Sampling, default_excluded_ids
     from pipeline.rows.contexts import Reference, iter_contexts
@@ -157,7 +157,7 @@ def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mi
 
     options = step.options
     excluded = options["excluded_ids"]
-    if excluded is None:  # a template may end turns with a token the generation config lacks
+    if excluded is None:  # the template may end turns with a token that the generation config lacks
         special = {*default_excluded_ids(model), *renderer.special_ids}
         excluded = sorted({*special, renderer.end_of_turn_id})
     excluded = (*excluded, *renderer.ids_without_token)
@@ -189,7 +189,7 @@ def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mi
 
 
 def row_size(row: TokenRow) -> int:
-    """Tokens of prompt and reference."""
+    """The number of tokens of prompt and reference."""
     return len(row.prompt) + len(row.answer)
 
 
@@ -214,8 +214,8 @@ def _measure(
         step,
         "tokens_changed",
         changed / answers,
-        f"{changed} of {answers} context tokens differ from the reference, and contexts far from "
-        "it train slowly; lower the stage's beta",
+        f"{changed} of {answers} context tokens differ from the reference; training on contexts "
+        "far from it is slow; lower the stage's beta",
     )
     diagnostics.compare_losses(
         step, model, "mixed", rows, {row.row_id: row for row in token_rows},

@@ -1,4 +1,4 @@
-"""What stages and benchmarks add their steps to a plan with."""
+"""The builder with which stages and benchmarks add steps to a plan."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class PlannedStage:
 
     Attributes:
         name: its name in the recipe.
-        recipe: the recipe it is of: of a swept one, that of the first of its points.
-        values: the swept keys that matter for it, and their values.
-        siblings: every stage's name -> its label at the same points, where it has one there.
+        recipe: its recipe; for a sweep, that of the first of its points.
+        values: the swept keys that affect the stage, and their values.
+        siblings: stage name -> label of that stage at the same point of the sweep, if it has one.
     """
 
     name: str
@@ -31,7 +31,7 @@ class PlannedStage:
 
     @property
     def options(self) -> StageOptions:
-        """What the recipe says of it."""
+        """The stage's keys in the recipe."""
         return self.recipe.stages[self.name]
 
     @property
@@ -41,7 +41,7 @@ class PlannedStage:
 
 
 class Builder:
-    """What a stage's `plan` function uses to add steps. One per stage and seed."""
+    """Passed to a stage's `plan` function to add steps. One per stage and seed."""
 
     def __init__(self, planned: PlannedStage, label: str, seed: int, start: Model):
         self.planned = planned
@@ -51,22 +51,22 @@ class Builder:
         self.seed = seed
         self.start = start
         self.end = start  # the weights the stage ends with, once its own steps are planned
-        self.others: dict[str, Builder] = {}  # label -> those of the seed
+        self.others: dict[str, Builder] = {}  # label -> builder of that stage with the same seed
         self.steps: list[StepSpec] = []
 
     def sibling(self, stage: str) -> Builder:
-        """The builder of another stage of the recipe, at this one's values of a sweep."""
+        """The builder of another stage, at the same values of a sweep."""
         return self.others[self.planned.siblings[stage]]
 
     @property
     def train_rows(self) -> Source:
         """The recipe's training rows."""
-        assert self.recipe.data.train is not None  # the recipe's check has seen to it
+        assert self.recipe.data.train is not None  # the recipe has been checked
         return self.recipe.data.train
 
     @property
     def writing(self) -> dict[str, Any]:
-        """Settings of steps in which the model writes rows; none of them changes a row."""
+        """Runtime options of steps in which the model generates rows; they do not change rows."""
         recipe = self.recipe
         return {
             "batch_tokens": recipe.generation.batch_tokens,
@@ -91,25 +91,26 @@ class Builder:
         """Add a step.
 
         Args:
-            kind: the directory's prefix.
-            run: names the function that makes it (pipeline/steps/functions.py), which is not
-                imported: most need torch.
-            title: words for people, after the stage's name.
-            options: what decides the result; what decides how text becomes tokens is added to it.
-            model: weights it reads.
-            data: role -> source of rows it reads.
-            steps: name -> earlier step it reads.
+            kind: the prefix of its directory.
+            run: the name of its function (pipeline/steps/functions.py), which is not imported,
+                since most functions need torch.
+            title: shown to users after the stage's name.
+            options: whatever determines the result; the options of rendering and tokenisation are
+                added.
+            model: the weights it loads.
+            data: role -> source of the rows it reads.
+            steps: name -> earlier step whose output it reads.
             runtime_options: settings that do not change the result.
-            main_process_only: whether one process does the work.
+            main_process_only: whether only the main process works.
             renders: whether the step turns rows into tokens.
-            keys: role -> where the recipe says its source, for errors; by default under data.
+            keys: role -> the recipe key of its source, for errors; by default under data.
         """
         inputs: dict[str, Any] = dict(steps or {})
         locations: dict[str, Any] = {}
         merged = dict(options or {})
         given_to_trainers = {**self.recipe.trainer, **self.stage.trainer}
         if (timeout := given_to_trainers.get("ddp_timeout")) is not None:
-            # Of every step, since its first one makes the group that processes talk in.
+            # In every step: the first step that runs creates the process group.
             given = dict(runtime_options or {})
             given["trainer"] = {"ddp_timeout": timeout, **given.get("trainer", {})}
             runtime_options = given
@@ -122,7 +123,7 @@ class Builder:
             inputs["base"] = model.base or model_identity(self.recipe.model, self.recipe.revision)
             if model.base is None:
                 locations["base"] = self.recipe.model
-            if self.recipe.trust_remote_code:  # another class may compute something else
+            if self.recipe.trust_remote_code:  # the repository's class may compute something else
                 merged["trust_remote_code"] = True
             if self.recipe.quantize:
                 merged["quantize"] = self.recipe.quantize
@@ -169,9 +170,9 @@ class Builder:
     ) -> Model:
         """Add a training step and return the weights it makes.
 
-        `trainer` goes over the stage's own trainer options, for a round of its own; `more` is added
-        to the step's options. An adapter is merged first, as a step of its own, only where the
-        stage says `merge_adapter: true`.
+        `trainer` overrides the stage's trainer options, for options of a round; `more` is added to
+        the step's options. With `merge_adapter: true` in the stage, a separate step merges the
+        adapter first.
         """
         recipe, stage = self.recipe, self.stage
         lora = recipe.lora_for(stage)
@@ -202,7 +203,7 @@ class Builder:
         return Model(base=trained) if lora is None else Model(base=model.base, adapter=trained)
 
     def in_round(self, title: str, number: int) -> str:
-        """A step's title, with its round where the stage has several."""
+        """A step's title, with the round if the stage has several."""
         several = isinstance(self.stage, RoundOptions) and self.stage.rounds > 1
         return f"{title}, round {number}" if several else title
 
@@ -230,8 +231,8 @@ class Builder:
     ) -> StepSpec:
         """Add a step in which the model answers every prompt of a source, greedily by default.
 
-        The source's rows are of `task`, by default the recipe's; `shots` are solved examples that
-        stand before each prompt.
+        The source's rows belong to `task`, by default the recipe's; `shots` are solved examples
+        shown before each prompt.
         """
         generation = self.recipe.generation
         options: dict[str, Any] = {
@@ -244,7 +245,9 @@ class Builder:
             "top_k": sampling.top_k if sampling else 0,
             "top_p": sampling.top_p if sampling else 1.0,
         }
-        if generation.engine == "vllm":  # it draws other samples; the others differ in speed only
+        if (
+            generation.engine == "vllm"
+        ):  # its samples differ; the other engines differ in speed only
             options["engine"] = "vllm"
         if max_prompt_length is not None:
             options["max_prompt_length"] = max_prompt_length
@@ -275,7 +278,7 @@ class Builder:
 
 
 def _location(source: Source, role: str, identity: dict[str, Any]) -> dict[str, Any]:
-    """Where a step finds a source: at the commit that its identity has, so that just it is read."""
+    """Where a step finds a source, pinned to the commit in its identity."""
     place = {**source.model_dump(), "split": source.split_for(role)}
     if source.parts is not None:
         parts = zip(source.parts, identity["parts"], strict=True)

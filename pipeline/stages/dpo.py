@@ -1,22 +1,23 @@
 """DPO (Rafailov et al. 2023): prefer the chosen answer over the rejected one.
 
-The reference model is the stage it starts from: the saved weights (all weights trained) or a frozen
-copy of the adapter (LoRA), both arranged by stock `trl.DPOTrainer`. At the first step policy and
-reference agree, so the loss must be ln 2 (plus, of a mixture of experts, its auxiliary loss); the
-run stops when it is not.
+The reference model is the stage it starts from: the saved weights (full fine-tuning) or a frozen
+copy of the adapter (LoRA), both set up by stock `trl.DPOTrainer`. At the first step policy and
+reference agree, so the loss must be ln 2 (plus the auxiliary loss of a mixture of experts); if it
+is not, the run stops.
 
 Preference pairs come from a source with prompt, chosen and rejected, or are made from the model's
 own answers (`data.preferences: self`, or `pairs: self` in the stage): `samples` answers to each
-training prompt. Where the task grades answers (gsm8k, or a file with `grade`), chosen = a right one
-(the reference where there is none), rejected = a wrong one; prompts without a wrong answer are left
-out and counted. For the other tasks chosen = the finished answer nearest to the reference by
-ROUGE-L, rejected = the one farthest from it; prompts whose answers are all equally near are left
-out and counted.
+training prompt. If the task grades answers (gsm8k, or a task file with `grade`), chosen is a
+correct answer (the reference if there is none) and rejected a wrong one; prompts without a wrong
+answer are left out and counted. Otherwise chosen is the finished answer closest to the reference by
+ROUGE-L and rejected the one farthest from it; prompts whose answers all score the same are left out
+and counted.
 """
 
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     from pipeline.steps.spec import Model
 
 TRAIN = "pipeline.stages.dpo:train"
-# Options under which the first loss need not be ln 2: other losses, other weights, noise.
+# Options with which the first loss need not be ln 2: other losses, weights, noise.
 _NOT_LN2 = ("loss_weights", "use_weighting", "neftune_noise_alpha")
 _FOR_SELF = {"samples", "prompts", "temperature", "top_k", "top_p"}
 
 
 class Options(SamplingOptions):
-    """Keys of a `dpo` stage; all but `pairs` are for pairs from the model's own answers."""
+    """Keys of a `dpo` stage; all but `pairs` apply to pairs from the model's own answers only."""
 
     method: Literal["dpo"]
     pairs: Literal["self"] | None = None
@@ -52,7 +53,7 @@ class Options(SamplingOptions):
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
-    """DPO needs preferences, from a source or its own answers."""
+    """DPO needs preferences, from a source or from the model's own answers."""
     if stage.from_own_answers(recipe):
         return []
     if recipe.data.preferences is None:
@@ -63,7 +64,7 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
 
 
 def plan(stage: Options, build: Builder) -> Model:
-    """One training step; before it, for self-made pairs, answers and pairs."""
+    """One training step, preceded by answers and pairs if pairs are self-generated."""
     preferences = build.recipe.data.preferences
     if isinstance(preferences, Source) and not stage.from_own_answers(build.recipe):
         data = {"preferences": preferences}
@@ -77,13 +78,13 @@ def plan(stage: Options, build: Builder) -> Model:
         sampling=stage,
     )
     write = "pipeline.stages.dpo:write_pairs"
-    told_by = _told_by(build.recipe.task)
-    pairs = build.step("pairs", write, title="pairs", steps={"answers": answers}, options=told_by)
+    options = _ranking(build.recipe.task)
+    pairs = build.step("pairs", write, title="pairs", steps={"answers": answers}, options=options)
     return build.train(TRAIN, title="train", model=build.start, steps={"pairs": pairs})
 
 
-def _told_by(task: str) -> dict[str, str]:
-    """The option that says what tells answers apart: the task's own grader, else ROUGE-L."""
+def _ranking(task: str) -> dict[str, str]:
+    """The option that says how answers are ranked: by the task's own grader, else by ROUGE-L."""
     if task == "gsm8k":
         return {}
     return {"told_by": "ROUGE-L"} if task_named(task).grade is None else {"task": task}
@@ -93,7 +94,7 @@ def write_pairs(step: StepContext) -> None:
     """Step: make preference pairs from several answers to each prompt.
 
     Raises:
-        InputError: when no prompt has answers that differ in worth.
+        InputError: if no prompt has one answer that is better than another.
     """
     from pipeline.rows.pairs import read_answers_of, store_pairs
 
@@ -121,7 +122,7 @@ def write_pairs(step: StepContext) -> None:
 
 
 def pair_of(rows: list[AnswerRow], task: str = "gsm8k") -> tuple[PairRow | None, bool]:
-    """Return (pair or None, whether any answer was right) of one prompt's graded answers."""
+    """Return (pair or None, whether any answer was right) for one prompt's answers."""
     from pipeline.rows.pairs import own_pair
 
     graded = [(row, _is_right(row, task)) for row in rows]
@@ -134,30 +135,30 @@ def pair_of(rows: list[AnswerRow], task: str = "gsm8k") -> tuple[PairRow | None,
 
 
 def _is_right(row: AnswerRow, task: str) -> bool:
-    if task == "gsm8k":  # of a number at the end of a cut answer, digits may be missing
+    if task == "gsm8k":  # a number at the end of a cut answer may lack digits
         from eval.graders.gsm8k import grade
 
         cut = not row["finished"]
         return grade(row["answer"], row["reference"], truncated=cut).value == "correct"
     grade_own = task_named(task).grade
-    assert grade_own is not None  # else ROUGE-L tells
+    assert grade_own is not None  # else pairs are ranked by ROUGE-L
     return grade_own(row["answer"], row["reference"])
 
 
 def pair_by_rouge(rows: list[AnswerRow]) -> PairRow | None:
-    """Return the nearest finished answer to the reference over the farthest, None where all tie.
+    """Return the finished answer closest to the reference over the farthest, None if all tie.
 
-    A reference that ROUGE cannot read tells no answer from another.
+    Also None for a reference that ROUGE cannot read.
     """
     from eval.graders.rouge import f_measures
     from pipeline.rows.pairs import own_pair
 
     scored = [(f_measures(row["answer"], row["reference"]), row) for row in rows]
     known = [(scores["rougeL"], row) for scores, row in scored if scores is not None]
-    finished = [one for one in known if one[1]["finished"]]
+    finished = [(score, row) for score, row in known if row["finished"]]
     if not finished:
         return None
-    best, worst = max(finished, key=lambda one: one[0]), min(known, key=lambda one: one[0])
+    best, worst = max(finished, key=itemgetter(0)), min(known, key=itemgetter(0))
     return None if best[0] == worst[0] else own_pair(chosen=best[1], rejected=worst[1])
 
 
@@ -175,15 +176,15 @@ def train(step: StepContext) -> None:
     if starts_at_ln2(step.options["trainer"]):
         trainer.add_callback(_first_loss_check(trainer.router_aux_loss_coef))
     tokens = sum(len(side.input_ids) for pair in rows for side in pair)
-    del rows  # the trainer has them in less memory
+    del rows  # the trainer holds them in less memory
     fit(step, trainer, tokens_per_epoch=tokens)
 
 
 def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any) -> Any:
     """Return stock `trl.DPOTrainer` over pairs of (chosen, rejected), weights loaded.
 
-    DPOTrainer insists on tokenising text of its own; it gets empty text, and the collator reads the
-    ids made here, so that all stages share one rendering.
+    DPOTrainer insists on tokenising text itself; it gets empty text, and the collator takes our
+    token ids instead, so that all stages share one rendering.
     """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -196,13 +197,13 @@ def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any)
 
     model, peft_config = load_trainable(step)
     arguments = training_arguments(step, DPOConfig, remove_unused_columns=False)
-    reference = None  # of an adapter: the base without it, or a frozen copy that TRL keeps
+    reference = None  # with an adapter: the base model alone, or a frozen copy that TRL keeps
     if step.options["lora"] is None:
         reference = load_for(step)
     if arguments.disable_dropout:
-        for one in (model, reference):
-            if one is not None:
-                without_noise(one)
+        for module in (model, reference):
+            if module is not None:
+                without_noise(module)
     no_text = {"prompt": "", "chosen": "", "rejected": ""}
     columns = [
         {
@@ -230,7 +231,7 @@ def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any)
 
 
 def starts_at_ln2(trainer: dict[str, Any]) -> bool:
-    """Whether the loss must be ln 2 where policy and reference agree."""
+    """Whether the loss must be ln 2 as long as policy and reference agree."""
     known_loss = trainer.get("loss_type", ["sigmoid"]) in (["sigmoid"], ["robust"])
     no_dropout = trainer.get("disable_dropout", True)
     return known_loss and no_dropout and not any(trainer.get(name) for name in _NOT_LN2)
@@ -265,9 +266,9 @@ def _collator(tokenizer: Any, arguments: Any) -> Any:
 
 
 def _first_loss_check(router_aux_loss_coef: float = 0.0) -> Any:
-    """A callback that stops training when the first loss is not ln 2.
+    """A callback that stops training if the first loss is not ln 2.
 
-    Of a mixture of experts TRL adds the auxiliary loss, which it also logs, times a coefficient.
+    For a mixture of experts TRL adds the auxiliary loss, which it also logs, times a coefficient.
     """
     from transformers import TrainerCallback
 
@@ -280,8 +281,8 @@ def _first_loss_check(router_aux_loss_coef: float = 0.0) -> Any:
                 raise StepFailedError(
                     f"the first DPO loss is {loss:.4f}, not ln 2 = 0.6931: policy and reference "
                     "disagree before anything is trained. Either the reference model is not the "
-                    "model training starts from, or this model computes at random in training "
-                    "(a dropout of its own kind): set its dropouts to 0 in its config.json"
+                    "model that training starts from, or this model is random in training mode (an "
+                    "unusual kind of dropout): set its dropouts to 0 in its config.json"
                 )
 
     return FirstLoss()

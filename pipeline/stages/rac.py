@@ -1,22 +1,22 @@
-"""RAC: train the model to correct its own answers, with labels it gives itself shown the reference.
+"""RAC: train the model to correct its own answers, with labels it predicts given the reference.
 
 L = L_SFT(y | x, y) + lambda ( - sum_t log pi_theta(c_t | x, yhat_<t) )     (Cen et al. 2025)
 
 Each round: the current model answers every prompt (yhat); conditioned on the reference, it predicts
-at every point of its answer what should come next (c, pipeline/rows/corrections.py); then stock SFT
-trains on reference rows and on rows with `input_ids` = x + yhat and `labels` = c, shuffled
-together, as in BASH. No external model is involved.
+the next token at every point of its answer (c, pipeline/rows/corrections.py); then stock SFT trains
+on reference rows and on rows with `input_ids` = x + yhat and `labels` = c, shuffled together, as in
+BASH. No external model is involved.
 
 Decisions where the paper is silent (more in pipeline/rows/corrections.py):
 1. `correction: sequence` asks the model, given x, y and yhat, to write a whole corrected answer,
    and trains plain SFT on it; `token` (the default) is the paper's.
-2. An answer cut at the token limit gets no end-of-turn label: labels that end the turn within it
-   are dropped, unless `end_cut_answers: true`.
+2. An answer cut at the token limit gets no end-of-turn labels: those predicted within it are
+   dropped, unless `end_cut_answers: true`.
 3. Answers that are empty, or equal to the reference, are kept and counted.
 4. The reference-conditioned prompt is a template of the task (pipeline/data/tasks.py) or the
    recipe's `shown_prompt`. It shows the reference with its end-of-turn token: without it, whatever
-   the template puts after the reference (a line end) becomes the last label of most answers, and
-   the model unlearns to stop (docs/methods.md). A stage with such labels warns.
+   the template puts after the reference (a line break) becomes the last label of most answers, and
+   the model unlearns to stop (docs/methods.md). The step warns of such labels.
 """
 
 from __future__ import annotations
@@ -59,27 +59,27 @@ class Options(RoundOptions):
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
-    """The template needs its placeholders; some keys apply to token-level labels only."""
+    """Check the placeholders of the template, and keys that apply to token-level labels only."""
     problems = []
     shown = stage.shown_prompt_for(recipe.task)
     needed = ["{prompt}", "{reference}"] + ["{answer}"] * (stage.correction == "sequence")
     missing = [place for place in needed if place not in shown]
     if missing:
-        message = f"lacks {' and '.join(missing)}, where that text is put in"
+        message = f"lacks {' and '.join(missing)}, where that text goes"
         problems.append(Problem(f"stages.{name}.shown_prompt", message))
     if stage.correction == "token" and "{answer}" in shown:
-        message = "holds {answer}, which is for correction: sequence"
+        message = "has {answer}, which is for correction: sequence only"
         problems.append(Problem(f"stages.{name}.shown_prompt", message))
     if stage.correction == "sequence":
         problems += [
-            Problem(f"stages.{name}.{key}", "is for correction: token, this stage has sequence")
+            Problem(f"stages.{name}.{key}", "is for correction: token; this stage has sequence")
             for key in sorted(stage.model_fields_set & {"min_confidence", "end_cut_answers"})
         ]
     return problems
 
 
 def plan(stage: Options, build: Builder) -> Model:
-    """Three steps a round: answers, corrections, train."""
+    """Three steps per round: answers, corrections, train."""
     model, recipe = build.start, build.recipe
     data = {"train": build.train_rows}
     for number in range(1, stage.rounds + 1):
@@ -112,7 +112,7 @@ def write_corrections(step: StepContext) -> None:
     """Step: write one corrected row per self-generated answer.
 
     Raises:
-        InputError: when no answer can be corrected.
+        InputError: if no answer can be corrected.
     """
     from pipeline.data.render import renderer_for
     from pipeline.models.load import load_to_read
@@ -125,9 +125,9 @@ def write_corrections(step: StepContext) -> None:
     by_sequence = step.options["correction"] == "sequence"
     write = _by_sequence if by_sequence else _by_token
 
-    def size(one: CorrectionInput) -> int:
-        longest = step.options["max_new_tokens"] if by_sequence else len(one.answer)
-        return len(one.shown) + longest
+    def size(item: CorrectionInput) -> int:
+        longest = step.options["max_new_tokens"] if by_sequence else len(item.answer)
+        return len(item.shown) + longest
 
     def make(inputs: Sequence[CorrectionInput]) -> Iterator[SelfGeneratedRow]:
         for group, at_once in length_buckets(inputs, size, step.runtime_options["batch_tokens"]):
@@ -137,7 +137,7 @@ def write_corrections(step: StepContext) -> None:
         step,
         inputs.values(),
         make,
-        key=lambda one: (one.row.row_id,),
+        key=lambda item: (item.row.row_id,),
         size=size,
         row_key=lambda row: (row["id"],),
         tokens=sft.label_count,
@@ -153,7 +153,7 @@ def _measure(
     inputs: dict[int, CorrectionInput],
     renderer: Renderer,
 ) -> None:
-    """Record how labels relate to answers and references, and warn when they look wrong."""
+    """Record how labels compare with answers and references, and warn when they look wrong."""
     from pipeline.rows import diagnostics
 
     by_sequence = step.options["correction"] == "sequence"
@@ -169,12 +169,12 @@ def _measure(
         step,
         "labels_changed",
         changed,
-        f"{changed:.0%} of the labels differ from the own token they stand at, and labels far from "
-        "what the model writes are how RAC collapses; raise the stage's min_confidence, or train "
-        "longer before it",
+        f"{changed:.0%} of the labels differ from the model's own token at that position; RAC "
+        "collapses when labels are far from what the model writes; raise the stage's "
+        "min_confidence, or train longer before it",
     )
     diagnostics.compare_losses(
-        step, model, "own", rows, {place: one.row for place, one in inputs.items()},
+        step, model, "own", rows, {row_id: item.row for row_id, item in inputs.items()},
         way_out="raise the stage's min_confidence",
     )  # fmt: skip
 
@@ -191,7 +191,7 @@ def _by_token(
     options = step.options
     done = labels_as_done(
         model,
-        [Own(one.shown, one.answer, one.row.row_id) for one in inputs],
+        [Own(item.shown, item.answer, item.row.row_id) for item in inputs],
         label=options["label"],
         min_confidence=options["min_confidence"],
         seed=step.seed_of_round(),
@@ -199,12 +199,12 @@ def _by_token(
         excluded_ids=renderer.ids_without_token,
     )
     for place, ids in done:
-        one = inputs[place]
-        # A model may stop at several tokens; what it is taught is the one that ends a turn.
-        allowed = one.finished or options["end_cut_answers"]
+        item = inputs[place]
+        # A model may have several stop tokens; it is trained on the template's end-of-turn token.
+        allowed = item.finished or options["end_cut_answers"]
         end = renderer.end_of_turn_id if allowed else -100
         ids = [end if label in renderer.stop_ids else label for label in ids]
-        yield sft.self_generated_row(one.row.row_id, one.row.prompt, one.answer, ids)
+        yield sft.self_generated_row(item.row.row_id, item.row.prompt, item.answer, ids)
 
 
 def _by_sequence(
@@ -220,16 +220,16 @@ def _by_sequence(
         max_new_tokens=step.options["max_new_tokens"],
         stop_ids=renderer.stop_ids,
         temperature=1.0 if step.options["label"] == "sample" else 0.0,
-        # Other noise than that of the answers being corrected.
+        # Independent of the noise of the answers being corrected.
         seed=~step.seed_of_round(),
         excluded_ids=renderer.ids_without_token,
     )
-    prompts = [Prompt(one.row.row_id, 0, one.shown) for one in inputs]
+    prompts = [Prompt(item.row.row_id, 0, item.shown) for item in inputs]
     for place, ids in iter_answers(model, prompts, how, batch_size=at_once):
-        one = inputs[place]
+        item = inputs[place]
         answer = renderer.own_answer_ids(ids, finished=ids[-1] in renderer.stop_ids)
-        answer = answer[: one.row.room]
-        yield sft.self_generated_row(one.row.row_id, one.row.prompt, answer, answer)
+        answer = answer[: item.row.room]
+        yield sft.self_generated_row(item.row.row_id, item.row.prompt, answer, answer)
 
 
 def _check_ends(
@@ -238,7 +238,7 @@ def _check_ends(
     inputs: dict[int, CorrectionInput],
     end: int,
 ) -> None:
-    """Count finished answers whose last label ends the turn, and warn where most do not."""
+    """Count finished answers whose last label ends the turn, and warn if most do not."""
     last = [row["labels"][-1] for row in rows if inputs[row["id"]].finished]
     kept = last.count(end)
     step.metrics["figures"]["answers end kept"] = kept
@@ -256,15 +256,15 @@ def token_figures(
     """How a round's labels compare with its answers and references; shares are of labels."""
     kept = changed = as_reference = dropped = without = 0
     for row in rows:
-        one = inputs[row["id"]]
-        labels = row["labels"][len(one.row.prompt) :]
+        item = inputs[row["id"]]
+        labels = row["labels"][len(item.row.prompt) :]
         dropped += labels.count(-100)
         without += labels.count(-100) == len(labels)
         for place, label in enumerate(labels):
             if label != -100:
                 kept += 1
-                changed += one.answer[place] != label
-                as_reference += one.row.answer[place : place + 1] == [label]
+                changed += item.answer[place] != label
+                as_reference += item.row.answer[place : place + 1] == [label]
     return {
         "labels": kept,
         "label differs from own token": changed / max(kept, 1),
@@ -277,12 +277,12 @@ def token_figures(
 def sequence_figures(
     rows: Sequence[SelfGeneratedRow], inputs: dict[int, CorrectionInput]
 ) -> Mapping[str, float]:
-    """How many rewritten answers equal the original answer, or the reference, token for token."""
+    """Count rewritten answers that equal the original answer, or the reference, token by token."""
     pairs = [
         (row["labels"][len(inputs[row["id"]].row.prompt) :], inputs[row["id"]]) for row in rows
     ]
     return {
         "rewritten": len(rows),
-        "rewritten = answer": sum(labels == one.answer for labels, one in pairs),
-        "rewritten = reference": sum(labels == one.row.answer for labels, one in pairs),
+        "rewritten = answer": sum(labels == item.answer for labels, item in pairs),
+        "rewritten = reference": sum(labels == item.row.answer for labels, item in pairs),
     }

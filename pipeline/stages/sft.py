@@ -1,11 +1,11 @@
 """SFT: the loss of each reference token given the reference tokens before it.
 
-Also trains BASH and RAC stages, whose extra rows have labels that differ from their inputs: stock
-`trl.SFTTrainer` takes `input_ids` and `labels` as given.
+Also trains BASH and RAC stages, whose self-generated rows have labels that differ from their
+inputs: stock `trl.SFTTrainer` takes `input_ids` and `labels` as given.
 
 NEFTune (Jain et al. 2023) is the option `trainer: {neftune_noise_alpha: 5}`: noise uniform in +-
 alpha / sqrt(L d) on the embeddings during training, where L is the padded length of the batch (the
-authors' code uses each row's own length) and d the embedding size. Which rows share a pass, and so
+authors' code uses each row's own length) and d the embedding size. Which rows share a batch, and so
 their padded length, depends on `micro_batch_size`, which is then part of the identity, and on the
 number of processes, which is only recorded.
 """
@@ -56,7 +56,7 @@ def train_round(
 ) -> Model:  # fmt: skip
     """Add the training step of a BASH or RAC round; `ratio` is lambda.
 
-    `turns` is the recipe's `trained_turns` where `rows` has one for each of these, too.
+    `turns` is the recipe's `trained_turns`, if `rows` has a row for each of them, too.
     """
     return build.train(
         TRAIN,
@@ -69,7 +69,7 @@ def train_round(
 
 
 def train(step: StepContext) -> None:
-    """Step: train on reference rows and, where the step has them, self-generated rows."""
+    """Step: train on reference rows and, if the step has any, self-generated rows."""
     from pipeline.data.preflight import check_rows
     from pipeline.data.render import renderer_for
     from pipeline.train.trainer import fit
@@ -82,7 +82,7 @@ def train(step: StepContext) -> None:
 
 
 def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[TokenTable, TrainingRows]:
-    """Return every row of a step, for checking, and the rows to train on (chosen by lambda)."""
+    """Return all rows of a step, for checking, and the rows to train on (chosen by lambda)."""
     from pipeline.data.load import count_parts, describe_losses, load_examples, tokenise
     from pipeline.rows.table import TokenTable, TrainingRows
 
@@ -100,13 +100,13 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[TokenTabl
     if losses:
         step.warn(losses)
     table, places = TokenTable(), {}
-    for one in token_rows:
-        places[one.row_id] = (len(table), len(one.prompt))
-        row = training_row(one.prompt, one.answer, one.answer)
+    for row in token_rows:
+        places[row.row_id] = (len(table), len(row.prompt))
+        ids = training_row(row.prompt, row.answer, row.answer)
         name = (
-            f"answer {one.row_id + 1}" if turns == "all" else f"row {source.skip + one.row_id + 1}"
+            f"answer {row.row_id + 1}" if turns == "all" else f"row {source.skip + row.row_id + 1}"
         )
-        table.add(name, len(one.prompt), row, whole=one.whole)
+        table.add(name, len(row.prompt), ids, whole=row.whole)
     numbers = list(range(len(table)))
     if "rows" in step.locations:
         own = _self_generated(step, table, places)
@@ -114,8 +114,8 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[TokenTabl
         step.metrics["data"] = {**counts, "self_generated_rows": len(chosen)}
         if options["lambda"] > 0 and not chosen:
             step.warn(
-                f"lambda {options['lambda']:g} of {len(own)} self-generated rows is none, so that "
-                "only the reference is trained on; raise lambda, or give more rows"
+                f"lambda {options['lambda']:g} selects none of the {len(own)} self-generated rows, "
+                "so training uses the reference only; raise lambda, or give more rows"
             )
         numbers += chosen
     return table, TrainingRows(table, numbers)
@@ -124,12 +124,12 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[TokenTabl
 def _self_generated(
     step: StepContext, table: TokenTable, places: dict[int, tuple[int, int]]
 ) -> list[int]:
-    """Add the rows of an earlier step that have at least one label; returns their numbers.
+    """Add the rows of an earlier step that have at least one label; return their numbers.
 
-    `places` tells, by row id, which row of the table has the prompt, and its length.
+    `places` maps a row id to the row of the table with the same prompt, and the prompt's length.
 
     Raises:
-        InputError: when none has.
+        InputError: if no row has a label.
     """
     written, rows = read_self_generated(step.input_folders()["rows"]), []
     for row in written:
@@ -152,13 +152,13 @@ def _self_generated(
 def self_generated_row(
     row_id: int, prompt: list[int], context: list[int], labels: list[int]
 ) -> SelfGeneratedRow:
-    """A self-generated row as `rows.jsonl` holds it."""
+    """A self-generated row as stored in `rows.jsonl`."""
     row = training_row(prompt, context, labels)
     return {"id": row_id, "input_ids": row["input_ids"], "labels": row["labels"]}
 
 
 def training_row(prompt: list[int], context: list[int], labels: list[int]) -> TokenIds:
-    """A row whose model input is prompt + context and whose loss is on `labels` only.
+    """A row whose input is prompt + context and whose loss is on `labels` only.
 
     `context` and `labels` have one entry per answer position; the prompt carries no loss.
     """
@@ -168,15 +168,15 @@ def training_row(prompt: list[int], context: list[int], labels: list[int]) -> To
 
 
 def label_count(row: SelfGeneratedRow) -> int:
-    """How many positions of a row have a label."""
+    """The number of positions of a row that have a label."""
     return sum(label != -100 for label in row["labels"])
 
 
 def repeated(rows: list[Item], ratio: float, *, seed: int) -> list[Item]:
     """Return `ratio` times as many rows: each floor(ratio) times, and a seeded subset for the rest.
 
-    This is lambda of L = L_SFT + lambda L_self, realised as a ratio of rows rather than a weight,
-    so that stock SFTTrainer can train on it.
+    This implements lambda of L = L_SFT + lambda L_self as a ratio of rows rather than a weight, so
+    that stock SFTTrainer can train on it.
     """
     import torch
 

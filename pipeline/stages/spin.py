@@ -1,14 +1,14 @@
 """SPIN (Chen et al. 2024, arXiv 2401.01335): prefer the reference over the self-generated answer.
 
-Round k: rejected yhat ~ pi_k(. | x), chosen y; the DPO sigmoid loss with pi_k as reference gives
-pi_k+1. From the second round on, the data are the current and the previous round's. Trains as DPO
-does (pipeline/stages/dpo.py), so the first loss of every round must be ln 2.
+Round k: rejected yhat ~ pi_k(. | x), chosen y; the DPO sigmoid loss with pi_k as reference model
+gives pi_k+1. From the second round on, the data are those of the current and the previous round.
+Training is that of DPO (pipeline/stages/dpo.py), so the first loss of every round must be ln 2.
 
-The released code generated with another chat template than it trained with, and doubled the end
-token; here one rendering serves both, an answer ends with exactly one end-of-turn token on either
-side, and an answer cut at the token limit with none. Its settings were: 50,000 prompts, batch 64,
+The authors' code generated with a different chat template than it trained with, and doubled the end
+token. Here both use one rendering; chosen and rejected answers end with exactly one end-of-turn
+token, and answers cut at the token limit with none. Their settings were: 50,000 prompts, batch 64,
 rmsprop, linear decay with a tenth of warm-up, learning rate 5e-7 in rounds 0 and 1 and 1e-7 after,
-beta 0.1 and in the last of four rounds 5.0.
+beta 0.1, and 5.0 in the last of four rounds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PER_ROUND = ("learning_rate", "beta")
 class Options(RoundOptions):
     """Keys of a `spin` stage.
 
-    `learning_rate` and `beta` hold one value, or one per round, and override `trainer:`; `prompts`
+    `learning_rate` and `beta` are one value, or one per round, and override `trainer:`; `prompts`
     limits the prompts of a round; `temperature`, `top_k` and `top_p` apply to the answers.
     """
 
@@ -44,7 +44,7 @@ class Options(RoundOptions):
     beta: Positive | list[Positive] | None = None
 
     def of_round(self, number: int) -> dict[str, float]:
-        """The trainer options of a round, counted from 1."""
+        """The trainer options of a round; rounds count from 1."""
         given = {key: getattr(self, key) for key in _PER_ROUND}
         return {
             key: value[number - 1] if isinstance(value, list) else value
@@ -54,26 +54,26 @@ class Options(RoundOptions):
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
-    """Per-round lists have one value per round, nothing is given twice, and the loss is SPIN's."""
+    """Check the length of per-round lists, keys given twice, and that the loss is SPIN's."""
     problems = []
     if recipe.trainer_for(stage).get("loss_type", ["sigmoid"]) != ["sigmoid"]:
-        message = "SPIN's loss is [sigmoid]; set it in the dpo stages that want another"
+        message = "SPIN's loss is [sigmoid]; set another one in the dpo stages that need it"
         problems.append(Problem(f"stages.{name}.trainer.loss_type", message))
     for key in _PER_ROUND:
         values = getattr(stage, key)
         if values is None:
             continue
         if isinstance(values, list) and len(values) != stage.rounds:
-            message = f"has {len(values)} values for {stage.rounds} rounds; give one a round"
+            message = f"has {len(values)} values for {stage.rounds} rounds; give one per round"
             problems.append(Problem(f"stages.{name}.{key}", message))
         if key in stage.trainer:
-            message = f"is also given in stages.{name}.{key}; leave one of them out"
+            message = f"is also given in stages.{name}.{key}; remove one of them"
             problems.append(Problem(f"stages.{name}.trainer.{key}", message))
     return problems
 
 
 def plan(stage: Options, build: Builder) -> Model:
-    """Three steps a round: answers, pairs, train."""
+    """Three steps per round: answers, pairs, train."""
     model = build.start
     source = build.train_rows.limited(stage.prompts)
     earlier: dict[str, StepSpec] = {}
@@ -97,10 +97,10 @@ def plan(stage: Options, build: Builder) -> Model:
 
 
 def write_pairs(step: StepContext) -> None:
-    """Step: pair the reference with self-generated answers, of this round and the one before.
+    """Step: pair the reference with the self-generated answers of this and the previous round.
 
     Raises:
-        InputError: when every answer equals its reference.
+        InputError: if every answer equals its reference.
     """
     from pipeline.rows.answers import answer_figures
     from pipeline.rows.pairs import read_answers_of, store_pairs
@@ -112,13 +112,13 @@ def write_pairs(step: StepContext) -> None:
     if not pairs:
         raise InputError(
             f"all {len(current)} own answers equal their reference, so there is nothing to reject; "
-            "fewer rounds, or another stage to start from"
+            "use fewer rounds, or start from another stage"
         )
     store_pairs(step, pairs)
 
 
 def pair_against_reference(row: AnswerRow) -> PairRow | None:
-    """Return reference over own answer, or None where the two are the same (no gradient)."""
+    """Return the reference over the own answer, or None if they are equal (no gradient)."""
     from pipeline.rows.answers import is_reference
     from pipeline.rows.pairs import own_pair
 

@@ -328,7 +328,7 @@ def test_summaries_without_a_letter_are_judged_all_the_same(
     ]
     recipe |= {"task": "tldr", "evaluate": ["rouge"], "benchmarks": {}}
     recipe["data"] = {"test": data["data"]}
-    with pytest.raises(InputError, match="no reference holds a letter or digit"):
+    with pytest.raises(InputError, match="no reference has a letter or digit"):
         run_steps_here(write_recipe(recipe))
 
 
@@ -380,9 +380,12 @@ def refusing(*names):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (refusing("logprobs"), "with judge.reads: text it answers; write that"),
+        (refusing("logprobs"), "it works with judge.reads: text; write that"),
         (lambda _: (404, {"error": {"message": "The model `m` does not exist"}}), "does not exist"),
-        (lambda _: (200, completion("I", [("I", -0.00001), ("A", -12.4)])), "it fails too"),
+        (
+            lambda _: (200, completion("I", [("I", -0.00001), ("A", -12.4)])),
+            "it also fails with judge.reads",
+        ),
     ],
     ids=["reasons", "gone", "refuses"],
 )
@@ -487,7 +490,7 @@ def test_fewer_solved_examples_than_asked_for_are_an_error(
     (tmp_path / "one.jsonl").write_text(json.dumps({"question": "q", "answer": "#### 1"}) + "\n")
     few = {"few_shot": 2, "shots": str(tmp_path / "one.jsonl")}
     recipe = judged_recipe | {"evaluate": ["gsm8k"], "benchmarks": {"gsm8k": few}, "judge": None}
-    with pytest.raises(InputError, match="few_shot is 2 and shots has 1 row"):
+    with pytest.raises(InputError, match="few_shot is 2, but shots has only 1 row"):
         run_steps_here(write_recipe(recipe))
 
 

@@ -280,10 +280,12 @@ def test_answers_are_shared_where_they_are_greedy_and_of_the_same_rows(plan_of, 
 def test_what_is_wrong_with_its_keys_is_said_at_once(gap_recipe, write_recipe):
     path = write_recipe(gap_recipe)
     assert (
-        "begin with 0"
-        in problems_of(path, "benchmarks.gap.rates=[0.1, 0.5]")["benchmarks.gap.rates"]
+        "start at 0" in problems_of(path, "benchmarks.gap.rates=[0.1, 0.5]")["benchmarks.gap.rates"]
     )
-    assert "rise" in problems_of(path, "benchmarks.gap.rates=[0, 0.5, 0.5]")["benchmarks.gap.rates"]
+    assert (
+        "increase"
+        in problems_of(path, "benchmarks.gap.rates=[0, 0.5, 0.5]")["benchmarks.gap.rates"]
+    )
     assert problems_of(path, "benchmarks.gap.rates=[0]").keys() == {"benchmarks.gap.rates"}
     assert problems_of(path, "benchmarks.gap.rates=[0, 1.5]").keys() == {"benchmarks.gap.rates.1"}
     assert problems_of(path, "benchmarks.gap.temperature=0").keys() == {

@@ -121,7 +121,7 @@ def test_a_missing_file_and_a_misspelt_name(own_recipe):
 
 def test_accuracy_needs_a_grader(own_recipe):
     found = problems(own_recipe(GOOD.replace(", grade=grade", "")))
-    assert "mine.py does not; take rouge" in found["evaluate"]
+    assert "mine.py does not, use rouge" in found["evaluate"]
 
 
 def test_the_file_counts_by_its_content(own_recipe, tmp_path):

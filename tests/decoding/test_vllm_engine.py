@@ -191,7 +191,7 @@ def test_an_answer_that_vllm_would_cut_short_is_refused(tiny_model):
     with VllmEngine(tiny_model, dtype="float32", longest=12) as engine:
         prompts = [Prompt(0, 0, [5] * 8)]
         assert len(engine.answer(prompts, max_new_tokens=4, stop_ids=[0])[0]) == 4
-        with pytest.raises(ValueError, match="take 13 tokens, over 12"):
+        with pytest.raises(ValueError, match="take 13 tokens, more than the window of 12"):
             engine.answer(prompts, max_new_tokens=5, stop_ids=[0])
 
 
@@ -216,7 +216,7 @@ def test_an_adapter_is_read_over_its_base_or_by_its_own_folder(tiny_model, tmp_p
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"r": 513}, "rank 512 at most, and .* has 513"),
+        ({"r": 513}, "up to rank 512, and .* has 513"),
         ({"r": 8, "rank_pattern": {"q_proj": 600}}, "has 600"),
         ({"r": 8, "use_dora": True}, "adapters with use_dora"),
         ({"r": 8, "modules_to_save": ["lm_head"], "bias": "all"}, "with modules_to_save and bias"),
@@ -232,7 +232,7 @@ def test_an_adapter_vllm_cannot_read_is_an_error_at_once(tiny_model, tmp_path, c
 
 def test_an_adapter_on_an_adapter_is_an_error(tiny_model, tmp_path):
     adapter = save_adapter(tiny_model, tmp_path)
-    with pytest.raises(InputError, match="takes no other on top"):
+    with pytest.raises(InputError, match="vLLM takes only one; merge it"):
         VllmEngine(adapter, adapter=adapter)
 
 
@@ -356,7 +356,7 @@ def test_a_process_that_is_killed_is_an_error_with_its_last_lines(tiny_model, mo
     with pytest.raises(StepFailedError) as caught, VllmEngine(tiny_model) as engine:
         engine.answer(prompts_of(1), max_new_tokens=1, stop_ids=[2])
     sentence = str(caught.value)
-    assert "failed while it answered: it was ended by SIGKILL, often for want of mem" in sentence
+    assert "failed while it answered: it was killed by SIGKILL, often for lack of mem" in sentence
     assert "the GPU has fallen off the bus" in sentence
     log = Path(sentence.split("its log: ")[1].split("\n")[0])
     child = log.read_text().split("child ")[1].split("\n")[0]

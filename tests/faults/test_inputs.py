@@ -572,7 +572,7 @@ def test_a_group_that_matched_nothing_is_no_tie(template):
     [
         ({"system": None}, "system is None, expected text"),
         ({"labels": [True, False]}, "labels is True, expected text"),
-        ({"tie": "A"}, "tie is one of the labels"),
+        ({"tie": "A"}, "tie equals one of the labels"),
         ({"labels": ["A", ["B"]]}, "expected text"),
     ],
 )

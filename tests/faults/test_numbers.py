@@ -107,7 +107,7 @@ def test_answers_that_are_all_empty_make_no_pairs(
     found = recipe(method, **options)
     found["model"] = model_without_memory(tmp_path / "mute", end=1.0)
     for _ in range(2):  # the second finds the answers and says the same
-        with pytest.raises(InputError, match=r"own answers are empty, .* `from`"):
+        with pytest.raises(InputError, match=r"own answers are empty: .* `from`"):
             run_steps_here(write_recipe(found))
     injected("all answers empty", f"a model that only ends its turn, {method}", 2, "stops")
 
@@ -176,7 +176,13 @@ def test_a_row_without_an_answer_is_named(
 THRESHOLDS = [
     ("bash", "contexts", "tokens_changed", 0.01, "context tokens differ from the reference"),
     ("bash", "contexts", "loss_ratio", 0.01, "the loss on mixed rows is"),
-    ("rac", "corrections", "labels_changed", 0.01, "of the labels differ from the own token"),
+    (
+        "rac",
+        "corrections",
+        "labels_changed",
+        0.01,
+        "of the labels differ from the model's own token",
+    ),
     ("rac", "corrections", "loss_ratio", 0.01, "the loss on own rows is"),
     ("rac", "answers", "answers_cut", 0.01, "own answers are cut"),
 ]
@@ -276,7 +282,7 @@ def test_no_self_generated_row_is_said_where_some_were_asked_for(
     plan, runs = run_steps_here(write_recipe(recipe("bash", **{"lambda": ratio})))
     metrics = metrics_of(plan, runs, "train")
     assert metrics["data"]["self_generated_rows"] == 0
-    assert warned(metrics, "lambda 0.05 of 6 self-generated rows is none") == (ratio > 0)
+    assert warned(metrics, "lambda 0.05 selects none of the 6 self-generated rows") == (ratio > 0)
     if ratio:
         injected("no self-generated row", "lambda 0.05 of 6 rows", 1, "warns")
 

@@ -517,8 +517,8 @@ def test_one_label_alone_takes_it_all_and_its_mass_is_told():
         pytest.param(completion(The=-0.1, A=-3.0), "neither 'm' nor 'M'", id="no-label"),
         pytest.param(completion(**{" m": -0.1, "MM": -2.0}), "neither", id="nearly-a-label"),
         pytest.param(completion(m=-9999.0, M=-9999.0), "neither", id="no-probability"),
-        pytest.param(completion(m=NAN, M=-0.1), "are no log-probabilities", id="nan"),
-        pytest.param(completion(m=0.7, M=0.3), "are no log-probabilities", id="probabilities"),
+        pytest.param(completion(m=NAN, M=-0.1), "are not log-probabilities", id="nan"),
+        pytest.param(completion(m=0.7, M=0.3), "are not log-probabilities", id="probabilities"),
     ],
 )
 def test_a_reply_without_a_label_is_a_reason_and_never_a_score(reply, reason):
@@ -615,7 +615,7 @@ def test_an_empty_list_of_outputs_is_a_file_too(tmp_path):
         pytest.param(b"\xff\xfe\xfa", "a.json must be a JSON file", id="binary"),
         pytest.param(b"\x1f\x8b\x08cut", "a.json must be a JSON file", id="damaged-gzip"),
         pytest.param(gzip.compress(b"[]" * 99)[:-9], "must be a JSON file", id="cut-gzip"),
-        pytest.param(b'{"a": 1}', "a.json must hold a list", id="no-list"),
+        pytest.param(b'{"a": 1}', "a.json must be a list", id="no-list"),
         pytest.param(b"[3]", "entry 0 is '3'", id="no-object"),
         pytest.param([entry(), {"instruction": "a"}], "entry 1: output_1 is None", id="no-output"),
         pytest.param([entry(output_2=None)], "entry 0: output_2 is None", id="null-output"),
@@ -649,10 +649,16 @@ def test_an_annotation_without_a_preference_field_is_no_annotation(tmp_path):
         ),
         pytest.param(write_annotations, {"preference": 3}, "entry 1: preference is 3", id="range"),
         pytest.param(
-            write_annotations, {"raw_completion": {"x": NAN}}, "entry 1 cannot be JSON", id="nan"
+            write_annotations,
+            {"raw_completion": {"x": NAN}},
+            "entry 1 cannot be written as JSON",
+            id="nan",
         ),
         pytest.param(
-            write_annotations, {"raw_completion": {1, 2}}, "entry 1 cannot be JSON", id="set"
+            write_annotations,
+            {"raw_completion": {1, 2}},
+            "entry 1 cannot be written as JSON",
+            id="set",
         ),
         pytest.param(write_model_outputs, {"output": None}, "entry 1: output is None", id="output"),
     ],
@@ -688,7 +694,7 @@ def test_the_gamed_file_holds_the_difficulties_as_well(instructions, difficultie
 
 @needs_alpaca
 def test_a_subset_of_instructions_cannot_be_taken_for_all(instructions):
-    with pytest.raises(InputError, match="has 805 difficulties, 200 instructions"):
+    with pytest.raises(InputError, match="has 805 difficulties, but there are 200 instructions"):
         read_difficulties(ALPACA / "instruction_difficulty.csv", instructions[:200])
 
 
@@ -698,7 +704,9 @@ def test_a_subset_of_instructions_cannot_be_taken_for_all(instructions):
         pytest.param(None, "d.csv must be a CSV file", id="missing"),
         pytest.param("index,difficulty\n0,1\n", "valid are numbers in the columns", id="column"),
         pytest.param("index,instruction_difficulty\n0,hard\n", "row 1: .*hard", id="word"),
-        pytest.param("index,instruction_difficulty\n0\n1,2\n", "an empty cell", id="empty-cell"),
+        pytest.param(
+            "index,instruction_difficulty\n0\n1,2\n", "an empty or infinite cell", id="empty-cell"
+        ),
         pytest.param("index,instruction_difficulty\n0,1\n2,3\n", "2 difficulties", id="gap"),
         pytest.param("index,instruction_difficulty\n", "0 difficulties", id="no-rows"),
     ],

@@ -104,12 +104,14 @@ TEMPLATE = "prompt: '{prompt} {first} {second}'\nlabels: [A, B]\nlabel_request: 
         pytest.param(TEMPLATE + "system: '{prompt}'", "system has", id="in-system"),
         pytest.param(TEMPLATE.replace("[A, B]", "[A, A]"), "two different", id="same-labels"),
         pytest.param(TEMPLATE.replace("[A, B]", "A"), "two different", id="one-label"),
-        pytest.param(TEMPLATE.replace("label_request", "lable_request"), "keys must", id="typo"),
-        pytest.param(TEMPLATE + "pattern: '('", "no regular expression", id="pattern"),
+        pytest.param(
+            TEMPLATE.replace("label_request", "lable_request"), "valid keys are", id="typo"
+        ),
+        pytest.param(TEMPLATE + "pattern: '('", "not a valid regular expression", id="pattern"),
         pytest.param(TEMPLATE + "pattern: 'A|B'", "expected one", id="no-group"),
         pytest.param(TEMPLATE.replace("label_request", "text_request"), "needs", id="no-pattern"),
         pytest.param("prompt: [", "not valid YAML", id="no-yaml"),
-        pytest.param("just text", "keys must", id="no-mapping"),
+        pytest.param("just text", "valid keys are", id="no-mapping"),
     ],
 )
 def test_a_template_that_cannot_work_is_refused_with_its_file(tmp_path, text, message):
@@ -881,7 +883,7 @@ def test_a_local_judge_is_asked_again_where_the_labels_are_others(tiny_model, tm
 
 @pytest.mark.parametrize("name", ["model", "messages", "stream", "extra_headers", "extra_body"])
 def test_a_request_holds_nothing_that_is_ours_or_could_be_a_key(serve, name):
-    with pytest.raises(InputError, match=r"judge\.request must not hold"):
+    with pytest.raises(InputError, match=r"judge\.request must not set"):
         engine_for(serve(), request={name: "x"})
 
 
@@ -896,7 +898,7 @@ def test_any_other_field_reaches_the_server(serve, tmp_path):
 def test_a_key_with_typographic_quotes_is_named_as_the_fault(serve, tmp_path, monkeypatch):
     monkeypatch.setenv("BASHRAC_JUDGE_KEY", "\u201csk-abc\u201d")
     server = serve()
-    with pytest.raises(InputError, match="the judge's key holds a character"):
+    with pytest.raises(InputError, match="the judge's key has a character"):
         judge(pairs(1), engine_for(server), LABELS, tmp_path / "c", announce=quiet)
     assert server.asked == 0
 
@@ -1175,7 +1177,7 @@ def test_a_prompt_longer_than_the_judges_window_is_an_error_of_its_row(decided, 
     rows = [Comparison("long", "z" * 900, "a", "b"), *pairs(1)]
     found = judge(rows, LocalJudge(decided, device="cpu"), LABELS, tmp_path / "c", announce=quiet)
     assert found.verdicts[0].outcome is VerdictOutcome.ERRORED
-    assert found.n == 1 and "the judge reads 512" in found.verdicts[0].reason
+    assert found.n == 1 and "but the judge reads 512" in found.verdicts[0].reason
 
 
 def test_a_judge_whose_weights_are_broken_gives_errors_and_no_scores(tmp_path):

@@ -174,7 +174,7 @@ def test_mixing_leaves_the_model_in_the_mode_it_was_in(models):
         ({"temperature": 0}, "temperature is 0"),
         ({"engine": "warp"}, "no engine 'warp'"),
         ({"context": "silver"}, "context is 'silver'"),
-        ({"row_ids": [0]}, "one of each per row"),
+        ({"row_ids": [0]}, "each row needs one of each"),
         ({"prompt_ids": [[], [1]]}, "a prompt is empty"),
     ],
 )

@@ -140,10 +140,10 @@ def test_one_forward_pass_a_batch_and_only_answer_positions_reach_the_output_lay
     [
         ({"label": "best"}, "label is 'best'"),
         ({"min_confidence": 1.0}, "min_confidence is 1.0"),
-        ({"shown_ids": [[3]]}, "one of each per row"),
+        ({"shown_ids": [[3]]}, "each row needs one of each"),
         ({"shown_ids": [[3], []]}, "a prompt is empty"),
         ({"prompt_ids": [[], [3]]}, "a prompt is empty"),
-        ({"row_ids": [1]}, "one of each per row"),
+        ({"row_ids": [1]}, "each row needs one of each"),
     ],
 )
 def test_wrong_arguments_are_named(models, change, message):

@@ -61,5 +61,7 @@ def test_the_first_loss_of_a_model_with_dropout_is_ln_2(
 
 def test_a_first_loss_that_is_not_ln_2_names_both_causes():
     state = type("State", (), {"global_step": 1})
-    with pytest.raises(StepFailedError, match=r"not the model training starts from.*at random"):
+    with pytest.raises(
+        StepFailedError, match=r"not the model that training starts from.*is random"
+    ):
         dpo._first_loss_check().on_log(None, state, None, logs={"loss": 0.75})
