@@ -81,8 +81,8 @@ def _check_own(step: StepContext, rows: Sequence[AnswerRow]) -> None:
     if empty == count:
         raise InputError(
             f"all {count} own answers are empty: the model ends its turn at once, so there is "
-            "nothing to learn from; start the stage (its `from`) from a model that answers, or train "
-            "that model with a lower trainer.learning_rate"
+            "nothing to learn from; start the stage (its `from`) from a model that answers, or "
+            "train that model with a lower trainer.learning_rate"
         )
     diagnostics.warn_over(
         step,
