@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import signal
@@ -183,6 +184,15 @@ def result_digests(runs: Path) -> dict[str, str]:
             if name != "history.json":
                 found[f"{file.parent.name}/{name}"] = known["sha256"]
     return found
+
+
+def benchmark_script(name: str) -> Any:
+    """A script of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def imported_by(*modules: str) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ from eval.stats.measures import is_right_or_wrong, scale_of
 from pipeline.steps import artifact
 
 if TYPE_CHECKING:
-    from eval.stats.seeds import Estimate
     from pipeline.plan.plan import Plan
 
 Result = dict[str, Any]
@@ -70,36 +69,11 @@ def _cell_of_replicates(measures: list[dict[str, Any]]) -> Cell:
 
 
 def difference_of(
-    ours: dict[int, Result], baseline: dict[int, Result], name: str, *, level: float = 0.95
+    ours: dict[int, Result], baseline: dict[int, Result], name: str
 ) -> Difference | None:
     """The difference in a measure on the seeds and examples that both stages have; None if none."""
-    pairs = [
-        (ours[seed], baseline[seed])
-        for seed in ours
-        if seed in baseline
-        and name in ours[seed]["measures"]
-        and name in baseline[seed]["measures"]
-    ]
-    if not pairs:
-        return None
-    first = pairs[0][0]["measures"][name]
-    estimate = _estimate_of_means if "scores" in first else _estimate_of_replicates
-    found = estimate(pairs, name, level)
-    if found is None:
-        return None
-    scale = scale_of(first["unit"]) if "scores" in first else 1
-    return Difference(
-        value=scale * found.value,
-        low=scale * found.low,
-        high=scale * found.high,
-        n=found.n_examples,
-        p_value=found.p_value,
-        seeds=found.n_seeds,
-        unit=first["unit"],
-        better=first.get("better", "higher"),
-        detectable=scale * found.detectable,
-        mcnemar=_mcnemar(*pairs[0], name) if len(pairs) == 1 and "scores" in first else None,
-    )
+    pairing = _pair(ours, baseline, name)
+    return None if pairing is None else _difference(pairing, level=0.95)
 
 
 def differences_at_once(
@@ -111,64 +85,104 @@ def differences_at_once(
     at once in 95 % (Bonferroni); where Holm's second and later steps see what this misses, the
     interval ends at 0.
     """
-    alone = {label: difference_of(*pair, name) for label, pair in pairs.items()}
-    found = {label: one for label, one in alone.items() if one is not None}
-    if len(found) < 2:
-        return found
-    adjusted = holm([one.p_value for one in found.values()])
-    for label, p_adjusted in zip(list(found), adjusted, strict=True):
-        wide = difference_of(*pairs[label], name, level=1 - 0.05 / len(found))
-        assert wide is not None
-        low, high = wide.low, wide.high
-        if p_adjusted < 0.05:
-            low, high = (max(low, 0.0), high) if wide.value > 0 else (low, min(high, 0.0))
-        found[label] = replace(wide, low=low, high=high, compared=len(found), p_adjusted=p_adjusted)
-    return found
+    found = {label: _pair(*pair, name) for label, pair in pairs.items()}
+    pairings = {label: one for label, one in found.items() if one is not None}
+    level = 1 - 0.05 / max(len(pairings), 1)
+    alone = {label: _difference(one, level=level) for label, one in pairings.items()}
+    if len(alone) < 2:
+        return alone
+    adjusted = holm([one.p_value for one in alone.values()])
+    return {
+        label: _judged_at_once(one, p_adjusted, len(alone))
+        for (label, one), p_adjusted in zip(alone.items(), adjusted, strict=True)
+    }
 
 
-def _estimate_of_means(
-    pairs: list[tuple[Result, Result]], name: str, level: float
-) -> Estimate | None:
-    from eval.stats.seeds import difference_over_seeds
+def _judged_at_once(found: Difference, p_adjusted: float, compared: int) -> Difference:
+    low, high = found.low, found.high
+    if p_adjusted < 0.05:
+        low, high = (max(low, 0.0), high) if found.value > 0 else (low, min(high, 0.0))
+    return replace(found, low=low, high=high, compared=compared, p_adjusted=p_adjusted)
 
-    columns = _on_common_ids([_scores(result, name) for pair in pairs for result in pair])
-    if not columns[0]:
-        return None
-    first = pairs[0][0]["measures"][name]
-    verdicts = first.get("verdicts", False) or _are_binary(columns, first["unit"])
-    differences = [
-        [x - y for x, y in zip(ours, theirs, strict=True)]
-        for ours, theirs in zip(columns[::2], columns[1::2], strict=True)
+
+@dataclass(frozen=True)
+class _Pairing:
+    """A measure of two stages on what both have.
+
+    Attributes:
+        measure: the measure as a result holds it, for its unit and kind.
+        ours, baseline: per seed, scores of the same examples, or replicates on the same resamples.
+        values: per seed the difference, of a measure that is no mean of scores; else None.
+        n: examples.
+    """
+
+    measure: dict[str, Any]
+    ours: list[list[float]]
+    baseline: list[list[float]]
+    values: list[float] | None
+    n: int
+
+    @property
+    def differences(self) -> list[list[float]]:
+        """Per seed, ours minus the baseline's."""
+        return [
+            [x - y for x, y in zip(ours, theirs, strict=True)]
+            for ours, theirs in zip(self.ours, self.baseline, strict=True)
+        ]
+
+
+def _pair(ours: dict[int, Result], baseline: dict[int, Result], name: str) -> _Pairing | None:
+    pairs = [
+        (ours[seed], baseline[seed])
+        for seed in ours
+        if seed in baseline
+        and name in ours[seed]["measures"]
+        and name in baseline[seed]["measures"]
     ]
-    return difference_over_seeds(differences, verdicts=verdicts, level=level)
-
-
-def _estimate_of_replicates(
-    pairs: list[tuple[Result, Result]], name: str, level: float
-) -> Estimate | None:
-    from eval.stats.seeds import estimate_of_replicates
-
+    if not pairs:
+        return None
+    measures = [[result["measures"][name] for result in pair] for pair in pairs]
+    first = measures[0][0]
+    if "scores" in first:
+        columns = _on_common_ids([_scores(result, name) for pair in pairs for result in pair])
+        n = len(columns[0])
+        return _Pairing(first, columns[::2], columns[1::2], None, n) if n else None
     if any(ours["ids"] != baseline["ids"] for ours, baseline in pairs):
         return None  # resamples of different examples are not paired
-    measures = [(ours["measures"][name], theirs["measures"][name]) for ours, theirs in pairs]
+    replicates = [[pair[side]["replicates"] for pair in measures] for side in (0, 1)]
     values = [ours["value"] - theirs["value"] for ours, theirs in measures]
-    differences = [
-        [x - y for x, y in zip(ours["replicates"], theirs["replicates"], strict=True)]
-        for ours, theirs in measures
-    ]
     n = min(measure["n"] for pair in measures for measure in pair)
-    return estimate_of_replicates(values, differences, n, level=level)
+    return _Pairing(first, replicates[0], replicates[1], values, n)
 
 
-def _mcnemar(ours: Result, baseline: Result, name: str) -> float | None:
+def _difference(pairing: _Pairing, *, level: float) -> Difference:
     from eval.stats.intervals import mcnemar_exact
+    from eval.stats.seeds import difference_over_seeds, estimate_of_replicates
 
-    columns = _on_common_ids([_scores(ours, name), _scores(baseline, name)])
-    if not _are_binary(columns, ours["measures"][name]["unit"]):
-        return None
-    won = [x > y for x, y in zip(*columns, strict=True)]
-    lost = [x < y for x, y in zip(*columns, strict=True)]
-    return mcnemar_exact(sum(won), sum(lost))
+    unit, scale, mcnemar = pairing.measure["unit"], 1, None
+    if pairing.values is not None:
+        found = estimate_of_replicates(pairing.values, pairing.differences, pairing.n, level=level)
+    else:
+        scale = scale_of(unit)
+        is_binary = _are_binary([*pairing.ours, *pairing.baseline], unit)
+        verdicts = is_binary or pairing.measure.get("verdicts", False)
+        differences = pairing.differences
+        found = difference_over_seeds(differences, verdicts=verdicts, level=level)
+        if is_binary and len(differences) == 1:
+            (one,) = differences
+            mcnemar = mcnemar_exact(sum(d > 0 for d in one), sum(d < 0 for d in one))
+    return Difference(
+        value=scale * found.value,
+        low=scale * found.low,
+        high=scale * found.high,
+        n=found.n_examples,
+        p_value=found.p_value,
+        seeds=found.n_seeds,
+        unit=unit,
+        better=pairing.measure.get("better", "higher"),
+        detectable=scale * found.detectable,
+        mcnemar=mcnemar,
+    )
 
 
 def _are_binary(columns: list[list[float]], unit: str) -> bool:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from functools import cache
 
+from eval.stats.student import t_quantile
+
 # Variances of an example's difference between right (1) and wrong (0), of the arms above: what
 # every seed shares, since arms find different examples easy, and what is new for each seed.
 SHARED, CHANCE = 0.0496, 0.2825
 SCATTER = 1.0  # points: standard deviation of an arm's accuracy over seeds
-_Z = 1.959963984540054  # of a normal distribution, 95 % lies within
 _NODES = 30
 
 
@@ -77,28 +78,7 @@ def _needed(n: int, seeds: int, scatter: float) -> tuple[float, list[tuple[float
         by_seeds = (of_seed + residual) * chi * chi
         both = max(examples + max(0.0, by_seeds - residual), by_seeds)
         per_df = (by_seeds / both) ** 2 / df + (examples / both) ** 2 / max(n - 1, 1)
-        least = max(t_95(1 / per_df) * math.sqrt(both), t_95(df) * math.sqrt(by_seeds))
+        least = max(t_quantile(1 / per_df) * math.sqrt(both), t_quantile(df) * math.sqrt(by_seeds))
         needed.append((weight, least))
     total = sum(weight for weight, _ in needed)
     return spread, [(weight / total, least) for weight, least in needed]
-
-
-@cache
-def t_95(df: float) -> float:
-    """`eval.stats.seeds.t_quantile` without numpy, to one part in a hundred; df is 1 or more."""
-    t = _Z * (1 + (_Z**2 + 1) / (4 * df) + (5 * _Z**4 + 16 * _Z**2 + 3) / (96 * df**2))
-    if df > 10:
-        return t
-    scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(math.pi) / 2
-    for _ in range(8):  # as there, by Simpson's rule
-        start = math.atan(t / math.sqrt(df))
-        step = (min(math.pi / 2, start + 12 / math.sqrt(df)) - start) / 30
-        tail = [max(math.cos(start + step * k), 1e-300) ** (df - 1) for k in range(31)]
-        inner = 4 * sum(tail[1:-1:2]) + 2 * sum(tail[2:-1:2])
-        p = 2 * math.exp(scale) * (tail[0] + inner + tail[-1]) * step / 3
-        off = math.log(p / 0.05)
-        density = math.exp(scale - math.log(df) / 2 - (df + 1) / 2 * math.log1p(t * t / df))
-        t *= math.exp(off * p / (2 * t * density))
-        if abs(off) < 1e-3:
-            break
-    return t

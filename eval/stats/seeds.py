@@ -16,27 +16,25 @@ interval. A few seeds that agree by chance make it too narrow, so a second must 
 of the seeds alone: mean +- t(S - 1) sqrt(seeds). The wider one is the result, and the larger p: the
 interval excludes 0 exactly where p is below 1 - level. With one seed this is the paired t test over
 examples, and says nothing of other seeds. `benchmarks/protocol.py` simulates how often it is right.
-
-Imports no scipy: `bashrac report` has to start in under 0.5 s, and scipy.stats alone takes 0.9 s.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from eval.stats.intervals import as_scores
+from eval.stats.student import t_quantile, two_sided_t
 
 # Added to scores between 0 and 1, which may be alike by chance only. To a mean: two failures and
 # two successes (Agresti and Coull 1998, The American Statistician 52, p. 119). To a difference: one
 # example that either side wins (Bonett and Price 2012, J. Educ. Behav. Stat. 37, p. 479).
 _ADDED_TO_MEANS = (-0.5, -0.5, 0.5, 0.5)  # around one half
 _ADDED_TO_DIFFERENCES = (-1.0, 1.0)
+_each_p = np.vectorize(two_sided_t, otypes=[float])
 
 
 class Estimate(NamedTuple):
@@ -178,7 +176,7 @@ def two_sided_p(parts: Parts, n_seeds: int, n_examples: int, *, true: float = 0.
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.maximum.reduce(
             [
-                two_sided_t(off / np.sqrt(variance), df)
+                _each_p(off / np.sqrt(variance), df)
                 for variance, df in _sources(parts, n_seeds, n_examples)
             ]
         )
@@ -196,41 +194,6 @@ def _sources(parts: Parts, n_seeds: int, n_examples: int) -> list[tuple[Any, Any
     per_df = of_seeds / max(n_seeds - 1, 1) + of_examples / max(n_examples - 1, 1)
     both = variance, 1 / np.maximum(per_df, 1e-6)
     return [both, (parts.seeds, np.full_like(variance, n_seeds - 1))] if n_seeds > 1 else [both]
-
-
-def two_sided_t(t: Any, df: Any) -> Any:
-    """P(|T| > t) of Student's distribution: what cos^(df-1) has beyond atan(t / sqrt(df)).
-
-    Args:
-        t: 0 or more, infinity allowed; NaN stands for 0 / 0 and gives 1.
-        df: degrees of freedom, of the same shape.
-    """
-    shape = np.shape(t)
-    t, df = np.ravel(np.asarray(t, float)), np.ravel(np.asarray(df, float))
-    start = np.arctan(np.nan_to_num(t, nan=0.0, posinf=1e300) / np.sqrt(df))
-    end = np.minimum(np.pi / 2, start + 12 / np.sqrt(df))
-    nodes, weights = _legendre()
-    angles = start[:, None] + (end - start)[:, None] * (nodes + 1) / 2
-    scale = np.array([math.lgamma((one + 1) / 2) - math.lgamma(one / 2) for one in df])
-    scale = scale - math.log(math.pi) / 2
-    cosines = np.maximum(np.cos(angles), 1e-300)
-    densities = np.exp(scale[:, None] + (df - 1)[:, None] * np.log(cosines))
-    return np.minimum(1.0, (end - start) * (densities @ weights)).reshape(shape)
-
-
-@cache
-def t_quantile(df: float, level: float = 0.95) -> float:
-    """The t beyond which, on both sides, 1 - level of Student's distribution lies."""
-    t = NormalDist().inv_cdf((1 + level) / 2)
-    scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(math.pi * df) / 2
-    for _ in range(50):  # Newton on log p over log t, which is a line in the tail
-        p = float(two_sided_t(t, df))
-        off = math.log(p / (1 - level))
-        if abs(off) < 1e-12:
-            break
-        density = math.exp(scale - (df + 1) / 2 * math.log1p(t * t / df))
-        t *= math.exp(off * p / (2 * t * density))
-    return t
 
 
 def _estimate(scores_SN: np.ndarray, counted_SN: np.ndarray, level: float) -> Estimate:
@@ -260,11 +223,6 @@ def _table(per_seed: Sequence[Sequence[float]]) -> np.ndarray:
     if len({len(row) for row in rows}) != 1:
         raise ValueError("every seed needs scores, all of the same examples")
     return np.stack(rows)
-
-
-@cache
-def _legendre() -> tuple[np.ndarray, np.ndarray]:
-    return np.polynomial.legendre.leggauss(200)
 
 
 def _variance(values_N: np.ndarray) -> float:

@@ -236,7 +236,7 @@ class Renderer:
         asked = self._prompt_text(example)
         self._check_written(example, asked)
         try:
-            text = self.answer_as_written(example, example.answer or _says(example.reference))
+            text = self._as_written(example, asked, example.answer or _says(example.reference))
         except RowError:
             if answered:
                 raise
@@ -251,7 +251,8 @@ class Renderer:
                 raise RowError("", _NO_TEMPLATE)
             return pair
         answers = pair.answers or (_says(pair.chosen), _says(pair.rejected))
-        chosen, rejected = (self.answer_as_written(example, answer) for answer in answers)
+        asked = self._prompt_text(example)
+        chosen, rejected = (self._as_written(example, asked, answer) for answer in answers)
         return PreferencePair(example, chosen, rejected)
 
     def _check_written(self, example: Example, asked: str) -> None:
@@ -264,13 +265,12 @@ class Renderer:
                 parts.append(message["reasoning_content"])  # else it may leave out earlier thoughts
         _check_parts(parts, asked)
 
-    def answer_as_written(self, example: Example, answer: Message) -> str:
-        """An answer as the template writes it after its generation prompt, without the end of turn.
+    def _as_written(self, example: Example, asked: str, answer: Message) -> str:
+        """An answer as the template writes it after the prompt `asked`, without the end of turn.
 
         Raises:
             RowError: when it does not write it there, or leaves out part of it.
         """
-        asked = self._prompt_text(example)
         if not _is_rich(answer):
             self._check_joint(example, asked, answer["content"])
             return answer["content"]

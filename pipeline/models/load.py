@@ -88,9 +88,8 @@ def load_tokenizer(
 
     place = locate(model)
     if Path(place).is_dir() and not has_tokenizer(Path(place)):
-        place = base_of(
-            model
-        )  # of an adapter; another folder holds one under another name, or none
+        # Of an adapter; any other folder holds one under another name, or none.
+        place = base_of(model)
     tokenizer = _from_pretrained(AutoTokenizer, place, trust, revision=revision)
     unfit = (None, tokenizer.eos_token_id, *end_ids(model, revision=revision, trust=trust))
     if tokenizer.pad_token_id in unfit:

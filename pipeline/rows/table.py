@@ -8,9 +8,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 from pipeline.data.preflight import Row
+from pipeline.lazy import Lazy
 
 TokenIds = dict[str, list[int]]  # input_ids and labels
 
@@ -25,7 +26,7 @@ class _Place:
     whole: bool
 
 
-class TokenTable(Sequence[Row]):
+class TokenTable(Lazy[Row]):
     """All rows of a step, for checking; a row is built when it is accessed."""
 
     def __init__(self) -> None:
@@ -46,15 +47,8 @@ class TokenTable(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, number: int) -> Row: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Row]: ...
-    def __getitem__(self, number: int | slice) -> Row | list[Row]:
+    def item(self, number: int) -> Row:
         """The row as `check_rows` needs it."""
-        if isinstance(number, slice):
-            return [self[each] for each in range(len(self))[number]]
-        number = range(len(self))[number]
         place, start = self._places[number], self.ends[number]
         first = self.ends[place.prompt_of]
         return Row(
@@ -66,7 +60,7 @@ class TokenTable(Sequence[Row]):
         )
 
 
-class TrainingRows(Sequence[TokenIds]):
+class TrainingRows(Lazy[TokenIds]):
     """The rows of a table to train on, in order; a row may occur several times or not at all."""
 
     def __init__(self, table: TokenTable, numbers: Sequence[int]):
@@ -75,14 +69,8 @@ class TrainingRows(Sequence[TokenIds]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    @overload
-    def __getitem__(self, number: int) -> TokenIds: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[TokenIds]: ...
-    def __getitem__(self, number: int | slice) -> TokenIds | list[TokenIds]:
+    def item(self, number: int) -> TokenIds:
         """The row as the trainer needs it."""
-        if isinstance(number, slice):
-            return [self[each] for each in range(len(self))[number]]
         row = self.table[self.numbers[number]]
         return {"input_ids": list(row.input_ids), "labels": list(row.labels)}
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.benchmarks.registry import benchmark_of, test_source
+from eval.benchmarks.registry import benchmark_of, options_of, test_source
 from pipeline.data.builtin.rows import builtin_rows
 from pipeline.decoding.vllm_process import check_vllm
 from pipeline.errors import InputError
@@ -44,7 +44,6 @@ def check_judges(plan: Plan, runs: Path, stages: Sequence[str], max_calls: int |
     Raises:
         InputError: when a judge that is going to be asked needs a key, or gives no verdict.
     """
-    from eval.benchmarks.registry import options_of
     from eval.judge.openai import OpenAIJudge
     from eval.judge.step import engine_for, template_for
 

@@ -12,7 +12,6 @@ number of processes, which is only recorded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.errors import InputError, Problem
@@ -21,14 +20,13 @@ from pipeline.rows.stored import SelfGeneratedRow, read_self_generated
 
 if TYPE_CHECKING:
     from pipeline.data.render import Renderer
-    from pipeline.rows.table import TokenTable, TrainingRows
+    from pipeline.rows.table import TokenIds, TokenTable, TrainingRows
     from pipeline.stages.builder import Builder
     from pipeline.steps.context import StepContext
     from pipeline.steps.spec import Model, StepSpec
 
 TRAIN = "pipeline.stages.sft:train"
 Item = TypeVar("Item")
-TokenIds = dict[str, list[int]]  # input_ids and labels
 
 
 class Options(StageOptions):
@@ -192,11 +190,11 @@ def repeated(rows: list[Item], ratio: float, *, seed: int) -> list[Item]:
     return chosen
 
 
-def make_trainer(step: StepContext, rows: Sequence[TokenIds], tokenizer: Any) -> Any:
+def make_trainer(step: StepContext, rows: TrainingRows, tokenizer: Any) -> Any:
     """Return stock `trl.SFTTrainer` over rows of `input_ids` and `labels`, weights loaded."""
     from trl import SFTConfig, SFTTrainer
 
-    from pipeline.rows.table import TrainingRows, dataset_of
+    from pipeline.rows.table import dataset_of
     from pipeline.train.adapters import train_in_float32
     from pipeline.train.sampler import arrange_batches
     from pipeline.train.trainer import load_trainable, training_arguments
@@ -210,6 +208,5 @@ def make_trainer(step: StepContext, rows: Sequence[TokenIds], tokenizer: Any) ->
         peft_config=peft_config,
     )
     train_in_float32(step, trainer.model)
-    sizes = rows.sizes if isinstance(rows, TrainingRows) else [len(r["input_ids"]) for r in rows]
-    arrange_batches(step, trainer, [(size,) for size in sizes])
+    arrange_batches(step, trainer, [(size,) for size in rows.sizes])
     return trainer

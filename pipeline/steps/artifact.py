@@ -13,12 +13,13 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any
 
 from pipeline.errors import BashracError, InputError
+from pipeline.lazy import Lazy
 
 # Errors of the place written to, not of the program.
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -207,21 +208,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: when the file is missing or a line is damaged; it names file and line.
     """
-    rows = []
-    try:
-        # Not splitlines: answers may hold U+2028 and the like, which JSON leaves as they are.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    for number, line in enumerate(lines if lines != [""] else [], start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise _damaged(path, number) from None
-    return rows
+    return list(_rows_of(path))
 
 
-class StoredRows(Sequence[dict[str, Any]]):
+class StoredRows(Lazy[dict[str, Any]]):
     """Rows written by `write_rows`, read from their file when they are looked at.
 
     Raises:
@@ -235,26 +225,17 @@ class StoredRows(Sequence[dict[str, Any]]):
                 for line in file:
                     self._starts.append(self._starts[-1] + len(line))
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error}") from None
+            raise _unreadable(path, error) from None
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file):
-                yield self._row(number, line)
+        return _rows_of(self.path)
 
-    @overload
-    def __getitem__(self, number: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, number: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        """Read a row, or several."""
-        if isinstance(number, slice):
-            return [self[each] for each in range(len(self))[number]]
-        number = range(len(self))[number]
-        return self._row(number, self.line(number))
+    def item(self, number: int) -> dict[str, Any]:
+        """Read a row."""
+        return _row(self.path, number, self.line(number))
 
     def line(self, number: int) -> bytes:
         """A row as it stands in the file, its line end included."""
@@ -262,15 +243,28 @@ class StoredRows(Sequence[dict[str, Any]]):
             file.seek(self._starts[number])
             return file.read(self._starts[number + 1] - self._starts[number])
 
-    def _row(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            return json.loads(line)
-        except ValueError:
-            raise _damaged(self.path, number + 1) from None
+
+def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    # Bytes end lines at \n alone: answers may hold U+2028 and the like, which JSON leaves as it is.
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file):
+                yield _row(path, number, line)
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
-def _damaged(path: Path, line: int) -> InputError:
-    return InputError(f"{path}:{line} is damaged; delete {path.parent} to have it made again")
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise InputError(
+            f"{path}:{number + 1} is damaged; delete {path.parent} to have it made again"
+        ) from None
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be read: {error}")
 
 
 def is_finished(directory: Path) -> bool:

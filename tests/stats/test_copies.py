@@ -1,21 +1,15 @@
 """Copies of a model, on answers that are drawn here: copies do not differ significantly, damage is found."""
 
-import importlib.util
-
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import benchmark_script
 
-FILE = ROOT / "benchmarks/copies.py"
 SEEDS, ROWS = 3, 120
 
 
 @pytest.fixture(scope="module")
 def protocol():
-    spec = importlib.util.spec_from_file_location("copies", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("copies")
 
 
 def graded(chance_N, seed):

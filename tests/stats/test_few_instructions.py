@@ -1,20 +1,15 @@
 """The simulation of length-controlled win rates on few instructions: one cell of its table."""
 
-import importlib.util
-
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED
+from conftest import SHARED, benchmark_script
 
 ALPACA = SHARED / "alpaca_eval2"
 
 
 @pytest.fixture(scope="module")
 def simulation():
-    spec = importlib.util.spec_from_file_location("few", ROOT / "benchmarks/few_instructions.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("few_instructions")
 
 
 @pytest.mark.skipif(not ALPACA.is_dir(), reason=f"needs the AlpacaEval files in {ALPACA}")

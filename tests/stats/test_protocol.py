@@ -1,10 +1,8 @@
 """The simulation of a report's statistics: a cell of each table, with the goals it is held to."""
 
-import importlib.util
-
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import benchmark_script
 
 from eval.stats.power import CHANCE, SHARED, share_found
 
@@ -13,10 +11,7 @@ TRIALS = 400
 
 @pytest.fixture(scope="module")
 def protocol():
-    spec = importlib.util.spec_from_file_location("protocol", ROOT / "benchmarks/protocol.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("protocol")
 
 
 @pytest.mark.parametrize(("seeds", "scatter"), [(2, 4), (3, 2), (5, 0)])
