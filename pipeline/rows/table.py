@@ -81,15 +81,12 @@ class TrainingRows(Lazy[TokenIds]):
         return [ends[number + 1] - ends[number] for number in self.numbers]
 
 
-def dataset_of(rows: Sequence[TokenIds]) -> Any:
-    """Return rows as a `datasets.Dataset`, which shares a table's memory without a copy."""
+def dataset_of(rows: TrainingRows) -> Any:
+    """Return rows as a `datasets.Dataset`, which shares the table's memory without a copy."""
+    import pyarrow as pa
     from datasets import Dataset
     from datasets.fingerprint import generate_random_fingerprint
     from datasets.table import InMemoryTable
-
-    if not isinstance(rows, TrainingRows):
-        return Dataset.from_list(list(rows))
-    import pyarrow as pa
 
     def column(values: array[int], kind: pa.DataType) -> pa.Array:
         return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])

@@ -15,6 +15,7 @@ from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.recipe.shipped import FSDP2, zero
 from pipeline.rows.pairs import read_pairs
+from pipeline.rows.table import TokenTable, TrainingRows
 from pipeline.stages import dpo, sft
 from pipeline.steps import artifact
 from pipeline.train.trainer import load_trainable
@@ -132,7 +133,9 @@ def test_8_bit_optimizers_train_on_a_cpu(qlora, write_recipe, tmp_path, optimize
     qlora["trainer"] |= {"optim": optimizer}
     step = training_step(write_recipe(qlora), tmp_path / "runs")
     row = {"input_ids": [5, 6, 7, 2], "labels": [-100, 6, 7, 2]}
-    trainer = sft.make_trainer(step, [row] * 8, renderer_for(step).tokenizer)
+    table = TokenTable()
+    table.add("row 1", 1, row, whole=True)
+    trainer = sft.make_trainer(step, TrainingRows(table, [0] * 8), renderer_for(step).tokenizer)
     before = {
         name: weight.clone() for name, weight in adapter_weights(trainer.model, "default").items()
     }
