@@ -118,8 +118,11 @@ class Workload:
 
     def _training(self, step: StepSpec) -> Work:
         found = self._references(step, "train", max_length=step.options["trainer"]["max_length"])
-        ratio = step.options.get("lambda", 0.0)
-        rows, tokens = (round(count * (1 + ratio)) for count in (found.rows, found.tokens))
+        times = step.options.get("lambda", 0.0)
+        if "rows" in step.inputs:  # of rft as many rows a prompt as it may keep
+            times *= step.inputs["rows"].options.get("max_per_prompt", 1)
+        times += step.options.get("references", True)
+        rows, tokens = (round(count * times) for count in (found.rows, found.tokens))
         trained = round(tokens * _epochs(step, rows))
         return replace(found, rows=rows, trained=trained, assumes="rows" in step.inputs)
 

@@ -21,6 +21,7 @@ METHODS = {
     "sft": Method("pipeline.stages.sft", "trl.SFTConfig"),
     "bash": Method("pipeline.stages.bash", "trl.SFTConfig"),
     "rac": Method("pipeline.stages.rac", "trl.SFTConfig"),
+    "rft": Method("pipeline.stages.rft", "trl.SFTConfig"),
     "spin": Method("pipeline.stages.spin", "trl.DPOConfig"),
     "dpo": Method("pipeline.stages.dpo", "trl.DPOConfig"),
 }

@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from pipeline.steps.artifact import SAMPLES, StoredRows, read_rows, write_rows
 
-ROWS = "rows.jsonl"  # of contexts and corrections
+ROWS = "rows.jsonl"  # of contexts, corrections and kept answers
 PAIRS = "pairs.jsonl"
 
 

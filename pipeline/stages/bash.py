@@ -115,7 +115,7 @@ def plan(stage: Options, build: Builder) -> Model:
             runtime_options={**build.writing, "engine": stage.engine},
         )
         turns = build.recipe.trained_turns
-        model = sft.train_round(build, model, contexts, number, stage.ratio, turns=turns)
+        model = sft.train_round(build, model, contexts, number, stage.ratio, more=turns)
     return model
 
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.data.tasks import task_named
 from pipeline.errors import InputError, Problem, StepFailedError
 from pipeline.recipe.schema import Recipe, SamplingOptions, Source
 from pipeline.rows.stored import AnswerRow, PairRow
@@ -85,9 +84,11 @@ def plan(stage: Options, build: Builder) -> Model:
 
 def _ranking(task: str) -> dict[str, str]:
     """The option that says how answers are ranked: by the task's own grader, else by ROUGE-L."""
+    from pipeline.rows.graded import has_grader
+
     if task == "gsm8k":
         return {}
-    return {"told_by": "ROUGE-L"} if task_named(task).grade is None else {"task": task}
+    return {"task": task} if has_grader(task) else {"told_by": "ROUGE-L"}
 
 
 def write_pairs(step: StepContext) -> None:
@@ -123,9 +124,10 @@ def write_pairs(step: StepContext) -> None:
 
 def pair_of(rows: list[AnswerRow], task: str = "gsm8k") -> tuple[PairRow | None, bool]:
     """Return (pair or None, whether any answer was right) for one prompt's answers."""
+    from pipeline.rows.graded import is_right
     from pipeline.rows.pairs import own_pair
 
-    graded = [(row, _is_right(row, task)) for row in rows]
+    graded = [(row, is_right(row, task)) for row in rows]
     right = [row for row, is_right in graded if is_right and row["finished"]]
     chosen = right[0]["answer"] if right else rows[0]["reference"]
     wrong = [row for row, is_right in graded if not is_right and row["answer"] != chosen]
@@ -134,27 +136,15 @@ def pair_of(rows: list[AnswerRow], task: str = "gsm8k") -> tuple[PairRow | None,
     return own_pair(chosen=right[0] if right else None, rejected=wrong[0]), bool(right)
 
 
-def _is_right(row: AnswerRow, task: str) -> bool:
-    if task == "gsm8k":  # a number at the end of a cut answer may lack digits
-        from eval.graders.gsm8k import grade
-
-        cut = not row["finished"]
-        return grade(row["answer"], row["reference"], truncated=cut).value == "correct"
-    grade_own = task_named(task).grade
-    assert grade_own is not None  # else pairs are ranked by ROUGE-L
-    return grade_own(row["answer"], row["reference"])
-
-
 def pair_by_rouge(rows: list[AnswerRow]) -> PairRow | None:
     """Return the finished answer closest to the reference over the farthest, None if all tie.
 
     Also None for a reference that ROUGE cannot read.
     """
-    from eval.graders.rouge import f_measures
+    from pipeline.rows.graded import rouge_l
     from pipeline.rows.pairs import own_pair
 
-    scored = [(f_measures(row["answer"], row["reference"]), row) for row in rows]
-    known = [(scores["rougeL"], row) for scores, row in scored if scores is not None]
+    known = [(score, row) for row in rows if (score := rouge_l(row)) is not None]
     finished = [(score, row) for score, row in known if row["finished"]]
     if not finished:
         return None

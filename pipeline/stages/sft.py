@@ -12,6 +12,7 @@ number of processes, which is only recorded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.errors import InputError, Problem
@@ -50,11 +51,12 @@ def plan(stage: Options, build: Builder) -> Model:
 
 def train_round(
     build: Builder, model: Model, rows: StepSpec, number: int, ratio: float,
-    *, turns: dict[str, str] | None = None,
+    *, more: Mapping[str, Any] | None = None,
 ) -> Model:  # fmt: skip
-    """Add the training step of a BASH or RAC round; `ratio` is lambda.
+    """Add the training step of a round; `ratio` is lambda.
 
-    `turns` is the recipe's `trained_turns`, if `rows` has a row for each of them, too.
+    `more` are further options: the recipe's `trained_turns`, if `rows` has a row for each of them,
+    and `references: false` to train on `rows` alone.
     """
     return build.train(
         TRAIN,
@@ -62,7 +64,7 @@ def train_round(
         model=model,
         data={"train": build.train_rows},
         steps={"rows": rows},
-        more={"lambda": ratio, **(turns or {})},
+        more={"lambda": ratio, **(more or {})},
     )
 
 
@@ -105,7 +107,7 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[TokenTabl
             f"answer {row.row_id + 1}" if turns == "all" else f"row {source.skip + row.row_id + 1}"
         )
         table.add(name, len(row.prompt), ids, whole=row.whole)
-    numbers = list(range(len(table)))
+    numbers = list(range(len(table))) if options.get("references", True) else []
     if "rows" in step.locations:
         own = _self_generated(step, table, places)
         chosen = repeated(own, options["lambda"], seed=step.seed)
