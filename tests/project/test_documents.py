@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from eval.benchmarks import registry
 from pipeline.recipe import schema
-from pipeline.stages import bash, dpo, rac, spin
+from pipeline.recipe.registry import METHODS, method_module
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md")]
 
@@ -119,11 +119,12 @@ def test_every_key_of_a_recipe_is_described_with_its_default(heading, options):
 
 def test_every_key_of_a_method_is_described_with_its_default():
     shown = {(row[0], row[1]): row[2] for row in table_rows("Stages") if len(row) == 4}
-    methods = {"bash": bash.Options, "rac": rac.Options, "spin": spin.Options, "dpo": dpo.Options}
     assert shown == {
         (method, key): default
-        for method, options in methods.items()
-        for key, default in defaults_of(options, without=[schema.RoundOptions]).items()
+        for method in METHODS
+        for key, default in defaults_of(
+            method_module(method).Options, without=[schema.RoundOptions]
+        ).items()
     }
     page = " ".join((ROOT / "docs/recipe.md").read_text(encoding="utf-8").split())
     for key, default in defaults_of(schema.RoundOptions, without=[schema.StageOptions]).items():
