@@ -82,6 +82,7 @@ def add_steps(name: str, build: Builder, model: Model) -> StepSpec:
         role="test",
         title=f"answers for {name}",
         task=task,
+        samples=getattr(options, "samples", 1),
         max_new_tokens=options.max_new_tokens or _MAX_NEW_TOKENS.get(task),
         temperature=_TEMPERATURE.get(task, 0.0) if temperature is None else temperature,
         max_prompt_length=options.max_prompt_length,

@@ -267,6 +267,8 @@ def _asked_by(recipe: Recipe, step: StepSpec, benchmark: str) -> str:
     if shots := options.get("few_shot"):
         words.append(f"{shots} solved examples before each, no chat template")
     how = "greedy" if options["temperature"] == 0 else f"temperature {options['temperature']:g}"
+    if (samples := options["samples"]) > 1:
+        how = f"{samples} answers each, {how}"
     words.append(f"{how}, at most {options['max_new_tokens']} tokens")
     if limit := options["max_prompt_length"]:
         words.append(f"prompts cut to {limit} tokens")

@@ -14,6 +14,7 @@ from judge_servers import Served, completion, needs_serve, opinion, wait_for
 
 from eval.benchmarks import registry
 from eval.benchmarks.alpaca_files import read_annotations, read_model_outputs
+from eval.benchmarks.gsm8k import pass_at
 from eval.graders.alpaca import score
 from eval.report.collect import collect
 from eval.report.markdown import markdown
@@ -806,3 +807,35 @@ def _kill_when(condition, server):
     thread = threading.Thread(target=wait_and_kill)
     thread.start()
     return thread
+
+
+def test_pass_at_k_by_hand():
+    """Of 4 answers 1 is right: 1 drawn is right in 1/4, one of 2 in 1/2, one of 4 always."""
+    assert [pass_at(k, 4, 1) for k in (1, 2, 4)] == [0.25, 0.5, 1.0]
+    assert [pass_at(k, 4, 0) for k in (1, 2, 4)] == [0.0, 0.0, 0.0]
+    assert pass_at(2, 4, 3) == 1.0
+
+
+def test_several_answers_a_question_give_pass_at_k(recipe_dict, write_recipe, run_steps_here):
+    recipe_dict |= {"stages": {"base": {"method": "base"}}}
+    recipe_dict["benchmarks"] = {"gsm8k": {"samples": 3, "temperature": 0.7}}
+    path = write_recipe(recipe_dict)
+    plan, runs = run_steps_here(path)
+    result = result_of(plan, runs, "gsm8k")
+    assert list(result["measures"]) == ["pass@1", "pass@2", "pass@3", "cut off"]
+    assert result["primary"] == "pass@1" and result["n"] == 4 and result["ids"] == [0, 1, 2, 3]
+    answers = answers_of(plan, runs, "gsm8k")
+    assert [(row["id"], row["sample"]) for row in answers] == [
+        (row, sample) for row in range(4) for sample in range(3)
+    ]
+    cut = [sum(not row["finished"] for row in answers if row["id"] == one) / 3 for one in range(4)]
+    assert result["measures"]["cut off"]["scores"] == cut
+    assert result["counts"] == {"solved always": 0, "sometimes": 0, "never": 4}
+    text = markdown(collect(plan, runs, command=""))
+    assert "3 answers each, temperature 0.7" in text and "pass@3" in text
+
+
+def test_several_answers_at_temperature_0_are_a_problem(recipe_dict, write_recipe):
+    recipe_dict["benchmarks"] = {"gsm8k": {"samples": 3}}
+    found = problems_of(write_recipe(recipe_dict))
+    assert "all the same at temperature 0" in found["benchmarks.gsm8k.samples"]
