@@ -15,6 +15,8 @@ _TONES = {
 _MEANINGS = {
     "strict": "the number after the last ####",
     "flexible": "the last number of the answer",
+    "pass@1": "pass@k: the chance that at least one of k answers is right, by the number after the "
+    "last ####",
     "cut off": "answers that hit the token limit",
     "lm-eval strict": "the first #### number as lm-eval reads it, compared as text",
     "lm-eval flexible": "the last number as lm-eval reads it, compared as text",
