@@ -25,6 +25,7 @@ BENCHMARKS = {
     "alpaca": "eval.benchmarks.alpaca",
     "tldr": "eval.benchmarks.tldr",
     "gap": "eval.benchmarks.gap",
+    "recovery": "eval.benchmarks.recovery",
     "accuracy": "eval.benchmarks.accuracy",
     "rouge": "eval.benchmarks.rouge",
 }

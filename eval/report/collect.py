@@ -23,7 +23,7 @@ from eval.report.cells import (
     results_of,
 )
 from eval.report.costs import cost_charts, cost_summary_of, costs_of
-from eval.report.curves import gap_charts
+from eval.report.curves import gap_charts, recovery_charts
 from eval.report.precisions import describe_precisions, precision_warnings
 from eval.report.provenance import provenance_of
 from eval.report.sweeps import sweep_charts
@@ -126,6 +126,7 @@ def collect(
         charts=[
             *sweep_charts(plan, rows, figures),
             *gap_charts(plan, results),
+            *recovery_charts(plan, results),
             *cost_charts(rows, costs, baseline),
         ],
         warnings=warnings | precision_warnings(plan, records),

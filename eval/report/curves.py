@@ -1,10 +1,11 @@
-"""The charts of `gap`: losses over rates, and another benchmark's score by answer length."""
+"""The charts of `gap` and `recovery`, and of another benchmark's score by answer length."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from eval.benchmarks import recovery
 from eval.benchmarks.gap import NAME, fixed_stage
 from eval.report.cells import ByStage, Result, cell_of
 from eval.report.types import Chart, Curve, Point
@@ -55,6 +56,30 @@ def gap_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
             )
         )
     charts.append(_by_length(results))
+    return [chart for chart in charts if chart.curves]
+
+
+def recovery_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
+    """The charts of finished results; none if the recipe does not evaluate `recovery`."""
+    if recovery.NAME not in found:
+        return []
+    results = {stage: found[recovery.NAME][stage] for stage in plan.stages}
+    fixed = recovery.options_of(plan.recipe).fixed
+    charts = [
+        Chart(
+            name=f"{recovery.NAME}-{name}",
+            benchmark=recovery.NAME,
+            title=f"Right answers after replaced tokens of {whose}",
+            x_title="tokens replaced before the cut",
+            y_title="right in the end, %",
+            curves=_curves(results, name, is_rate=True),
+            note=note,
+        )
+        for name, whose, note in (
+            ("own", "the stage's own", "Each stage continues its own answers."),
+            ("fixed", fixed, f"All stages continue the same beginnings, written by {fixed}."),
+        )
+    ]
     return [chart for chart in charts if chart.curves]
 
 

@@ -29,6 +29,8 @@ _MEANINGS = {
     "tokens before them, from 0 to 1; lower is better",
     "slope, fixed contexts": "the same on contexts that one stage wrote for all (in a sweep of "
     "that stage: at each of its points)",
+    "recovery": "answers that are right in the end although some of the tokens before a cut were "
+    "replaced; right at k: with k of them replaced; kept, repaired: of rows right, wrong, at 0",
     "NLL at 0": "the loss of a reference token after reference tokens",
     "tokens changed": "those of own contexts at the highest rate that are not the reference's",
     "agrees": "tokens of a greedy answer before the first that is not the reference's",

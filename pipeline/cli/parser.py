@@ -195,7 +195,7 @@ _COMMANDS: dict[str, list[tuple[str, str, list[_Argument]]]] = {
                       help="folder of a model, adapter or finished step, or a hub id"),
             _argument("--benchmark", action="append", required=True, metavar="NAME",
                       dest="benchmarks",
-                      help="gsm8k, alpaca, tldr, gap, accuracy or rouge; repeatable"),
+                      help="gsm8k, alpaca, tldr, gap, recovery, accuracy or rouge; repeatable"),
             _argument("--data", metavar="SOURCE",
                       help="test rows, in place of the benchmark's own from the hub"),
             _argument("--limit", type=_count, metavar="N", help="only the first N test rows"),

@@ -22,7 +22,10 @@ from pipeline.steps.spec import StepSpec
 
 Item = TypeVar("Item")
 # Steps that write rows, or losses of rows, with a model.
-WRITING = ("answers", "contexts", "corrections", "gap-contexts", "gap-losses")
+WRITING = (
+    "answers", "contexts", "corrections", "gap-contexts", "gap-losses", "recovery-beginnings",
+    "recovery-answers",
+)  # fmt: skip
 # Rows that are tokenised; of more, this many, and the longest ones by their text.
 _MOST_ROWS, _LONGEST_ROWS = 5000, 64
 _DEFAULT_EPOCHS = 3.0  # of transformers (a test compares)
@@ -101,6 +104,8 @@ class Workload:
             "corrections": self._corrections,
             "gap-contexts": self._gap_contexts,
             "gap-losses": self._gap_losses,
+            "recovery-beginnings": self._recovery_beginnings,
+            "recovery-answers": self._recovery_answers,
         }
         return writers[step.kind](step) if step.kind in writers else Work()
 
@@ -166,6 +171,29 @@ class Workload:
         found = self._references(contexts, "test", max_length=contexts.options["max_length"])
         times = len(contexts.options["rates"])
         return replace(found, rows=found.rows * times, read=found.tokens * times)
+
+    def _recovery_beginnings(self, step: StepSpec) -> Work:
+        """One pass over prompt and beginning for each replaced token."""
+        answers = step.inputs["answers"]
+        found = self._answers(answers)
+        passes = sum(step.options["replaced"]) * len(step.options["cuts"])
+        halves = round(sum(step.options["cuts"]) / len(step.options["cuts"]) * found.written)
+        return replace(
+            found, rows=found.rows * passes, read=(found.read + halves) * passes, written=0
+        )
+
+    def _recovery_answers(self, step: StepSpec) -> Work:
+        """Beginnings are read, and as much written as is left of an answer."""
+        beginnings = step.inputs["beginnings"]
+        found = self._answers(beginnings.inputs["answers"])
+        ks, cuts = len(beginnings.options["replaced"]) + 1, beginnings.options["cuts"]
+        begun = round(sum(cuts) * found.written)
+        return replace(
+            found,
+            rows=found.rows * ks * len(cuts),
+            read=(found.read * len(cuts) + begun) * ks,
+            written=(found.written * len(cuts) - begun) * ks,
+        )
 
     def _corrections(self, step: StepSpec) -> Work:
         options = step.options

@@ -1,0 +1,484 @@
+"""recovery: whether a model still answers right after tokens that it should not have written.
+
+BASH and RAC claim to teach a model to go on from its own, imperfect tokens; this asks it to. A
+greedy answer to a held-out row is cut, some of the tokens before the cut are replaced by others
+that the model finds likely, and the model continues from there:
+
+    A(k) = share of answers that are right in the end, after k replaced tokens
+
+Decisions:
+1. Answers are cut after a quarter, half and three quarters of their tokens (`cuts`).
+2. k tokens before the cut are replaced, from left to right: each is drawn from the writer's own
+   distribution given the tokens before it, replaced ones included, but is never the token that
+   stood there and never a special token. Tokens are chosen at random places (`where: spread`) or
+   are the last ones (`end`); those of a smaller k are among those of a larger one. An answer with
+   fewer than k tokens before the cut has all of them replaced.
+3. Places and noise depend on (0, row, position): stages and training seeds are paired.
+4. The continuation is greedy and the whole answer has the usual token limit, so that k = 0 gives
+   the answer again, exactly so in float32. How often it does not is recorded.
+5. With `fixed: STAGE` every stage also continues the beginnings that this stage wrote, so that only
+   how they go on differs, not what they go on from.
+6. A row is one example: its score is the mean over cuts (and over k above 0 for the main number).
+   `kept` and `repaired` are that number among rows whose answer was right, and was wrong, without
+   replaced tokens; between stages they compare different rows unless beginnings are fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from statistics import mean
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
+
+from pydantic import Field
+
+from eval.benchmarks import registry
+from eval.benchmarks.results import answers_to_grade, store
+from eval.benchmarks.types import Benchmark, Options
+from eval.stats.measures import Measure, curve, measure
+from pipeline.data.tasks import Example
+from pipeline.errors import Problem, suggest
+from pipeline.recipe.schema import Recipe, Source
+from pipeline.rows.graded import has_grader, is_right
+from pipeline.rows.stored import ROWS, AnswerRow, read_answers
+from pipeline.steps.artifact import SAMPLES, read_rows
+
+if TYPE_CHECKING:
+    from pipeline.data.render import Renderer
+    from pipeline.stages.builder import Builder
+    from pipeline.steps.context import StepContext
+    from pipeline.steps.spec import Model, StepSpec
+
+NAME = "recovery"
+DEFAULT_ROWS = 64
+_NOISE_SEED = 0
+Key = tuple[int, int, int]  # row, number of the cut, k
+
+
+class Beginning(TypedDict):
+    """The tokens before a cut, some of them replaced (`rows.jsonl` of recovery-beginnings).
+
+    Attributes:
+        prompt: ids of the prompt.
+        ids: ids of the answer's tokens up to the cut.
+        replaced: how many of them were replaced; below k where there are too few.
+        digits: whether a replaced or a replacing token holds a digit.
+    """
+
+    id: int
+    cut: int
+    k: int
+    prompt: list[int]
+    ids: list[int]
+    replaced: int
+    digits: bool
+
+
+class RecoveryOptions(Options):
+    """Keys of `recovery`.
+
+    Attributes:
+        limit: use the first rows only; by default 64, or the limit of `data`.
+        cuts: where answers are cut, as shares of their tokens, rising.
+        replaced: how many tokens before a cut are replaced, rising.
+        where: whether those are at random places or the last ones.
+        fixed: a stage whose beginnings all stages continue too.
+    """
+
+    limit: int | None = Field(default=None, ge=1)
+    cuts: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[0.25, 0.5, 0.75], min_length=1)
+    replaced: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 2, 4, 8], min_length=1)
+    where: Literal["spread", "end"] = "spread"
+    fixed: str | None = None
+
+
+def check(recipe: Recipe) -> list[Problem]:
+    """Check that answers can be graded, that lists rise, and that the fixed stage exists."""
+    given, problems = options_of(recipe), []
+    if not has_grader(recipe.task):
+        message = f"{NAME} needs a task that grades answers; {recipe.task} does not, use gap"
+        problems.append(Problem("evaluate", message))
+    for key in ("cuts", "replaced"):
+        values = getattr(given, key)
+        if any(low >= high for low, high in pairwise(values)):
+            problems.append(Problem(f"benchmarks.{NAME}.{key}", f"{values} must increase"))
+    if given.fixed is not None and given.fixed not in recipe.stages:
+        stages = list(recipe.stages)
+        message = (
+            f'no stage "{given.fixed}"{suggest(given.fixed, stages)}; stages: {", ".join(stages)}'
+        )
+        problems.append(Problem(f"benchmarks.{NAME}.fixed", message))
+    return problems
+
+
+def options_of(recipe: Recipe) -> RecoveryOptions:
+    """The benchmark's keys."""
+    options = registry.options_of(recipe, NAME)
+    assert isinstance(options, RecoveryOptions)
+    return options
+
+
+def plan(build: Builder, model: Model) -> StepSpec:
+    """Answers, beginnings and continuations of the stage itself, those of the fixed stage, grades.
+
+    For the fixed stage itself both are the same steps, which run once.
+    """
+    answers, beginnings = _beginnings(build, model)
+    steps = {
+        "answers": answers,
+        "own": _continuations(build, model, beginnings, "own beginnings"),
+    }
+    if (fixed := options_of(build.recipe).fixed) is not None:
+        writer = build.sibling(fixed)
+        _, written = _beginnings(writer, writer.end)
+        steps["fixed"] = _continuations(build, model, written, f"beginnings of {fixed}")
+    return build.step(
+        NAME,
+        BENCHMARK.run,
+        title=f"grade {NAME}",
+        options={"grader": BENCHMARK.version, "task": build.recipe.task},
+        steps=steps,
+        main_process_only=True,
+        renders=False,
+    )
+
+
+def _beginnings(build: Builder, model: Model) -> tuple[StepSpec, StepSpec]:
+    """Add the steps in which a model answers, and in which it replaces tokens of its answers."""
+    recipe, given = build.recipe, options_of(build.recipe)
+    source = registry.test_source(recipe, NAME)
+    assert source is not None  # the recipe has been checked
+    keys = {} if given.data is None else {"test": f"benchmarks.{NAME}.data"}
+    answers = build.answers(
+        model,
+        source=_first_rows(given, source),
+        role="test",
+        title=f"answers for {NAME}",
+        max_new_tokens=given.max_new_tokens,
+        temperature=given.temperature or 0.0,
+        max_prompt_length=given.max_prompt_length,
+        keys=keys,
+    )
+    beginnings = build.step(
+        "recovery-beginnings",
+        "eval.benchmarks.recovery:write_beginnings",
+        title=f"beginnings for {NAME}",
+        model=model,
+        steps={"answers": answers},
+        options={
+            "cuts": given.cuts,
+            "replaced": given.replaced,
+            "where": given.where,
+            "noise_seed": _NOISE_SEED,
+            "dtype": recipe.reading_dtype,
+        },
+        runtime_options=build.writing,
+    )
+    return answers, beginnings
+
+
+def _first_rows(given: RecoveryOptions, source: Source) -> Source:
+    own = None if given.data is None else given.data.limit
+    return source.limited(given.limit or own or DEFAULT_ROWS)
+
+
+def _continuations(build: Builder, model: Model, beginnings: StepSpec, whose: str) -> StepSpec:
+    """Add the step in which a model continues beginnings."""
+    given = options_of(build.recipe)
+    return build.step(
+        "recovery-answers",
+        "eval.benchmarks.recovery:write_continuations",
+        title=f"continuations of {whose}",
+        model=model,
+        steps={"beginnings": beginnings},
+        options={
+            "max_new_tokens": given.max_new_tokens or build.recipe.generation.max_new_tokens,
+            "dtype": build.recipe.reading_dtype,
+        },
+        runtime_options=build.writing,
+    )
+
+
+def write_beginnings(step: StepContext) -> None:
+    """Step: cut every answer and replace tokens before the cut, at every cut and k; k = 0 none."""
+    from pipeline.data.render import renderer_for
+    from pipeline.models.load import load_to_read
+    from pipeline.rows.shards import length_buckets, write_in_shards
+
+    options, renderer = step.options, renderer_for(step)
+    model = load_to_read(step)
+    cut = [
+        _cut(answer, number, share, renderer, step)
+        for answer in read_answers(step.input_folders()["answers"])
+        for number, share in enumerate(options["cuts"])
+    ]
+
+    def make(items: Sequence[Beginning]) -> Iterator[Beginning]:
+        for group, at_once in length_buckets(items, _size, step.runtime_options["batch_tokens"]):
+            yield from replace_tokens(
+                model,
+                group,
+                renderer,
+                where=options["where"],
+                seed=options["noise_seed"],
+                batch_size=at_once,
+            )
+
+    rows = write_in_shards(
+        step,
+        [{**row, "k": k} for row in cut for k in (0, *options["replaced"])],
+        make,
+        key=_key,
+        size=_size,
+        row_key=_key,
+        tokens=lambda row: row["replaced"],
+        file_name=ROWS,
+    )
+    step.metrics |= {"rows": len(rows), "tokens_generated": sum(row["replaced"] for row in rows)}
+
+
+def _cut(
+    answer: AnswerRow, number: int, share: float, renderer: Renderer, step: StepContext
+) -> Beginning:
+    example = Example(
+        step.options["task"], answer["messages"], answer["reference"], tools=answer.get("tools")
+    )
+    ids = [token for token in answer["ids"] if token not in renderer.stop_ids]
+    return {
+        "id": answer["id"],
+        "cut": number,
+        "k": 0,
+        "prompt": renderer.prompt_ids(example),
+        "ids": ids[: int(share * len(ids))],
+        "replaced": 0,
+        "digits": False,
+    }
+
+
+def _key(row: Beginning | Mapping[str, Any]) -> Key:
+    return row["id"], row["cut"], row["k"]
+
+
+def _size(row: Beginning) -> int:
+    return len(row["prompt"]) + len(row["ids"])
+
+
+def replace_tokens(
+    model: Any,
+    rows: Sequence[Beginning],
+    renderer: Renderer,
+    *,
+    where: str,
+    seed: int,
+    batch_size: int,
+) -> Iterator[Beginning]:
+    """Replace k tokens of each beginning by other likely ones (decision 2).
+
+    Args:
+        model: the writer, in evaluation mode.
+        rows: beginnings as they were written; `k` says how many tokens to replace.
+        renderer: knows the special tokens and the ids without a token.
+        where: 'spread' or 'end'.
+        seed: with row id and position it determines places and tokens.
+        batch_size: rows per forward pass; it does not change the result.
+    """
+    import torch
+
+    from pipeline.decoding import noise
+    from pipeline.decoding.sampling import Sampling
+    from pipeline.rows.corrections import Own, batches, logits_at_answers
+
+    excluded = tuple({*renderer.special_ids, *renderer.stop_ids, *renderer.ids_without_token})
+    sampling = Sampling(seed, temperature=1.0, excluded_ids=excluded)
+    ids = [list(row["ids"]) for row in rows]
+    places = [_places(row, excluded, where, seed) for row in rows]
+    for turn in range(max((len(one) for one in places), default=0)):
+        # One pass per token to replace: it depends on those replaced before it.
+        turns = [number for number, one in enumerate(places) if len(one) > turn]
+        read = [
+            Own(
+                rows[number]["prompt"] + ids[number][: places[number][turn]],
+                [ids[number][places[number][turn]]],
+                rows[number]["id"],
+            )
+            for number in turns
+        ]
+        for batch in batches(model, read, batch_size):
+            ((_, logits_B1V),) = logits_at_answers(model, [read[place] for place in batch])
+            logits_BV = logits_B1V[:, 0].float()
+            said_B = torch.tensor([read[place].answer for place in batch]).to(logits_BV.device)
+            logits_BV.scatter_(1, said_B, float("-inf"))
+            row_B = torch.tensor([read[place].row_id for place in batch])
+            at_B = torch.tensor([places[turns[place]][turn] for place in batch])
+            key_B = noise.keys(seed, row_B, at_B, stream=noise.SAMPLE).to(logits_BV.device)
+            for place, token in zip(batch, sampling.sample(logits_BV, key_B).tolist(), strict=True):
+                ids[turns[place]][places[turns[place]][turn]] = token
+    for row, new, replaced in zip(rows, ids, places, strict=True):
+        changed = [token for at in replaced for token in (row["ids"][at], new[at])]
+        digits = any(character.isdigit() for character in renderer.tokenizer.decode(changed))
+        yield {**row, "ids": new, "replaced": len(replaced), "digits": digits}
+
+
+def _places(row: Beginning, excluded: Sequence[int], where: str, seed: int) -> list[int]:
+    """The positions to replace, rising; those of a smaller k are among them."""
+    import torch
+
+    from pipeline.decoding import noise
+
+    free = [place for place, token in enumerate(row["ids"]) if token not in excluded]
+    if where == "end":
+        return free[len(free) - row["k"] :] if row["k"] < len(free) else free
+    drawn = noise.keys(seed, torch.tensor(row["id"]), torch.tensor(free), stream=noise.REPLACE)
+    order = noise.uniform(drawn).argsort().tolist() if free else []
+    return sorted(free[place] for place in order[: row["k"]])
+
+
+def write_continuations(step: StepContext) -> None:
+    """Step: continue every beginning greedily, to the usual length of a whole answer."""
+    from pipeline.data.render import renderer_for
+    from pipeline.decoding.generate import Prompt, SamplingParams, iter_answers
+    from pipeline.models.load import load_to_read
+    from pipeline.rows.shards import length_buckets, write_in_shards
+
+    renderer, model = renderer_for(step), load_to_read(step)
+    written = cast(list[Beginning], read_rows(step.input_folders()["beginnings"] / ROWS))
+    limit = step.options["max_new_tokens"]
+
+    def room(row: Beginning) -> int:
+        return max(limit - len(row["ids"]), 1)
+
+    def size(row: Beginning) -> int:
+        return _size(row) + room(row)
+
+    def make(rows: Sequence[Beginning]) -> Iterator[dict[str, Any]]:
+        for group, at_once in length_buckets(rows, size, step.runtime_options["batch_tokens"]):
+            # Decoded as far as the one that may go farthest, and then cut.
+            how = SamplingParams(
+                max_new_tokens=max(map(room, group)),
+                stop_ids=renderer.stop_ids,
+                excluded_ids=renderer.ids_without_token,
+            )
+            prompts = [Prompt(row["id"], 0, row["prompt"] + row["ids"]) for row in group]
+            for place, ids in iter_answers(model, prompts, how, batch_size=at_once):
+                row = group[place]
+                whole = row["ids"] + ids[: room(row)]
+                yield {
+                    "id": row["id"],
+                    "cut": row["cut"],
+                    "k": row["k"],
+                    "replaced": row["replaced"],
+                    "digits": row["digits"],
+                    "ids": whole,
+                    "answer": renderer.answer_text(whole),
+                    "finished": whole[-1] in renderer.stop_ids,
+                    "written": len(whole) - len(row["ids"]),
+                }
+
+    rows = write_in_shards(
+        step,
+        written,
+        make,
+        key=_key,
+        size=size,
+        row_key=_key,
+        tokens=lambda row: row["written"],
+        file_name=SAMPLES,
+    )
+    step.metrics |= {"rows": len(rows), "tokens_generated": sum(row["written"] for row in rows)}
+
+
+def grade(step: StepContext) -> None:
+    """Step: grade the continued answers; writes grades.jsonl and result.json."""
+    folders, task = step.input_folders(), step.options["task"]
+    answers = {row["id"]: row for row in answers_to_grade(step)}
+    own = _right(read_rows(folders["own"] / SAMPLES), answers, task)
+    same = [
+        row["ids"] == answers[row["id"]]["ids"]
+        for row in read_rows(folders["own"] / SAMPLES)
+        if row["k"] == 0
+    ]
+    step.metrics["figures"] = {
+        "answers continued without a change": len(same),
+        "not continued to the same answer": same.count(False),
+    }
+    measures, curves = _measures(own, ""), {"own": _curve(own)}
+    if "fixed" in folders:
+        fixed = _right(read_rows(folders["fixed"] / SAMPLES), answers, task)
+        measures |= _measures(fixed, ", fixed")
+        curves["fixed"] = _curve(fixed)
+    grades = [
+        {
+            "id": row_id,
+            "verdict": f"{sum(found)} of {len(found)} right",
+            "right": {k: [bool(one) for one in own.by_k[k][row_id]] for k in own.by_k},
+        }
+        for row_id in own.ids
+        if (found := [one for k in own.above_0 for one in own.by_k[k][row_id]])
+    ]
+    store(step, grades=grades, measures=measures, counts={"continued": len(grades)}, curves=curves)
+
+
+class Right:
+    """Which continued answers are right.
+
+    Attributes:
+        ids: row ids.
+        by_k: k -> row id -> whether the answer is right, by cut.
+        digits: row id -> whether the answer is right, of those for which a digit was replaced.
+        words: the same, of those for which none was.
+    """
+
+    def __init__(self, ids: list[int], replaced: list[int]):
+        self.ids = ids
+        self.by_k: dict[int, dict[int, list[bool]]] = {k: {i: [] for i in ids} for k in replaced}
+        self.digits: dict[int, list[bool]] = {i: [] for i in ids}
+        self.words: dict[int, list[bool]] = {i: [] for i in ids}
+
+    @property
+    def above_0(self) -> list[int]:
+        """Every k but 0."""
+        return [k for k in self.by_k if k]
+
+    def at(self, *ks: int) -> list[float]:
+        """The score of each row: the mean over cuts and these k."""
+        return [mean(right for k in ks for right in self.by_k[k][i]) for i in self.ids]
+
+
+def _right(rows: list[Any], answers: Mapping[int, AnswerRow], task: str) -> Right:
+    found = Right(sorted({row["id"] for row in rows}), sorted({row["k"] for row in rows}))
+    for row in rows:
+        whole = cast(AnswerRow, {**answers[row["id"]], **row})
+        right = is_right(whole, task)
+        found.by_k[row["k"]][row["id"]].append(right)
+        if row["k"]:
+            (found.digits if row["digits"] else found.words)[row["id"]].append(right)
+    return found
+
+
+def _measures(found: Right, suffix: str) -> dict[str, Measure]:
+    """The main number, A(k) for every k, and the main number for some of the rows."""
+    whole, at_0 = found.at(*found.above_0), found.at(0)
+    parts: dict[str, list[float | None]] = {
+        "kept": [score if was == 1 else None for score, was in zip(whole, at_0, strict=True)],
+        "repaired": [score if was == 0 else None for score, was in zip(whole, at_0, strict=True)],
+        "digits replaced": [mean(found.digits[i]) if found.digits[i] else None for i in found.ids],
+        "no digits replaced": [mean(found.words[i]) if found.words[i] else None for i in found.ids],
+    }
+    return {
+        f"recovery{suffix}": measure(whole),
+        **{f"right at {k}{suffix}": measure(found.at(k)) for k in found.by_k},
+        **{
+            f"{name}{suffix}": measure(scores)
+            for name, scores in parts.items()
+            if any(score is not None for score in scores)
+        },
+    }
+
+
+def _curve(found: Right) -> dict[str, Any]:
+    return curve(found.ids, {str(k): measure(found.at(k)) for k in found.by_k})
+
+
+BENCHMARK = Benchmark(
+    run="eval.benchmarks.recovery:grade", options=RecoveryOptions, check=check, plan=plan
+)
