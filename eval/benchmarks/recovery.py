@@ -45,6 +45,7 @@ from pipeline.steps.artifact import SAMPLES, read_rows
 
 if TYPE_CHECKING:
     from pipeline.data.render import Renderer
+    from pipeline.decoding.sampling import Sampling
     from pipeline.stages.builder import Builder
     from pipeline.steps.context import StepContext
     from pipeline.steps.spec import Model, StepSpec
@@ -275,7 +276,7 @@ def replace_tokens(
     """Replace k tokens of each beginning by other likely ones (decision 2).
 
     Args:
-        model: the writer, in evaluation mode.
+        model: the writer.
         rows: beginnings as they were written; `k` says how many tokens to replace.
         renderer: knows the special tokens and the ids without a token.
         where: 'spread' or 'end'.
@@ -285,38 +286,57 @@ def replace_tokens(
     import torch
 
     from pipeline.decoding import noise
-    from pipeline.decoding.sampling import Sampling
-    from pipeline.rows.corrections import Own, batches, logits_at_answers
+    from pipeline.decoding.jacobi import Row
+    from pipeline.rows.contexts import fill
 
     excluded = tuple({*renderer.special_ids, *renderer.stop_ids, *renderer.ids_without_token})
-    sampling = Sampling(seed, temperature=1.0, excluded_ids=excluded)
-    ids = [list(row["ids"]) for row in rows]
     places = [_places(row, excluded, where, seed) for row in rows]
-    for turn in range(max((len(one) for one in places), default=0)):
-        # One pass per token to replace: it depends on those replaced before it.
-        turns = [number for number, one in enumerate(places) if len(one) > turn]
-        read = [
-            Own(
-                rows[number]["prompt"] + ids[number][: places[number][turn]],
-                [ids[number][places[number][turn]]],
-                rows[number]["id"],
-            )
-            for number in turns
-        ]
-        for batch in batches(model, read, batch_size):
-            ((_, logits_B1V),) = logits_at_answers(model, [read[place] for place in batch])
-            logits_BV = logits_B1V[:, 0].float()
-            said_B = torch.tensor([read[place].answer for place in batch]).to(logits_BV.device)
-            logits_BV.scatter_(1, said_B, float("-inf"))
-            row_B = torch.tensor([read[place].row_id for place in batch])
-            at_B = torch.tensor([places[turns[place]][turn] for place in batch])
-            key_B = noise.keys(seed, row_B, at_B, stream=noise.SAMPLE).to(logits_BV.device)
-            for place, token in zip(batch, sampling.sample(logits_BV, key_B).tolist(), strict=True):
-                ids[turns[place]][places[turns[place]][turn]] = token
-    for row, new, replaced in zip(rows, ids, places, strict=True):
-        changed = [token for at in replaced for token in (row["ids"][at], new[at])]
+    # The noise of a place is the same at every cut and k, and so is the token that stands there.
+    before: dict[int, int] = {}
+    touched = []
+    for row, replaced in zip(rows, places, strict=True):
+        key_N = noise.keys(
+            seed, torch.tensor(row["id"]), torch.tensor(replaced), stream=noise.SAMPLE
+        )
+        before |= zip(key_N.tolist(), (row["ids"][at] for at in replaced), strict=True)
+        mask = torch.zeros(len(row["ids"]), dtype=torch.bool)
+        mask[replaced] = True
+        touched.append(Row(row["prompt"], row["ids"], row["id"], mask))
+    numbers = [number for number, replaced in enumerate(places) if replaced]
+    done = fill(
+        model,
+        [touched[number] for number in numbers],
+        _others(before, seed, excluded),
+        engine="parallel",
+        context="mixed",
+        batch_size=batch_size,
+        warn=lambda sentence: None,
+    )
+    new = {numbers[place]: ids for place, ids in done}
+    for number, row in enumerate(rows):
+        ids = new.get(number, row["ids"])
+        changed = [token for at in places[number] for token in (row["ids"][at], ids[at])]
         digits = any(character.isdigit() for character in renderer.tokenizer.decode(changed))
-        yield {**row, "ids": new, "replaced": len(replaced), "digits": digits}
+        yield {**row, "ids": ids, "replaced": len(places[number]), "digits": digits}
+
+
+def _others(before: Mapping[int, int], seed: int, excluded: tuple[int, ...]) -> Sampling:
+    """Sampling at temperature 1 that never draws the token that stood at a place.
+
+    `before` maps the noise key of a place to that token.
+    """
+    import torch
+
+    from pipeline.decoding.sampling import Sampling
+
+    class Others(Sampling):
+        def sample(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
+            stood_N = torch.tensor([before[key] for key in key_N.tolist()])
+            scores_NV = logits_NV.float().clone()
+            scores_NV[torch.arange(len(stood_N)), stood_N] = float("-inf")
+            return super().sample(scores_NV, key_N)
+
+    return Others(seed, temperature=1.0, excluded_ids=excluded)
 
 
 def _places(row: Beginning, excluded: Sequence[int], where: str, seed: int) -> list[int]:
@@ -325,6 +345,8 @@ def _places(row: Beginning, excluded: Sequence[int], where: str, seed: int) -> l
 
     from pipeline.decoding import noise
 
+    if not row["k"]:
+        return []
     free = [place for place, token in enumerate(row["ids"]) if token not in excluded]
     if where == "end":
         return free[len(free) - row["k"] :] if row["k"] < len(free) else free

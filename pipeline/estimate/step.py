@@ -210,8 +210,6 @@ class MemoryEstimator:
             labels = slots * answer  # of the losses that are compared
         elif step.kind == "gap-losses" or options.get("correction") == "token":
             slots, sampled, labels = 0, 0, slots * answer
-        elif step.kind == "recovery-beginnings":
-            slots, sampled, labels = 0, slots, slots
         elif options.get("temperature", 0.0) == 0 and options.get("label") != "sample":
             sampled = 0
         return WritingPass(

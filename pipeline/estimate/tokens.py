@@ -173,13 +173,15 @@ class Workload:
         return replace(found, rows=found.rows * times, read=found.tokens * times)
 
     def _recovery_beginnings(self, step: StepSpec) -> Work:
-        """One pass over prompt and beginning for each replaced token."""
-        answers = step.inputs["answers"]
-        found = self._answers(answers)
-        passes = sum(step.options["replaced"]) * len(step.options["cuts"])
-        halves = round(sum(step.options["cuts"]) / len(step.options["cuts"]) * found.written)
+        """Prompt and beginning at every cut and k but 0."""
+        found = self._answers(step.inputs["answers"])
+        ks, cuts = len(step.options["replaced"]), step.options["cuts"]
+        begun = round(sum(cuts) * found.written)
         return replace(
-            found, rows=found.rows * passes, read=(found.read + halves) * passes, written=0
+            found,
+            rows=found.rows * ks * len(cuts),
+            read=(found.read * len(cuts) + begun) * ks,
+            written=found.rows * sum(step.options["replaced"]) * len(cuts),
         )
 
     def _recovery_answers(self, step: StepSpec) -> Work:

@@ -132,8 +132,34 @@ def iter_contexts(
             touched[place] = Row(row.prompt, row.ids, row.row_id, replaced)
         else:
             yield place, row.ids
-    if not touched:
+    places = list(touched)
+    for number, ids in fill(
+        model,
+        list(touched.values()),
+        sampling,
+        engine=engine,
+        context=context,
+        batch_size=batch_size,
+        warn=warn,
+    ):
+        yield places[number], ids
+
+
+@torch.no_grad()
+def fill(
+    model: Any,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    *,
+    engine: str,
+    context: str,
+    batch_size: int,
+    warn: Callable[[str], object],
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield (index in rows, ids with the positions to replace filled in), as `iter_contexts`."""
+    if not rows:
         return
+    touched = dict(enumerate(rows))
     was_training = model.training
     model.eval()
     try:

@@ -165,8 +165,8 @@ def test_the_work_is_counted(done):
     asked = work.of(answers)
     assert (asked.rows, asked.written) == (12, 12 * 12)
     found = work.of(beginnings)
-    assert found.rows == 12 * 3 * (1 + 2 + 4)
-    assert found.read == (asked.read + 12 * 6) * 3 * (1 + 2 + 4)
+    assert (found.rows, found.written) == (12 * 3 * 3, 12 * 3 * (1 + 2 + 4))
+    assert found.read == (3 * asked.read + 12 * 18) * 3
     found = work.of(result.inputs["own"])
     assert found.rows == 12 * 3 * 4
     assert (found.written, found.read) == (12 * (9 + 6 + 3) * 4, (3 * asked.read + 12 * 18) * 4)
