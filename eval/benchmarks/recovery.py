@@ -227,7 +227,7 @@ def write_beginnings(step: StepContext) -> None:
 
     rows = write_in_shards(
         step,
-        [{**row, "k": k} for row in cut for k in (0, *options["replaced"])],
+        [row | {"k": k} for row in cut for k in (0, *options["replaced"])],
         make,
         key=_key,
         size=_size,
