@@ -19,12 +19,13 @@ from eval.graders.length_control import WinRate
 from eval.judge.types import Comparison
 from eval.stats.measures import Measure, measure, replicated
 from pipeline.errors import InputError
-from pipeline.recipe.schema import AnySource, Source
+from pipeline.recipe.schema import AnySource, Judge, Source
 from pipeline.rows.stored import AnswerRow
 from pipeline.steps.identity import local_file
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import JudgedGradeOptions
 
 
 _HUB = "tatsu-lab/alpaca_eval"
@@ -60,7 +61,7 @@ BENCHMARK = Benchmark(
 )
 
 
-def grade_answers(step: StepContext) -> None:
+def grade_answers(step: StepContext[JudgedGradeOptions]) -> None:
     """Step: judge stored answers against the baseline's and score them.
 
     Writes model_outputs.json and annotations.json for the official tool, and grades.jsonl and
@@ -86,12 +87,12 @@ def grade_answers(step: StepContext) -> None:
     ]
     judgement = judge_comparisons(step, comparisons)
     model = f"{step.stage}-seed{step.seed}"
-    settings = step.runtime_options["judge"]
+    settings = Judge.model_validate(step.runtime_options["judge"])
     annotations = [
         {
             **row,
             "generator_2": model,
-            "annotator": " ".join(filter(None, ("bashrac", settings["engine"], settings["model"]))),
+            "annotator": " ".join(filter(None, ("bashrac", settings.engine, settings.model))),
             "preference": None if verdict.preference is None else 1 + verdict.preference,
         }
         for row, verdict in zip(pairs, judgement.verdicts, strict=True)
@@ -161,6 +162,9 @@ def _controlled(step: StepContext, result: WinRate) -> dict[str, Measure]:
         step.warn(f"no length-controlled win rate: {reason}")
         return {}
     assert result.lc_win_rate is not None
-    lc = result.lc_win_rate, result.lc_interval, result.n, list(result.lc_replicates)
-    more = {"C": result.C, "standard_error": result.lc_standard_error}
-    return {"LC win rate": {**replicated(*lc), **more}}
+    controlled = replicated(
+        result.lc_win_rate, result.lc_interval, result.n, list(result.lc_replicates)
+    )
+    controlled["C"] = result.C
+    controlled["standard_error"] = result.lc_standard_error
+    return {"LC win rate": controlled}

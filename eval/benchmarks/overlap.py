@@ -12,6 +12,7 @@ from pipeline.steps.artifact import RESULT, write_json, write_rows
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import OverlapOptions
 
 OVERLAPS = "overlaps.jsonl"
 
@@ -28,7 +29,7 @@ def benchmark_item(example: Example) -> BenchmarkItem:
     return BenchmarkItem(tuple(_spoken(example.messages)), example.reference)
 
 
-def check_overlap(step: StepContext) -> None:
+def check_overlap(step: StepContext[OverlapOptions]) -> None:
     """Step: find test rows among the training rows; writes overlaps.jsonl and result.json.
 
     The training rows come from the inputs `train` and `preferences`, one or both.
@@ -66,7 +67,9 @@ def _spoken(messages: Messages) -> list[str]:
     return [message["content"] for message in messages if message["role"] != "system"]
 
 
-def _training_rows(step: StepContext) -> dict[str, Sequence[Example] | Sequence[PreferencePair]]:
+def _training_rows(
+    step: StepContext[OverlapOptions],
+) -> dict[str, Sequence[Example] | Sequence[PreferencePair]]:
     from pipeline.data.load import load_examples, load_preferences
 
     task = step.options["task"]

@@ -21,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.recipe.schema import Source
 from pipeline.steps import artifact
 from pipeline.steps.identity import cache_folder, hub_commit, local_digest, local_file
+from pipeline.steps.record import Metrics
 
 Read = TypeVar("Read", Example, PreferencePair)
 
@@ -222,7 +223,7 @@ def _mixed(source: Source, parts: list[tuple[Source, list[Example]]]) -> list[Ex
     return mixed
 
 
-def count_parts(examples: Iterable[Example]) -> dict[str, dict[str, int]]:
+def count_parts(examples: Iterable[Example]) -> Metrics:
     """How many examples each part of a mixture gives, for a record; nothing for one source."""
     counts = Counter(example.part for example in examples)
     return {"sources": dict(counts)} if any(counts) else {}

@@ -21,8 +21,10 @@ from pipeline.estimate.skeleton import build
 from pipeline.estimate.tokens import WRITING, Work, trainer_options
 from pipeline.estimate.trace import TrainingPass, WritingPass, training_peak, writing_peak
 from pipeline.hardware.precision import Precision, choose, hardware_of_launch
+from pipeline.recipe.schema import LoraOptions
 from pipeline.recipe.shipped import REPLICATED, Launch
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
+from pipeline.steps.options import ComputingOptions, TrainOptions
 from pipeline.steps.spec import StepSpec
 from pipeline.train.sampler import micro_batches
 
@@ -100,7 +102,7 @@ class MemoryEstimator:
             reason = type(error).__name__
             return replace(nothing, unknown=f"the model's code cannot be traced ({reason})")
 
-    def _train(self, step: StepSpec, work: Work, limit: float) -> Estimate:
+    def _train(self, step: StepSpec[TrainOptions], work: Work, limit: float) -> Estimate:
         options, trainer, launch = step.options, trainer_options(step), self.launch
         rows, passes = micro_batches(
             options["batch_size"], launch.processes, step.runtime_options["micro_batch_size"]
@@ -141,7 +143,7 @@ class MemoryEstimator:
         )  # fmt: skip
 
     def _training(
-        self, given: TrainingPass, *, dtype: str, lora: dict[str, Any] | None,
+        self, given: TrainingPass, *, dtype: str, lora: LoraOptions | None,
         quantize: str | None, optimizer: str, copies_adapter: bool,
     ) -> tuple[Memory, Shape]:  # fmt: skip
         """Memory of a training process.
@@ -174,7 +176,7 @@ class MemoryEstimator:
         )  # fmt: skip
         return each, stored.shape
 
-    def _write(self, step: StepSpec, work: Work) -> Estimate:
+    def _write(self, step: StepSpec[ComputingOptions], work: Work) -> Estimate:
         given = self._writing_pass(step, work)
         precision = choose(step.options, self.hardware)
         adapter = step.inputs.get("adapter")

@@ -38,7 +38,12 @@ from pipeline.publish.stage import FinishedStage
 from pipeline.recipe.registry import method_module
 from pipeline.recipe.schema import Source
 from pipeline.steps import artifact
-from pipeline.steps.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL, EMBEDDED_PACKAGE
+from pipeline.steps.identity import (
+    EMBEDDED_HUB_ID,
+    EMBEDDED_MODEL,
+    EMBEDDED_PACKAGE,
+    OutsideIdentity,
+)
 from pipeline.steps.spec import StepSpec
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -210,7 +215,7 @@ def _describe_source(step: StepSpec, role: str) -> list[str]:
     return _describe_place(place, identity)
 
 
-def _describe_place(place: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+def _describe_place(place: dict[str, Any], identity: OutsideIdentity) -> list[str]:
     source = plain_name(place["source"])
     more = [f"{key} {code(str(place[key]))}" for key in ("name", "file") if place[key]]
     if "file" not in identity or identity.get("hub"):

@@ -54,6 +54,13 @@ class PairRow(TypedDict):
     rejected_finished: bool
 
 
+class Grade(TypedDict):
+    """A graded answer (`grades.jsonl`); each benchmark adds what its verdict is based on."""
+
+    id: int
+    verdict: str  # shown to users
+
+
 def read_answers(folder: Path) -> list[AnswerRow]:
     """Read the answers of a step."""
     return cast(list[AnswerRow], read_rows(folder / SAMPLES))
@@ -71,4 +78,4 @@ def read_pair_rows(folder: Path) -> list[PairRow]:
 
 def write_pair_rows(folder: Path, pairs: Sequence[PairRow]) -> None:
     """Write the pairs of a step."""
-    write_rows(folder / PAIRS, cast(Sequence[dict[str, Any]], pairs))
+    write_rows(folder / PAIRS, pairs)

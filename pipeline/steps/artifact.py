@@ -13,13 +13,16 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from pipeline.errors import BashracError, InputError
 from pipeline.lazy import Lazy
+
+if TYPE_CHECKING:
+    from pipeline.steps.record import Record, Records
 
 # Errors of the place written to, not of the program.
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -36,6 +39,13 @@ _NOT_RESULTS = (RECORD, SPEC, ERROR, PROGRESS, LOCK, HOLDER)
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 SAMPLES = "samples.jsonl"  # a model's answers, stored before anything grades them
 RESULT = "result.json"
+
+
+class FileDigest(TypedDict):
+    """A file of a result, as its record knows it."""
+
+    sha256: str
+    bytes: int
 
 
 def canonical_json(value: Any) -> str:
@@ -59,7 +69,7 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def written_files(directory: Path) -> dict[str, dict[str, Any]]:
+def written_files(directory: Path) -> dict[str, FileDigest]:
     """Return relative path -> {sha256, bytes} of every file of a result."""
     return {
         path.relative_to(directory).as_posix(): {
@@ -192,7 +202,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows as JSON lines, whole; returns how many."""
     count = 0
     with whole_file(path) as file:
@@ -272,13 +282,13 @@ def is_finished(directory: Path) -> bool:
     return (directory / RECORD).is_file()
 
 
-def write_record(directory: Path, record: dict[str, Any]) -> None:
+def write_record(directory: Path, record: Record) -> None:
     """Write the record of a step, which makes it finished, with a digest of its own."""
     plain = json.loads(json.dumps({key: record[key] for key in record if key != "digest"}))
     write_json(directory / RECORD, {**plain, "digest": fingerprint(plain)})
 
 
-def read_record(directory: Path) -> dict[str, Any]:
+def read_record(directory: Path) -> Record:
     """Read the record of a finished step.
 
     Raises:
@@ -308,9 +318,9 @@ def verify(directory: Path, *, weights: bool = False) -> None:
             raise InputError(f"{path} was not written by the step it lies in; move it elsewhere")
 
 
-def finished_records(runs: Path) -> dict[str, dict[str, Any]]:
+def finished_records(runs: Path) -> Records:
     """The records of all finished steps by fingerprint; damaged ones are left out."""
-    records = {}
+    records: Records = {}
     for file in runs.glob("steps/*/record.json"):
         try:
             record = read_record(file.parent)
@@ -320,7 +330,7 @@ def finished_records(runs: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def verify_files(directory: Path, known: dict[str, Any], *, weights: bool = False) -> None:
+def verify_files(directory: Path, known: dict[str, FileDigest], *, weights: bool = False) -> None:
     """See that some files of a finished step are as they were written; see `verify`."""
     for name, expected in known.items():
         path = directory / name
