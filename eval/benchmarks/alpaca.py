@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from eval.benchmarks.alpaca_files import (
+    Entry,
     read_difficulties,
     read_gamed,
     read_model_outputs,
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
 
 
 _HUB = "tatsu-lab/alpaca_eval"
+
+
+class Paired(TypedDict):
+    """The baseline's and the model's answer to one instruction, as AlpacaEval calls them."""
+
+    dataset: str
+    instruction: str
+    output_1: str
+    generator_1: str
+    output_2: str
 
 
 class AlpacaOptions(JudgedOptions):
@@ -99,8 +110,12 @@ def grade_answers(step: StepContext[JudgedGradeOptions]) -> None:
     ]
     write_annotations(step.directory / "annotations.json", annotations)
     outputs = [
-        {key: row[key] for key in ("dataset", "instruction")}
-        | {"output": row["output_2"], "generator": model}
+        {
+            "dataset": row["dataset"],
+            "instruction": row["instruction"],
+            "output": row["output_2"],
+            "generator": model,
+        }
         for row in pairs
     ]
     write_model_outputs(step.directory / "model_outputs.json", outputs)
@@ -125,7 +140,7 @@ def grade_answers(step: StepContext[JudgedGradeOptions]) -> None:
     )
 
 
-def _paired(sample: AnswerRow, baseline: dict[str, Any]) -> dict[str, Any]:
+def _paired(sample: AnswerRow, baseline: Entry) -> Paired:
     return {
         "dataset": str(baseline.get("dataset", "")),
         "instruction": baseline["instruction"],
@@ -136,7 +151,7 @@ def _paired(sample: AnswerRow, baseline: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tables(
-    step: StepContext, baseline: list[dict[str, Any]]
+    step: StepContext, baseline: list[Entry]
 ) -> tuple[dict[str, float] | None, list[tuple[float, ...]] | None]:
     """Read difficulties and gamed rows, if the step has them.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from eval.graders.overlap import BenchmarkItem, Overlaps, overlaps
 from pipeline.data.tasks import Example, Messages, PreferencePair
@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from pipeline.steps.options import OverlapOptions
 
 OVERLAPS = "overlaps.jsonl"
+
+
+class OverlapRow(TypedDict):
+    """A test row that shares words with training rows (`overlaps.jsonl`); see `Overlap`."""
+
+    id: int
+    where: str
+    training_rows: int
+    first_source: str
+    first_row: int
+    words: str
 
 
 def training_texts(row: Example | PreferencePair) -> list[str]:
@@ -100,7 +111,7 @@ def _streamed(
 
 def _as_rows(
     found: Overlaps, sources: dict[str, Sequence[Any]], skipped: dict[str, int]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[OverlapRow]:
     places = [(role, row) for role, rows in sources.items() for row, _ in enumerate(rows, start=1)]
     for overlap in found.found:
         source, row = places[overlap.first_row - 1]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.recipe.schema import Recipe
     from pipeline.steps.options import AnswerOptions, GapContextOptions
     from pipeline.steps.record import Records
-    from pipeline.steps.spec import StepSpec
+    from pipeline.steps.spec import Place, StepSpec
 
 _COMPARED = "slope, fixed contexts"  # a measure that is compared beside the benchmark's own
 _READ = (artifact.RESULT, artifact.SAMPLES, GRADES)  # the files that a report is made of
@@ -258,7 +258,8 @@ def _asked(plan: Plan, benchmark: str) -> str:
 def _asked_by(recipe: Recipe, step: StepSpec, benchmark: str) -> str:
     answers: StepSpec[AnswerOptions] = step.inputs["answers"]
     contexts: StepSpec[GapContextOptions] | None = step.inputs.get("contexts")
-    options, place = answers.options, asked(step).locations["test"]
+    options = answers.options
+    place: Place = asked(step).locations["test"]
     rows = f"{place['source']}/{place['file']}" if place["file"] else place["source"]
     rows += f", split {place['split']}" if place["revision"] and not place["file"] else ""
     words = [", ".join(filter(None, [f"rows of {rows}", Source(**place).describe_rows]))]

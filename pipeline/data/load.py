@@ -22,6 +22,7 @@ from pipeline.recipe.schema import Source
 from pipeline.steps import artifact
 from pipeline.steps.identity import cache_folder, hub_commit, local_digest, local_file
 from pipeline.steps.record import Metrics
+from pipeline.steps.spec import Place
 
 Read = TypeVar("Read", Example, PreferencePair)
 
@@ -48,7 +49,7 @@ class TokenRow:
 
 
 def load_examples(
-    source: dict[str, Any] | Source,
+    source: Place | Source,
     task: str,
     warn: Callable[[str], None] = print,
     renderer: Renderer | None = None,
@@ -110,7 +111,7 @@ def warn_of_repeats(
 
 
 def load_preferences(
-    source: dict[str, Any] | Source,
+    source: Place | Source,
     task: str,
     warn: Callable[[str], None] = print,
     renderer: Renderer | None = None,
@@ -229,7 +230,7 @@ def count_parts(examples: Iterable[Example]) -> Metrics:
     return {"sources": dict(counts)} if any(counts) else {}
 
 
-def _source(source: dict[str, Any] | Source) -> Source:
+def _source(source: Place | Source) -> Source:
     return source if isinstance(source, Source) else Source.model_validate(source)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict
 
 import torch
 
@@ -73,6 +74,21 @@ class Estimate:
         return self.memory.total if self.measured is None and self.memory else self.measured
 
 
+class LoadedModel(TypedDict):
+    """How a step loads its model."""
+
+    dtype: str
+    lora: LoraOptions | None
+    quantize: str | None
+
+
+class TrainedModel(LoadedModel):
+    """How a step loads and trains it."""
+
+    optimizer: str
+    copies_adapter: bool
+
+
 class MemoryEstimator:
     """Estimates the memory of steps; equal passes are traced once."""
 
@@ -124,7 +140,7 @@ class MemoryEstimator:
             reference=reference,
             on_gpu=not launch.use_cpu,
         )
-        settings: dict[str, Any] = {
+        settings: TrainedModel = {
             "dtype": precision.weights,
             "lora": options["lora"],
             "quantize": options.get("quantize"),
@@ -155,9 +171,9 @@ class MemoryEstimator:
         # Sharded weights are gathered in 16 bits under autocast, which then makes no copies.
         gathers = processes > 1 and kind != REPLICATED
         computed = given.autocast if gathers and given.autocast else dtype
-        options: dict[str, Any] = {"lora": lora, "quantize": quantize, "trust": self.trust}
-        stored = build(self.config, dtype=dtype, **options)
-        traced = stored if computed == dtype else build(self.config, dtype=computed, **options)
+        load = partial(build, self.config, lora=lora, quantize=quantize, trust=self.trust)
+        stored = load(dtype=dtype)
+        traced = stored if computed == dtype else load(dtype=computed)
         weights, trained = stored.weight_bytes, stored.trained
         gradients = sum(one.nbytes for one in trained)
         reference = weights if given.reference == "model" else 0
@@ -180,7 +196,7 @@ class MemoryEstimator:
         given = self._writing_pass(step, work)
         precision = choose(step.options, self.hardware)
         adapter = step.inputs.get("adapter")
-        settings: dict[str, Any] = {
+        settings: LoadedModel = {
             "dtype": precision.weights,
             "lora": adapter.options["lora"] if isinstance(adapter, StepSpec) else None,
             "quantize": step.options.get("quantize"),

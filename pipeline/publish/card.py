@@ -44,7 +44,7 @@ from pipeline.steps.identity import (
     EMBEDDED_PACKAGE,
     OutsideIdentity,
 )
-from pipeline.steps.spec import StepSpec
+from pipeline.steps.spec import Place, StepSpec
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _PAPER = (
@@ -207,7 +207,8 @@ def _data(found: FinishedStage) -> str:
 
 def _describe_source(step: StepSpec, role: str) -> list[str]:
     """Where rows come from, and what identifies them."""
-    place, identity = step.locations[role], step.inputs[role]
+    place: Place = step.locations[role]
+    identity = step.inputs[role]
     assert not isinstance(identity, StepSpec)
     if place["parts"]:
         described = map(_describe_place, place["parts"], identity["parts"])
@@ -215,7 +216,7 @@ def _describe_source(step: StepSpec, role: str) -> list[str]:
     return _describe_place(place, identity)
 
 
-def _describe_place(place: dict[str, Any], identity: OutsideIdentity) -> list[str]:
+def _describe_place(place: Place, identity: OutsideIdentity) -> list[str]:
     source = plain_name(place["source"])
     more = [f"{key} {code(str(place[key]))}" for key in ("name", "file") if place[key]]
     if "file" not in identity or identity.get("hub"):

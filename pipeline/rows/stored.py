@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
+from pipeline.data.tasks import Messages, Tools
 from pipeline.steps.artifact import SAMPLES, StoredRows, read_rows, write_rows
 
 ROWS = "rows.jsonl"  # of contexts and corrections
@@ -24,8 +25,8 @@ class AnswerRow(TypedDict):
 
     id: int
     sample: int
-    messages: list[dict[str, Any]]
-    tools: NotRequired[list[dict[str, Any]]]
+    messages: Messages
+    tools: NotRequired[Tools]
     reference: str
     few_shot: NotRequired[str]
     answer: str
@@ -45,8 +46,8 @@ class PairRow(TypedDict):
     """A preference pair (`pairs.jsonl`); `chosen_ids` is None where the reference is chosen."""
 
     id: int
-    prompt: list[dict[str, Any]]
-    tools: NotRequired[list[dict[str, Any]]]
+    prompt: Messages
+    tools: NotRequired[Tools]
     chosen: str
     rejected: str
     chosen_ids: list[int] | None

@@ -30,7 +30,7 @@ from pipeline.steps.options import (
     TrainOptions,
     WritingRuntime,
 )
-from pipeline.steps.spec import Model, StepSpec
+from pipeline.steps.spec import Model, Place, StepSpec
 
 
 @dataclass(frozen=True)
@@ -308,9 +308,9 @@ class Builder:
         )
 
 
-def _location(source: Source, role: str, identity: OutsideIdentity) -> dict[str, Any]:
+def _location(source: Source, role: str, identity: OutsideIdentity) -> Place:
     """Where a step finds a source, pinned to the commit in its identity."""
-    place = {**source.model_dump(), "split": source.split_for(role)}
+    place = cast(Place, {**source.model_dump(), "split": source.split_for(role)})
     if source.parts is not None:
         parts = zip(source.parts, identity["parts"], strict=True)
         place["parts"] = [_location(part, role, known) for part, known in parts]

@@ -24,6 +24,7 @@ from pipeline.lazy import Lazy
 if TYPE_CHECKING:
     from pipeline.steps.record import Record, Records
 
+JsonObject = dict[str, Any]
 # Errors of the place written to, not of the program.
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _LITTLE_DISK_MB = 64
@@ -193,7 +194,7 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """Read a JSON object; an empty one for a file that is not there or holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -212,7 +213,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[JsonObject]:
     """Read rows written by `write_rows`.
 
     Raises:
@@ -221,7 +222,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return list(_rows_of(path))
 
 
-class StoredRows(Lazy[dict[str, Any]]):
+class StoredRows(Lazy[JsonObject]):
     """Rows written by `write_rows`, read from their file when they are looked at.
 
     Raises:
@@ -240,10 +241,10 @@ class StoredRows(Lazy[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[JsonObject]:
         return _rows_of(self.path)
 
-    def item(self, number: int) -> dict[str, Any]:
+    def item(self, number: int) -> JsonObject:
         """Read a row."""
         return _row(self.path, number, self.line(number))
 
@@ -254,7 +255,7 @@ class StoredRows(Lazy[dict[str, Any]]):
             return file.read(self._starts[number + 1] - self._starts[number])
 
 
-def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
+def _rows_of(path: Path) -> Iterator[JsonObject]:
     # Bytes end lines at \n alone: answers may hold U+2028 and the like, which JSON leaves as it is.
     try:
         with path.open("rb") as file:
@@ -264,7 +265,7 @@ def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
         raise _unreadable(path, error) from None
 
 
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _row(path: Path, number: int, line: bytes) -> JsonObject:
     try:
         return json.loads(line)
     except ValueError:

@@ -30,6 +30,21 @@ def step_folder(kind: str, fingerprint: str) -> str:
     return f"{kind}-{fingerprint[:16]}"
 
 
+class Place(TypedDict):
+    """Where data from outside lies: the keys of a `Source`, pinned to the commit it was at."""
+
+    source: str
+    file: str | None
+    name: str | None
+    split: str
+    revision: str | None
+    skip: int
+    limit: int | None
+    skip_unusable: bool
+    share: float | None
+    parts: list[Place] | None
+
+
 class Identity(TypedDict):
     """What a step is known by; its fingerprint is the digest of this."""
 
@@ -54,8 +69,8 @@ class StepSpec(Generic[OptionsT]):
         options: everything but the inputs that decides the result.
         inputs: name -> another step (in step.json its fingerprint), or the identity of data or a
             model from outside.
-        locations: name -> where an input lies: a data source, a model's name, and in step.json the
-            folder of another step. Not part of identity.
+        locations: name -> where an input lies: the `Place` of data, a model's name, and in
+            step.json the folder of another step. Not part of identity.
         title: words for people.
         runtime_options: settings that do not change the result.
         main_process_only: whether the main process does the work while the others of a launch wait.
