@@ -162,7 +162,8 @@ def judged_measures(judgement: Judgement) -> dict[str, Measure]:
     assert judgement.win_rate is not None and interval is not None  # see _check_failures
     preferences = [verdict.preference for verdict in judgement.verdicts]
     win_rate = measure(preferences, verdicts=True)
-    win_rate |= {"value": judgement.win_rate, "low": interval.low, "high": interval.high}
+    win_rate["value"] = judgement.win_rate
+    win_rate["low"], win_rate["high"] = interval.low, interval.high
     measures: dict[str, Measure] = {"win rate": win_rate}
     if judgement.judged_both_ways:
         measures["order decides"] = measure([verdict.flips for verdict in judgement.verdicts])

@@ -120,10 +120,13 @@ def _on_gpu(record: Record) -> bool:
 
 def _padding(records: list[Record]) -> float | None:
     """The share of padding in all positions that training steps read."""
-    found = [record["metrics"] for record in records if "padding_share" in record["metrics"]]
-    tokens = sum(one["tokens_trained"] for one in found)
-    read = sum(one["tokens_trained"] / (1 - one["padding_share"]) for one in found)
-    return 1 - tokens / read if read else None
+    trained = [
+        (metrics["tokens_trained"], metrics["padding_share"])
+        for metrics in (record["metrics"] for record in records)
+        if "tokens_trained" in metrics and "padding_share" in metrics
+    ]
+    read = sum(tokens / (1 - padding) for tokens, padding in trained)
+    return 1 - sum(tokens for tokens, _ in trained) / read if read else None
 
 
 def cost_summary_of(

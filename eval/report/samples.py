@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from eval.benchmarks.results import read_grades
-from pipeline.data.tasks import Message, with_system
+from pipeline.data.tasks import with_system
 from pipeline.rows.stored import AnswerRow, Grade, read_answers
 from pipeline.steps import artifact
 
@@ -47,7 +47,7 @@ class SampleView:
 
     id: int
     seed: int
-    messages: list[Message]
+    messages: list[dict[str, str]]
     reference: str
     answers: dict[str, StageAnswer]
 
@@ -134,7 +134,7 @@ def _same(samples: list[AnswerRow], key: str) -> bool:
     return all(sample.get(key) == samples[0].get(key) for sample in samples)
 
 
-def _asked(samples: list[AnswerRow], system: str | None) -> list[Message]:
+def _asked(samples: list[AnswerRow], system: str | None) -> list[dict[str, str]]:
     """The messages as the model gets them (`pipeline.data.render`), as far as stages share them."""
     messages = samples[0]["messages"]
     if not _same(samples, "few_shot"):

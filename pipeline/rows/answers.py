@@ -155,6 +155,7 @@ def _read_prompts(
     if role == "test":
         warn_of_repeats(whole, source, step.warn)
     if "shots" in step.locations:
+        assert "few_shot" in options  # `Builder.answers` plans both
         shots = load_examples(step.source("shots"), options["task"], step.warn)
         if len(shots) < options["few_shot"]:
             raise InputError(
@@ -201,7 +202,7 @@ def _with_room(
     return fitting
 
 
-def answer_figures(rows: Sequence[AnswerRow]) -> dict[str, int]:
+def answer_figures(rows: Sequence[AnswerRow]) -> dict[str, float]:
     """Figures of a round's self-generated answers, from the rows of `samples.jsonl`."""
     return {
         "answers": len(rows),

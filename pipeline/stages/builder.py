@@ -283,7 +283,7 @@ class Builder:
             options["engine"] = "vllm"
         if shots is not None:
             assert shots.limit is not None  # as many as the benchmark's few_shot
-            options |= {"few_shot": shots.limit, "max_prompt_length": None}
+            options["few_shot"], options["max_prompt_length"] = shots.limit, None
         return self.step(
             "answers",
             "pipeline.answers:write_answers",

@@ -110,6 +110,7 @@ def read_training_rows(
         table.add(name, len(row.prompt), ids, whole=row.whole)
     numbers = list(range(len(table)))
     if "rows" in step.locations:
+        assert "lambda" in options  # `train_round` plans both
         own = _self_generated(step, table, places)
         chosen = repeated(own, options["lambda"], seed=step.seed)
         step.metrics["data"] = {**counts, "self_generated_rows": len(chosen)}

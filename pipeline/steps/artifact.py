@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypedDict
+from typing import IO, TYPE_CHECKING, Any, TypedDict, cast
 
 from pipeline.errors import BashracError, InputError
 from pipeline.lazy import Lazy
@@ -299,7 +299,7 @@ def read_record(directory: Path) -> Record:
     plain = dict(record) if isinstance(record, dict) else {}
     if plain.pop("digest", None) != fingerprint(plain):
         raise _changed(directory, directory / RECORD, "has been changed since it was written")
-    return record
+    return cast("Record", record)
 
 
 def verify(directory: Path, *, weights: bool = False) -> None:
