@@ -7,10 +7,9 @@ they were. `StepSpec` and `StepContext` take the type of their options as a para
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
-if TYPE_CHECKING:
-    from pipeline.recipe.schema import LoraOptions, TrainerOptions
+from pipeline.recipe.schema import LoraOptions, TrainerOptions
 
 
 class ModelOptions(TypedDict):
