@@ -262,7 +262,9 @@ def _asked_by(recipe: Recipe, step: StepSpec, benchmark: str) -> str:
     place: Place = asked(step).locations["test"]
     rows = f"{place['source']}/{place['file']}" if place["file"] else place["source"]
     rows += f", split {place['split']}" if place["revision"] and not place["file"] else ""
-    words = [", ".join(filter(None, [f"rows of {rows}", Source(**place).describe_rows]))]
+    words = [
+        ", ".join(filter(None, [f"rows of {rows}", Source.model_validate(place).describe_rows]))
+    ]
     if contexts is not None:
         rates, temperature = contexts.options["rates"], contexts.options["temperature"]
         listed = ", ".join(f"{rate:g}" for rate in rates)
