@@ -78,7 +78,7 @@ LENGTH = "length"
 _nats = partial(measure, unit="nats", better="lower")
 
 
-class ContextRow(SelfGeneratedRow):
+class Row(SelfGeneratedRow):
     """A context at one rate (`rows.jsonl`); its labels are the reference."""
 
     rate: float
@@ -279,7 +279,7 @@ def write_contexts(step: StepContext[GapContextOptions]) -> None:
     rates = options["rates"]
     mix = mixer(step, load_to_read(step), renderer, seed=options["noise_seed"])
 
-    def make(items: Sequence[tuple[TokenRow, int]]) -> Iterator[ContextRow]:
+    def make(items: Sequence[tuple[TokenRow, int]]) -> Iterator[Row]:
         for place, rate in enumerate(rates):
             for row in mix(rate, [row for row, at in items if at == place]):
                 yield {**row, "rate": rate}
@@ -315,13 +315,13 @@ def write_losses(step: StepContext[ComputingOptions]) -> None:
     from pipeline.rows.diagnostics import losses_as_done
     from pipeline.rows.shards import length_buckets, write_in_shards
 
-    written = _read_contexts(step.input_folders()["contexts"])
+    written = cast(list[Row], artifact.read_rows(step.input_folders()["contexts"] / ROWS))
     rates = sorted({row["rate"] for row in written})
     model, batch_tokens = load_to_read(step).eval(), step.runtime_options["batch_tokens"]
 
-    def make(rows: Sequence[ContextRow]) -> Iterator[LossRow]:
+    def make(rows: Sequence[Row]) -> Iterator[LossRow]:
         # A confident model often writes the reference; the loss of equal contexts is computed once.
-        alike: dict[tuple[int, ...], list[ContextRow]] = {}
+        alike: dict[tuple[int, ...], list[Row]] = {}
         for row in rows:
             alike.setdefault((row["id"], *row["input_ids"]), []).append(row)
         groups = list(alike.values())
@@ -347,11 +347,7 @@ def write_losses(step: StepContext[ComputingOptions]) -> None:
     step.metrics |= {"rows": len(rows), "tokens_read": sum(map(_size, written))}
 
 
-def _read_contexts(folder: Path) -> list[ContextRow]:
-    return cast(list[ContextRow], artifact.read_rows(folder / ROWS))
-
-
-def _loss_row(row: ContextRow, nats: float) -> LossRow:
+def _loss_row(row: Row, nats: float) -> LossRow:
     if not math.isfinite(nats):
         raise StepFailedError(
             f"the loss of row {row['id'] + 1} at rate {row['rate']:g} is {nats}: {NOT_FINITE}"
@@ -365,21 +361,21 @@ def _loss_row(row: ContextRow, nats: float) -> LossRow:
     }
 
 
-def labels_of(row: ContextRow) -> list[int]:
+def labels_of(row: Row) -> list[int]:
     """The token ids of the reference of a row."""
     return [label for label in row["labels"] if label != -100]
 
 
-def _size(row: ContextRow) -> int:
+def _size(row: Row) -> int:
     return len(row["input_ids"])
 
 
-def _written(row: ContextRow) -> int:
+def _written(row: Row) -> int:
     """Tokens that the model may have replaced: none at rate 0, which is the reference."""
     return len(labels_of(row)) if row["rate"] else 0
 
 
-def _changed(row: ContextRow) -> int:
+def _changed(row: Row) -> int:
     """The number of context tokens that differ from the reference."""
     pairs = zip(row["input_ids"], row["labels"], strict=True)
     return sum(label not in (-100, token) for token, label in pairs)
@@ -465,7 +461,7 @@ def _agreements(
     step: StepContext, contexts: Path, renderer: Renderer, ids: Sequence[int]
 ) -> list[tuple[int, int, bool]]:
     """For each row: tokens on which the greedy answer agrees, their total, and `is_reference`."""
-    rows = _read_contexts(contexts)
+    rows = cast(list[Row], artifact.read_rows(contexts / ROWS))
     references = {row["id"]: labels_of(row) for row in rows if row["rate"] == 0}
     answers = {
         row["id"]: renderer.own_answer_ids(row["ids"], finished=row["finished"])

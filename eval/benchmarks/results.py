@@ -7,12 +7,11 @@ stages can be compared on the same examples without grading again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from eval.stats.measures import Curve, Measure, Scored, ScoredMeasure, measure
 from pipeline.rows.stored import AnswerRow, Grade, read_answers
-from pipeline.steps.artifact import RESULT, read_rows, write_json, write_rows
+from pipeline.steps.artifact import RESULT, write_json, write_rows
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
@@ -38,11 +37,6 @@ class CurvedResult(Result):
 def answers_to_grade(step: StepContext) -> list[AnswerRow]:
     """Read the stored answers that a step grades."""
     return read_answers(step.input_folders()["answers"])
-
-
-def read_grades(folder: Path) -> list[Grade]:
-    """Read the grades of a step."""
-    return cast(list[Grade], read_rows(folder / GRADES))
 
 
 def cut_off(samples: Sequence[AnswerRow]) -> ScoredMeasure:

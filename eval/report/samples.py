@@ -5,18 +5,17 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from eval.benchmarks.results import read_grades
+from eval.benchmarks.results import GRADES
 from pipeline.data.tasks import with_system
-from pipeline.rows.stored import AnswerRow, Grade, read_answers
 from pipeline.steps import artifact
 
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
     from pipeline.steps.spec import StepSpec
 
-Row = TypeVar("Row", AnswerRow, Grade)
+Rows = dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -89,13 +88,12 @@ def _finished(plan: Plan, runs: Path, benchmark: str, seed: int) -> dict[str, St
 def _draw(
     steps: dict[str, StepSpec], runs: Path, count: int, seed: int, trained: int
 ) -> list[SampleView]:
-    samples: dict[str, dict[int, AnswerRow]] = {}
-    grades: dict[str, dict[int, Grade]] = {}
+    samples, grades = {}, {}
     for stage, step in steps.items():
         answers = step.inputs["answers"].directory(runs)
-        samples[stage] = _by_id(read_answers(answers))
-        grades[stage] = _by_id(read_grades(step.directory(runs)))
-    tables = [*samples.values(), *grades.values()]
+        samples[stage] = _by_id(artifact.read_rows(answers / artifact.SAMPLES))
+        grades[stage] = _by_id(artifact.read_rows(step.directory(runs) / GRADES))
+    tables: list[Rows] = [*samples.values(), *grades.values()]
     shared = sorted(set.intersection(*(set(table) for table in tables)))
     # In a sweep over data or prompts, rows of the same number may differ.
     asked = {row: [samples[stage][row] for stage in steps] for row in shared}
@@ -125,16 +123,16 @@ def _draw(
     ]
 
 
-def _by_id(rows: list[Row]) -> dict[int, Row]:
+def _by_id(rows: list[dict[str, Any]]) -> Rows:
     """Rows by example id; the first of several samples of an example."""
     return {row["id"]: row for row in reversed(rows)}
 
 
-def _same(samples: list[AnswerRow], key: str) -> bool:
+def _same(samples: list[dict[str, Any]], key: str) -> bool:
     return all(sample.get(key) == samples[0].get(key) for sample in samples)
 
 
-def _asked(samples: list[AnswerRow], system: str | None) -> list[dict[str, str]]:
+def _asked(samples: list[dict[str, Any]], system: str | None) -> list[dict[str, str]]:
     """The messages as the model gets them (`pipeline.data.render`), as far as stages share them."""
     messages = samples[0]["messages"]
     if not _same(samples, "few_shot"):

@@ -34,6 +34,13 @@ class AnswerRow(TypedDict):
     finished: bool
 
 
+class Grade(TypedDict):
+    """A graded answer (`grades.jsonl`); each benchmark adds what its verdict is based on."""
+
+    id: int
+    verdict: str  # shown to users
+
+
 class SelfGeneratedRow(TypedDict):
     """A training row (`rows.jsonl`); labels are -100 on the prompt and wherever there is none."""
 
@@ -53,13 +60,6 @@ class PairRow(TypedDict):
     chosen_ids: list[int] | None
     rejected_ids: list[int]
     rejected_finished: bool
-
-
-class Grade(TypedDict):
-    """A graded answer (`grades.jsonl`); each benchmark adds what its verdict is based on."""
-
-    id: int
-    verdict: str  # shown to users
 
 
 def read_answers(folder: Path) -> list[AnswerRow]:
