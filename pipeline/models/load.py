@@ -25,6 +25,7 @@ from pipeline.steps.identity import forget, model_identity
 from pipeline.steps.options import ComputingOptions, ModelOptions, RenderedModelOptions
 
 UNTRUSTED = Trust()
+_PADDING = re.compile(r"(?<![a-z])pad(ding)?(?![a-z])")
 
 
 class Terms(TypedDict):
@@ -39,9 +40,6 @@ class Weights(Terms):
 
     base: str
     adapter: str | None
-
-
-_PADDING = re.compile(r"(?<![a-z])pad(ding)?(?![a-z])")
 
 
 def load_config(model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED) -> Any:
