@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
@@ -84,7 +84,7 @@ def answers_of(given: Any, model: str, name: str, seeds: int) -> list[dict[str, 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
     plan = make_plan(load_recipe(str(file)))
-    return list(results_of(plan, given.runs, "model", "gsm8k").values())
+    return cast(list[Any], list(results_of(plan, given.runs, "model", "gsm8k").values()))
 
 
 def degrade(model: str, folder: Path, noise: float) -> None:

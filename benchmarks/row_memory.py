@@ -18,7 +18,7 @@ import tempfile
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets  # noqa: F401 - not to be counted
 import pyarrow as pa
@@ -37,6 +37,7 @@ from pipeline.rows.table import dataset_of  # noqa: E402
 from pipeline.stages import bash, sft  # noqa: E402
 from pipeline.steps import artifact  # noqa: E402
 from pipeline.steps.context import StepContext, write_spec  # noqa: E402
+from pipeline.steps.record import Record  # noqa: E402
 
 
 def main() -> None:
@@ -80,10 +81,9 @@ def measured(rows: int, words: int, folder: Path) -> Iterator[tuple[str, int, in
         row_key=lambda row: (row["id"],), tokens=sft.label_count, file_name=ROWS,
     )  # fmt: skip
     yield "written contexts, as the step holds them", held() - before, tokens
-    artifact.write_record(
-        contexts.directory,
-        {"metrics": {}, "files": artifact.written_files(contexts.directory), "fingerprint": ""},
-    )
+    files = artifact.written_files(contexts.directory)
+    record = {"metrics": {}, "files": files, "fingerprint": ""}
+    artifact.write_record(contexts.directory, cast(Record, record))
     del written, token_rows, examples
     before = held()
     checked, chosen = sft.read_training_rows(train, renderer)

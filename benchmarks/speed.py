@@ -41,6 +41,7 @@ from pipeline.plan.plan import Plan, make_plan  # noqa: E402
 from pipeline.recipe.schema import Source  # noqa: E402
 from pipeline.run.launcher import CPU_ALLOCATOR  # noqa: E402
 from pipeline.steps import artifact  # noqa: E402
+from pipeline.steps.record import Record  # noqa: E402
 from pipeline.steps.spec import StepSpec  # noqa: E402
 
 
@@ -137,7 +138,7 @@ def from_records(plan: Plan, runs: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def records(plan: Plan, runs: Path, stage: str) -> dict[str, dict[str, Any]]:
+def records(plan: Plan, runs: Path, stage: str) -> dict[str, Record]:
     """A stage's records by the kind of step."""
     steps: list[StepSpec] = plan.stage_steps[stage, 0]
     return {step.kind: artifact.read_record(step.directory(runs)) for step in steps}

@@ -12,10 +12,12 @@ from eval.benchmarks.types import Benchmark
 from eval.stats.measures import measure
 from pipeline.data.tasks import task_named
 from pipeline.errors import Problem
+from pipeline.rows.stored import Grade
 
 if TYPE_CHECKING:
     from pipeline.recipe.schema import Recipe
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import TaskGradeOptions
 
 
 def _check(recipe: Recipe) -> list[Problem]:
@@ -28,7 +30,7 @@ def _check(recipe: Recipe) -> list[Problem]:
 BENCHMARK = Benchmark(run="eval.benchmarks.accuracy:grade_answers", by_task=True, check=_check)
 
 
-def grade_answers(step: StepContext) -> None:
+def grade_answers(step: StepContext[TaskGradeOptions]) -> None:
     """Step: grade stored answers with the task's grader; writes grades.jsonl and result.json."""
     samples = answers_to_grade(step)
     grade = task_named(step.options["task"]).grade
@@ -40,7 +42,7 @@ def grade_answers(step: StepContext) -> None:
             f"the task's grade function rejects {refused} of {len(samples)} references, so answers "
             "equal to them count as wrong; fix it, or those rows"
         )
-    grades = [
+    grades: list[Grade] = [
         {"id": sample["id"], "verdict": "right" if is_right else "wrong"}
         for sample, is_right in zip(samples, right, strict=True)
     ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from eval.benchmarks.alpaca_files import (
+    Entry,
     read_difficulties,
     read_gamed,
     read_model_outputs,
@@ -19,15 +20,26 @@ from eval.graders.length_control import WinRate
 from eval.judge.types import Comparison
 from eval.stats.measures import Measure, measure, replicated
 from pipeline.errors import InputError
-from pipeline.recipe.schema import AnySource, Source
+from pipeline.recipe.schema import AnySource, Judge, Source
 from pipeline.rows.stored import AnswerRow
 from pipeline.steps.identity import local_file
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import JudgedGradeOptions
 
 
 _HUB = "tatsu-lab/alpaca_eval"
+
+
+class Paired(TypedDict):
+    """The baseline's and the model's answer to one instruction, as AlpacaEval calls them."""
+
+    dataset: str
+    instruction: str
+    output_1: str
+    generator_1: str
+    output_2: str
 
 
 class AlpacaOptions(JudgedOptions):
@@ -60,7 +72,7 @@ BENCHMARK = Benchmark(
 )
 
 
-def grade_answers(step: StepContext) -> None:
+def grade_answers(step: StepContext[JudgedGradeOptions]) -> None:
     """Step: judge stored answers against the baseline's and score them.
 
     Writes model_outputs.json and annotations.json for the official tool, and grades.jsonl and
@@ -86,20 +98,24 @@ def grade_answers(step: StepContext) -> None:
     ]
     judgement = judge_comparisons(step, comparisons)
     model = f"{step.stage}-seed{step.seed}"
-    settings = step.runtime_options["judge"]
+    settings = Judge.model_validate(step.runtime_options["judge"])
     annotations = [
         {
             **row,
             "generator_2": model,
-            "annotator": " ".join(filter(None, ("bashrac", settings["engine"], settings["model"]))),
+            "annotator": " ".join(filter(None, ("bashrac", settings.engine, settings.model))),
             "preference": None if verdict.preference is None else 1 + verdict.preference,
         }
         for row, verdict in zip(pairs, judgement.verdicts, strict=True)
     ]
     write_annotations(step.directory / "annotations.json", annotations)
     outputs = [
-        {key: row[key] for key in ("dataset", "instruction")}
-        | {"output": row["output_2"], "generator": model}
+        {
+            "dataset": row["dataset"],
+            "instruction": row["instruction"],
+            "output": row["output_2"],
+            "generator": model,
+        }
         for row in pairs
     ]
     write_model_outputs(step.directory / "model_outputs.json", outputs)
@@ -124,7 +140,7 @@ def grade_answers(step: StepContext) -> None:
     )
 
 
-def _paired(sample: AnswerRow, baseline: dict[str, Any]) -> dict[str, Any]:
+def _paired(sample: AnswerRow, baseline: Entry) -> Paired:
     return {
         "dataset": str(baseline.get("dataset", "")),
         "instruction": baseline["instruction"],
@@ -135,7 +151,7 @@ def _paired(sample: AnswerRow, baseline: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tables(
-    step: StepContext, baseline: list[dict[str, Any]]
+    step: StepContext, baseline: list[Entry]
 ) -> tuple[dict[str, float] | None, list[tuple[float, ...]] | None]:
     """Read difficulties and gamed rows, if the step has them.
 
@@ -161,6 +177,9 @@ def _controlled(step: StepContext, result: WinRate) -> dict[str, Measure]:
         step.warn(f"no length-controlled win rate: {reason}")
         return {}
     assert result.lc_win_rate is not None
-    lc = result.lc_win_rate, result.lc_interval, result.n, list(result.lc_replicates)
-    more = {"C": result.C, "standard_error": result.lc_standard_error}
-    return {"LC win rate": {**replicated(*lc), **more}}
+    controlled = replicated(
+        result.lc_win_rate, result.lc_interval, result.n, list(result.lc_replicates)
+    )
+    controlled["C"] = result.C
+    controlled["standard_error"] = result.lc_standard_error
+    return {"LC win rate": controlled}

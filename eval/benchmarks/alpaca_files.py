@@ -15,12 +15,14 @@ from eval.graders.length_control import as_gamed
 from pipeline.errors import InputError
 from pipeline.steps.artifact import whole_file
 
+# The fields below are checked; the files of others may have more.
+Entry = dict[str, Any]
 _OUTPUT_FIELDS = ("dataset", "instruction", "output", "generator")
 _PAIR_FIELDS = ("instruction", "output_1", "output_2")
 _ANNOTATION_FIELDS = (*_PAIR_FIELDS, "dataset", "generator_1", "generator_2", "annotator")
 
 
-def read_annotations(path: str | Path) -> list[dict[str, Any]]:
+def read_annotations(path: str | Path) -> list[Entry]:
     """Read an official annotation file, JSON or gzipped JSON: one dict per judged instruction.
 
     `output_1` is the baseline's answer, `output_2` the model's; `preference` may be null.
@@ -31,7 +33,7 @@ def read_annotations(path: str | Path) -> list[dict[str, Any]]:
     return _check_entries(path, _read_json(path), _PAIR_FIELDS, has_preference=True)
 
 
-def read_model_outputs(path: str | Path) -> list[dict[str, Any]]:
+def read_model_outputs(path: str | Path) -> list[Entry]:
     """Read a `model_outputs.json`; that of the baseline has AlpacaEval's instructions in order.
 
     Raises:
@@ -73,7 +75,7 @@ def _read_json(path: str | Path) -> Any:
 
 def _check_entries(
     path: str | Path, rows: Any, fields: Sequence[str], *, has_preference: bool = False
-) -> list[dict[str, Any]]:
+) -> list[Entry]:
     if not isinstance(rows, list):
         raise InputError(f"{path} must be a list of entries, as AlpacaEval's files are")
     for number, row in enumerate(rows):
@@ -105,7 +107,7 @@ def _is_preference(value: Any) -> bool:
     return isinstance(value, float | int) and (value == 0 or 1 <= value <= 2 or math.isnan(value))
 
 
-def _write_json(path: str | Path, rows: list[dict[str, Any]]) -> None:
+def _write_json(path: str | Path, rows: list[Entry]) -> None:
     entries = []
     for number, row in enumerate(rows):
         # NaN is not valid JSON; it is the only value that differs from itself.

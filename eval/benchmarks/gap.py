@@ -36,21 +36,28 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, cast
 
 from pydantic import Field
 
 from eval.benchmarks import registry
-from eval.benchmarks.results import answers_to_grade, store
+from eval.benchmarks.results import Result, answers_to_grade, store
 from eval.benchmarks.types import Benchmark, Options
 from eval.graders.gap import agreement, is_reference, slope, thirds
-from eval.stats.measures import Measure, curve, measure
+from eval.stats.measures import Curve, Measure, curve, measure
 from pipeline.data.tasks import Example
 from pipeline.errors import Problem, StepFailedError, suggest
 from pipeline.hardware.precision import NOT_FINITE
 from pipeline.recipe.schema import DEFAULT_MAX_LENGTH, Recipe, Share, Source
-from pipeline.rows.stored import ROWS
+from pipeline.rows.stored import ROWS, Grade, SelfGeneratedRow, read_answers
 from pipeline.steps import artifact
+from pipeline.steps.options import (
+    AnswerOptions,
+    ComputingOptions,
+    DecodingRuntime,
+    GapContextOptions,
+    GapGradeOptions,
+)
 from pipeline.steps.spec import Model
 
 if TYPE_CHECKING:
@@ -62,7 +69,6 @@ if TYPE_CHECKING:
 
 NAME = "gap"
 LOSSES = "losses.jsonl"
-Row = dict[str, Any]
 DEFAULT_ROWS = 128
 _NOISE_SEED = 0
 # The first of these that is evaluated gets its scores plotted against reference length.
@@ -70,6 +76,29 @@ _SCORED = ("gsm8k", "accuracy", "rouge")
 _NEARLY_GREEDY = 0.01
 LENGTH = "length"
 _nats = partial(measure, unit="nats", better="lower")
+
+
+class Row(SelfGeneratedRow):
+    """A context at one rate (`rows.jsonl`); its labels are the reference."""
+
+    rate: float
+
+
+class LossRow(TypedDict):
+    """The loss on a context (`losses.jsonl`), summed over its reference tokens."""
+
+    id: int
+    rate: float
+    nats: float
+    tokens: int
+    changed: int  # context tokens that differ from the reference
+
+
+class GapGrade(Grade):
+    """Of a row: the slope of its losses, and on how many tokens the greedy answer agrees."""
+
+    slope: float
+    agrees: int
 
 
 class GapOptions(Options):
@@ -132,7 +161,7 @@ def plan(build: Builder, model: Model) -> StepSpec:
         NAME,
         BENCHMARK.run,
         title=f"grade {NAME}",
-        options={"grader": BENCHMARK.version},
+        options=GapGradeOptions(**build.rendering(), grader=BENCHMARK.version),
         model=Model(base=None),  # only its tokenizer is loaded
         steps=steps,
         main_process_only=True,
@@ -166,27 +195,25 @@ def _rows(recipe: Recipe) -> Source:
 def _contexts(build: Builder, model: Model) -> StepSpec:
     """Add the step in which a model writes contexts at every rate."""
     recipe, given = build.recipe, options_of(build.recipe)
-    options: dict[str, Any] = {
-        "rates": given.rates,
-        "noise_seed": _NOISE_SEED,
-        "context": "mixed",
-        "temperature": given.temperature or 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "excluded_ids": None,
-        "max_length": recipe.trainer.get("max_length", DEFAULT_MAX_LENGTH),
-        "dtype": recipe.reading_dtype,
-    }
-    if given.max_prompt_length is not None:
-        options["max_prompt_length"] = given.max_prompt_length
     return build.step(
         "gap-contexts",
         "eval.gap_steps:write_contexts",
         title=f"contexts for {NAME}",
         model=model,
         data={"test": _rows(recipe)},
-        options=options,
-        runtime_options={**build.writing, "engine": "parallel"},
+        options=GapContextOptions(
+            **build.rendering(max_prompt_length=given.max_prompt_length),
+            rates=given.rates,
+            noise_seed=_NOISE_SEED,
+            context="mixed",
+            temperature=given.temperature or 1.0,
+            top_k=0,
+            top_p=1.0,
+            excluded_ids=None,
+            max_length=recipe.trainer.get("max_length", DEFAULT_MAX_LENGTH),
+            dtype=recipe.reading_dtype,
+        ),
+        runtime_options=DecodingRuntime(**build.writing, engine="parallel"),
         keys={} if given.data is None else {"test": f"benchmarks.{NAME}.data"},
     )
 
@@ -199,9 +226,8 @@ def _losses(build: Builder, model: Model, contexts: StepSpec, whose: str) -> Ste
         title=f"losses on {whose}",
         model=model,
         steps={"contexts": contexts},
-        options={"dtype": build.recipe.reading_dtype},
+        options=ComputingOptions(dtype=build.recipe.reading_dtype),
         runtime_options=build.writing,
-        renders=False,
     )
 
 
@@ -210,7 +236,8 @@ def _answers(build: Builder, model: Model, asked: dict[str, StepSpec]) -> StepSp
     recipe, given, rows = build.recipe, options_of(build.recipe), _rows(build.recipe)
     limit = given.max_prompt_length or recipe.prompt_limit(recipe.task)
     for name, result in asked.items():
-        answers, source = result.inputs["answers"], registry.test_source(recipe, name)
+        answers: StepSpec[AnswerOptions] = result.inputs["answers"]
+        source = registry.test_source(recipe, name)
         if (
             source is not None
             and source.limited(rows.limit) == rows
@@ -231,7 +258,7 @@ def _answers(build: Builder, model: Model, asked: dict[str, StepSpec]) -> StepSp
     )
 
 
-def write_contexts(step: StepContext) -> None:
+def write_contexts(step: StepContext[GapContextOptions]) -> None:
     """Step: write contexts for all held-out rows at all rates; at rate 0, the reference."""
     from pipeline.data.load import describe_losses, load_examples, tokenise, warn_of_repeats
     from pipeline.data.render import renderer_for
@@ -249,7 +276,7 @@ def write_contexts(step: StepContext) -> None:
     prompts = renderer.max_prompt_length
     if words := describe_losses(counts, max_length=longest, max_prompt_length=prompts):
         step.warn(words)
-    rates: list[float] = options["rates"]
+    rates = options["rates"]
     mix = mixer(step, load_to_read(step), renderer, seed=options["noise_seed"])
 
     def make(items: Sequence[tuple[TokenRow, int]]) -> Iterator[Row]:
@@ -277,7 +304,7 @@ def write_contexts(step: StepContext) -> None:
     }
 
 
-def write_losses(step: StepContext) -> None:
+def write_losses(step: StepContext[ComputingOptions]) -> None:
     """Step: compute the loss on each context, summed over its reference tokens, in nats.
 
     Raises:
@@ -288,11 +315,11 @@ def write_losses(step: StepContext) -> None:
     from pipeline.rows.diagnostics import losses_as_done
     from pipeline.rows.shards import length_buckets, write_in_shards
 
-    written = artifact.read_rows(step.input_folders()["contexts"] / ROWS)
+    written = cast(list[Row], artifact.read_rows(step.input_folders()["contexts"] / ROWS))
     rates = sorted({row["rate"] for row in written})
     model, batch_tokens = load_to_read(step).eval(), step.runtime_options["batch_tokens"]
 
-    def make(rows: Sequence[Row]) -> Iterator[Row]:
+    def make(rows: Sequence[Row]) -> Iterator[LossRow]:
         # A confident model often writes the reference; the loss of equal contexts is computed once.
         alike: dict[tuple[int, ...], list[Row]] = {}
         for row in rows:
@@ -320,7 +347,7 @@ def write_losses(step: StepContext) -> None:
     step.metrics |= {"rows": len(rows), "tokens_read": sum(map(_size, written))}
 
 
-def _loss_row(row: Row, nats: float) -> Row:
+def _loss_row(row: Row, nats: float) -> LossRow:
     if not math.isfinite(nats):
         raise StepFailedError(
             f"the loss of row {row['id'] + 1} at rate {row['rate']:g} is {nats}: {NOT_FINITE}"
@@ -373,11 +400,11 @@ class Losses:
     @classmethod
     def read(cls, folder: Path) -> Losses:
         """Read the losses stored by a step."""
-        rows = artifact.read_rows(folder / LOSSES)
+        rows = cast(list[LossRow], artifact.read_rows(folder / LOSSES))
         known = {(row["rate"], row["id"]): row for row in rows}
         rates, ids = sorted({rate for rate, _ in known}), sorted({row for _, row in known})
 
-        def table(name: str) -> list[list[float]]:
+        def table(name: Literal["nats", "changed"]) -> list[list[float]]:
             return [
                 [known[rate, i][name] / known[rate, i]["tokens"] for i in ids] for rate in rates
             ]
@@ -390,20 +417,20 @@ class Losses:
         return [slope(self.rates, row) for row in zip(*self.nats, strict=True)]
 
     @property
-    def curve(self) -> dict[str, Any]:
+    def curve(self) -> Curve:
         """One measure per rate."""
         points = zip(self.rates, self.nats, strict=True)
         return curve(self.ids, {f"{rate:g}": _nats(nats) for rate, nats in points})
 
 
-def grade(step: StepContext) -> None:
+def grade(step: StepContext[GapGradeOptions]) -> None:
     """Step: grade the losses on contexts; writes grades.jsonl and result.json."""
     from pipeline.data.render import renderer_for
 
     folders, renderer = step.input_folders(), renderer_for(step)
     own = Losses.read(folders["own"])
     agreed = _agreements(step, folders["contexts"], renderer, own.ids)
-    measures = {"gap slope": _nats(own.slopes)}
+    measures: dict[str, Measure] = {"gap slope": _nats(own.slopes)}
     curves = {"own": own.curve}
     if "fixed" in folders:
         fixed = Losses.read(folders["fixed"])
@@ -417,7 +444,7 @@ def grade(step: StepContext) -> None:
     }
     if "scored" in folders:
         curves[LENGTH] = _by_length(folders["scored"], folders["scored answers"], renderer, step)
-    grades = [
+    grades: list[GapGrade] = [
         {
             "id": row,
             "verdict": f"as the reference for {same} of {size} tokens",
@@ -434,7 +461,7 @@ def _agreements(
     step: StepContext, contexts: Path, renderer: Renderer, ids: Sequence[int]
 ) -> list[tuple[int, int, bool]]:
     """For each row: tokens on which the greedy answer agrees, their total, and `is_reference`."""
-    rows = artifact.read_rows(contexts / ROWS)
+    rows = cast(list[Row], artifact.read_rows(contexts / ROWS))
     references = {row["id"]: labels_of(row) for row in rows if row["rate"] == 0}
     answers = {
         row["id"]: renderer.own_answer_ids(row["ids"], finished=row["finished"])
@@ -446,22 +473,24 @@ def _agreements(
 
 
 def _by_length(
-    scored: Path, answers: Path, renderer: Renderer, step: StepContext
-) -> dict[str, Any]:
+    scored: Path, answers: Path, renderer: Renderer, step: StepContext[GapGradeOptions]
+) -> Curve:
     """The scores of another benchmark by the length of the reference."""
-    result = artifact.read_json(scored / artifact.RESULT)
+    result: Result = artifact.read_json(scored / artifact.RESULT)
     name = result["primary"]
-    scores = dict(zip(result["ids"], result["measures"][name]["scores"], strict=True))
+    primary = result["measures"][name]
+    assert "scores" in primary  # as those of all that are listed here
+    scores = dict(zip(result["ids"], primary["scores"], strict=True))
     lengths = {}
-    for row in artifact.read_rows(answers / artifact.SAMPLES):
+    for row in read_answers(answers):
         example = Example(step.options["task"], row["messages"], row["reference"])
         lengths[row["id"]] = len(renderer.answer_ids(example, example.reference))
     measures: dict[str, Measure] = {}
     for name_of_third, third in thirds(lengths).items():
         inside = [scores[i] if i in third else None for i in scores]
         if any(score is not None for score in inside):
-            measures[name_of_third] = measure(inside, unit=result["measures"][name]["unit"])
-    return curve(list(scores), measures, of=f"{result['benchmark']} {name}")
+            measures[name_of_third] = measure(inside, unit=primary["unit"])
+    return {**curve(list(scores), measures), "of": f"{result['benchmark']} {name}"}
 
 
 BENCHMARK = Benchmark(run="eval.gap_grades:grade", options=GapOptions, check=check, plan=plan)

@@ -13,20 +13,42 @@ from dataclasses import asdict
 from itertools import groupby
 from math import comb
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pydantic import Field
 
-from eval.benchmarks.results import Grade, answers_to_grade, cut_off, store
+from eval.benchmarks.results import answers_to_grade, cut_off, store
 from eval.benchmarks.types import Benchmark, Options
-from eval.stats.measures import measure
+from eval.stats.measures import Measure, measure
 from eval.stats.types import Outcome, Tally
 from pipeline.errors import Problem
 from pipeline.recipe.schema import AnySource, Recipe, Source
-from pipeline.rows.stored import AnswerRow
+from pipeline.rows.stored import AnswerRow, Grade
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
+
+
+_BOTH: tuple[Literal["strict"], Literal["flexible"]] = ("strict", "flexible")
+_LM_EVAL: tuple[Literal["lm-eval strict"], Literal["lm-eval flexible"]] = (
+    "lm-eval strict",
+    "lm-eval flexible",
+)
+_ByLmEval = TypedDict("_ByLmEval", {"lm-eval strict": bool, "lm-eval flexible": bool})
+
+
+class SampledGrade(Grade):
+    """Of a question with several answers."""
+
+    strict: list[str]
+
+
+class Gsm8kGrade(Grade, _ByLmEval):
+    """Both outcomes, as ours and as those of lm-eval, which knows right and wrong only."""
+
+    truncated: bool
+    strict: str
+    flexible: str
 
 
 _TRAIN = Source(source="openai/gsm8k", name="main", split="train")
@@ -76,24 +98,21 @@ def grade_answers(step: StepContext) -> None:
     samples = answers_to_grade(step)
     grades = [_grade_sample(sample) for sample in samples]
     if len({sample["id"] for sample in samples}) < len(samples):
-        _store_several(step, samples, grades)
+        _store_several(step, grades)
         return
-    measures = {
-        how: measure([row[how] == Outcome.CORRECT.value for row in grades])
-        for how in ("strict", "flexible")
+    measures: dict[str, Measure] = {
+        how: measure([row[how] == Outcome.CORRECT.value for row in grades]) for how in _BOTH
     }
     measures["cut off"] = cut_off(samples)
     if samples[0].get("few_shot"):
-        for how in ("lm-eval strict", "lm-eval flexible"):
+        for how in _LM_EVAL:
             measures[how] = measure([row[how] for row in grades])
     counts = asdict(Tally.count(row["strict"] for row in grades))
     del counts["n"]
     store(step, grades=grades, measures=measures, counts=counts)
 
 
-def _store_several(
-    step: StepContext, samples: Sequence[AnswerRow], grades: Sequence[Grade]
-) -> None:
+def _store_several(step: StepContext, grades: Sequence[Gsm8kGrade]) -> None:
     """Write grades and result of several answers per question; answers are in row order."""
     by_question = [list(group) for _, group in groupby(grades, key=itemgetter("id"))]
     right = [
@@ -101,7 +120,9 @@ def _store_several(
     ]
     count = len(by_question[0])
     sizes = [2**power for power in range(count.bit_length()) if 2**power < count] + [count]
-    measures = {f"pass@{k}": measure([pass_at(k, count, found) for found in right]) for k in sizes}
+    measures: dict[str, Measure] = {
+        f"pass@{k}": measure([pass_at(k, count, found) for found in right]) for k in sizes
+    }
     cut = [sum(one["truncated"] for one in answers) / count for answers in by_question]
     solved = {
         "solved always": sum(found == count for found in right),
@@ -111,11 +132,11 @@ def _store_several(
     store(
         step,
         grades=[
-            {
-                "id": answers[0]["id"],
-                "verdict": f"{found} of {count} correct",
-                "strict": [one["strict"] for one in answers],
-            }
+            SampledGrade(
+                id=answers[0]["id"],
+                verdict=f"{found} of {count} correct",
+                strict=[one["strict"] for one in answers],
+            )
             for answers, found in zip(by_question, right, strict=True)
         ],
         measures=measures | {"cut off": measure(cut)},
@@ -128,13 +149,18 @@ def pass_at(k: int, samples: int, right: int) -> float:
     return 1.0 - comb(samples - right, k) / comb(samples, k)
 
 
-def _grade_sample(sample: AnswerRow) -> Grade:
+def _grade_sample(sample: AnswerRow) -> Gsm8kGrade:
     # Imported here because compiling its patterns takes 20 ms, which `plan` and `report` can skip.
     from eval.graders.gsm8k import grade, lm_eval_correct
 
     answer, reference, truncated = sample["answer"], sample["reference"], not sample["finished"]
-    both = ("strict", "flexible")
-    ours = {how: grade(answer, reference, how=how, truncated=truncated).value for how in both}
-    theirs = {f"lm-eval {how}": lm_eval_correct(answer, reference, how=how) for how in both}
-    summary = {"id": sample["id"], "verdict": ours["strict"], "truncated": truncated}
-    return {**summary, **ours, **theirs}
+    ours = {how: grade(answer, reference, how=how, truncated=truncated).value for how in _BOTH}
+    return {
+        "id": sample["id"],
+        "verdict": ours["strict"],
+        "truncated": truncated,
+        "strict": ours["strict"],
+        "flexible": ours["flexible"],
+        "lm-eval strict": lm_eval_correct(answer, reference, how="strict"),
+        "lm-eval flexible": lm_eval_correct(answer, reference, how="flexible"),
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from eval.graders.overlap import BenchmarkItem, Overlaps, overlaps
 from pipeline.data.tasks import Example, Messages, PreferencePair
@@ -12,8 +12,20 @@ from pipeline.steps.artifact import RESULT, write_json, write_rows
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import OverlapOptions
 
 OVERLAPS = "overlaps.jsonl"
+
+
+class OverlapRow(TypedDict):
+    """A test row that shares words with training rows (`overlaps.jsonl`); see `Overlap`."""
+
+    id: int
+    where: str
+    training_rows: int
+    first_source: str
+    first_row: int
+    words: str
 
 
 def training_texts(row: Example | PreferencePair) -> list[str]:
@@ -28,7 +40,7 @@ def benchmark_item(example: Example) -> BenchmarkItem:
     return BenchmarkItem(tuple(_spoken(example.messages)), example.reference)
 
 
-def check_overlap(step: StepContext) -> None:
+def check_overlap(step: StepContext[OverlapOptions]) -> None:
     """Step: find test rows among the training rows; writes overlaps.jsonl and result.json.
 
     The training rows come from the inputs `train` and `preferences`, one or both.
@@ -66,7 +78,9 @@ def _spoken(messages: Messages) -> list[str]:
     return [message["content"] for message in messages if message["role"] != "system"]
 
 
-def _training_rows(step: StepContext) -> dict[str, Sequence[Example] | Sequence[PreferencePair]]:
+def _training_rows(
+    step: StepContext[OverlapOptions],
+) -> dict[str, Sequence[Example] | Sequence[PreferencePair]]:
     from pipeline.data.load import load_examples, load_preferences
 
     task = step.options["task"]
@@ -97,7 +111,7 @@ def _streamed(
 
 def _as_rows(
     found: Overlaps, sources: dict[str, Sequence[Any]], skipped: dict[str, int]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[OverlapRow]:
     places = [(role, row) for role, rows in sources.items() for row, _ in enumerate(rows, start=1)]
     for overlap in found.found:
         source, row = places[overlap.first_row - 1]

@@ -35,13 +35,14 @@ from pydantic import Field
 from eval.benchmarks import registry
 from eval.benchmarks.results import answers_to_grade, store
 from eval.benchmarks.types import Benchmark, Options
-from eval.stats.measures import Measure, curve, measure
+from eval.stats.measures import Curve, Measure, curve, measure
 from pipeline.data.tasks import Example
 from pipeline.errors import Problem, suggest
 from pipeline.recipe.schema import Recipe, Source
 from pipeline.rows.graded import has_grader, is_right
-from pipeline.rows.stored import ROWS, AnswerRow, read_answers
+from pipeline.rows.stored import ROWS, AnswerRow, Grade, read_answers
 from pipeline.steps.artifact import SAMPLES, read_rows
+from pipeline.steps.options import BeginningOptions, ContinuationOptions, TaskGradeOptions
 
 if TYPE_CHECKING:
     from pipeline.data.render import Renderer
@@ -73,6 +74,26 @@ class Beginning(TypedDict):
     ids: list[int]
     replaced: int
     digits: bool
+
+
+class Continuation(TypedDict):
+    """A continued answer (`samples.jsonl` of recovery-answers), with what its beginning was."""
+
+    id: int
+    cut: int
+    k: int
+    replaced: int
+    digits: bool
+    ids: list[int]
+    answer: str
+    finished: bool
+    written: int  # tokens after the beginning
+
+
+class RecoveryGrade(Grade):
+    """Of a row: whether its continued answers are right, by k and cut."""
+
+    right: dict[int, list[bool]]
 
 
 class RecoveryOptions(Options):
@@ -137,10 +158,9 @@ def plan(build: Builder, model: Model) -> StepSpec:
         NAME,
         BENCHMARK.run,
         title=f"grade {NAME}",
-        options={"grader": BENCHMARK.version, "task": build.recipe.task},
+        options=TaskGradeOptions(grader=BENCHMARK.version, task=build.recipe.task),
         steps=steps,
         main_process_only=True,
-        renders=False,
     )
 
 
@@ -166,13 +186,14 @@ def _beginnings(build: Builder, model: Model) -> tuple[StepSpec, StepSpec]:
         title=f"beginnings for {NAME}",
         model=model,
         steps={"answers": answers},
-        options={
-            "cuts": given.cuts,
-            "replaced": given.replaced,
-            "where": given.where,
-            "noise_seed": _NOISE_SEED,
-            "dtype": recipe.reading_dtype,
-        },
+        options=BeginningOptions(
+            **build.rendering(),
+            cuts=given.cuts,
+            replaced=given.replaced,
+            where=given.where,
+            noise_seed=_NOISE_SEED,
+            dtype=recipe.reading_dtype,
+        ),
         runtime_options=build.writing,
     )
     return answers, beginnings
@@ -192,15 +213,16 @@ def _continuations(build: Builder, model: Model, beginnings: StepSpec, whose: st
         title=f"continuations of {whose}",
         model=model,
         steps={"beginnings": beginnings},
-        options={
-            "max_new_tokens": given.max_new_tokens or build.recipe.generation.max_new_tokens,
-            "dtype": build.recipe.reading_dtype,
-        },
+        options=ContinuationOptions(
+            **build.rendering(),
+            max_new_tokens=given.max_new_tokens or build.recipe.generation.max_new_tokens,
+            dtype=build.recipe.reading_dtype,
+        ),
         runtime_options=build.writing,
     )
 
 
-def write_beginnings(step: StepContext) -> None:
+def write_beginnings(step: StepContext[BeginningOptions]) -> None:
     """Step: cut every answer and replace tokens before the cut, at every cut and k; k = 0 none."""
     from pipeline.data.render import renderer_for
     from pipeline.models.load import load_to_read
@@ -227,7 +249,7 @@ def write_beginnings(step: StepContext) -> None:
 
     rows = write_in_shards(
         step,
-        [row | {"k": k} for row in cut for k in (0, *options["replaced"])],
+        [_at(row, k) for row in cut for k in (0, *options["replaced"])],
         make,
         key=_key,
         size=_size,
@@ -239,7 +261,11 @@ def write_beginnings(step: StepContext) -> None:
 
 
 def _cut(
-    answer: AnswerRow, number: int, share: float, renderer: Renderer, step: StepContext
+    answer: AnswerRow,
+    number: int,
+    share: float,
+    renderer: Renderer,
+    step: StepContext[BeginningOptions],
 ) -> Beginning:
     example = Example(
         step.options["task"], answer["messages"], answer["reference"], tools=answer.get("tools")
@@ -254,6 +280,10 @@ def _cut(
         "replaced": 0,
         "digits": False,
     }
+
+
+def _at(row: Beginning, k: int) -> Beginning:
+    return {**row, "k": k}
 
 
 def _key(row: Beginning | Mapping[str, Any]) -> Key:
@@ -355,7 +385,7 @@ def _places(row: Beginning, excluded: Sequence[int], where: str, seed: int) -> l
     return sorted(free[place] for place in order[: row["k"]])
 
 
-def write_continuations(step: StepContext) -> None:
+def write_continuations(step: StepContext[ContinuationOptions]) -> None:
     """Step: continue every beginning greedily, to the usual length of a whole answer."""
     from pipeline.data.render import renderer_for
     from pipeline.decoding.generate import Prompt, SamplingParams, iter_answers
@@ -372,7 +402,7 @@ def write_continuations(step: StepContext) -> None:
     def size(row: Beginning) -> int:
         return _size(row) + room(row)
 
-    def make(rows: Sequence[Beginning]) -> Iterator[dict[str, Any]]:
+    def make(rows: Sequence[Beginning]) -> Iterator[Continuation]:
         for group, at_once in length_buckets(rows, size, step.runtime_options["batch_tokens"]):
             # Decoded as far as the one that may go farthest, and then cut.
             how = SamplingParams(
@@ -409,7 +439,7 @@ def write_continuations(step: StepContext) -> None:
     step.metrics |= {"rows": len(rows), "tokens_generated": sum(row["written"] for row in rows)}
 
 
-def grade(step: StepContext) -> None:
+def grade(step: StepContext[TaskGradeOptions]) -> None:
     """Step: grade the continued answers; writes grades.jsonl and result.json."""
     folders, task = step.input_folders(), step.options["task"]
     answers = {row["id"]: row for row in answers_to_grade(step)}
@@ -429,11 +459,11 @@ def grade(step: StepContext) -> None:
         measures |= _measures(fixed, ", fixed")
         curves["fixed"] = _curve(fixed)
     grades = [
-        {
-            "id": row_id,
-            "verdict": f"{sum(found)} of {len(found)} right",
-            "right": {k: [bool(one) for one in own.by_k[k][row_id]] for k in own.by_k},
-        }
+        RecoveryGrade(
+            id=row_id,
+            verdict=f"{sum(found)} of {len(found)} right",
+            right={k: own.by_k[k][row_id] for k in own.by_k},
+        )
         for row_id in own.ids
         if (found := [one for k in own.above_0 for one in own.by_k[k][row_id]])
     ]
@@ -497,7 +527,7 @@ def _measures(found: Right, suffix: str) -> dict[str, Measure]:
     }
 
 
-def _curve(found: Right) -> dict[str, Any]:
+def _curve(found: Right) -> Curve:
     return curve(found.ids, {str(k): measure(found.at(k)) for k in found.by_k})
 
 

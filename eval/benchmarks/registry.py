@@ -10,10 +10,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.benchmarks.types import Benchmark, JudgedOptions, Options
 from pipeline.recipe.schema import Recipe, Source
+from pipeline.steps.options import (
+    GradeOptions,
+    JudgedBy,
+    JudgedGradeOptions,
+    JudgingRuntime,
+    OverlapOptions,
+    TaskGradeOptions,
+)
 
 if TYPE_CHECKING:
     from pipeline.stages.builder import Builder
@@ -90,18 +98,22 @@ def add_steps(name: str, build: Builder, model: Model) -> StepSpec:
         shots=benchmark.shots(recipe, options),
         keys={**keys, "shots": f"benchmarks.{name}.shots"},
     )
-    judged = _judge(recipe, options) if benchmark.judged else {}
-    by_task = {"task": recipe.task} if benchmark.by_task else {}
+    graded: GradeOptions = {"grader": benchmark.version}
+    if benchmark.judged:
+        graded = JudgedGradeOptions(**graded, **_judge(recipe, options))
+    elif benchmark.by_task:
+        graded = TaskGradeOptions(**graded, task=recipe.task)
     return build.step(
         name,
         benchmark.run,
-        title=f"{'judge' if judged else 'grade'} {name}",
-        options={"grader": benchmark.version, **judged, **by_task},
+        title=f"{'judge' if benchmark.judged else 'grade'} {name}",
+        options=graded,
         steps={"answers": answers},
         data=dict(benchmark.files(options, test)),
-        runtime_options={"judge": recipe.judge.model_dump()} if judged and recipe.judge else {},
+        runtime_options=JudgingRuntime(judge=recipe.judge.model_dump())
+        if benchmark.judged and recipe.judge
+        else None,
         main_process_only=True,
-        renders=False,
         keys={
             "baseline": f"benchmarks.{name}.data",
             "difficulty": f"benchmarks.{name}.difficulty (a file, or null)",
@@ -129,14 +141,13 @@ def add_overlap(name: str, build: Builder) -> StepSpec:
         "overlap",
         "eval.contamination:check_overlap",
         title=f"overlap with {name}",
-        options={"n": 13, "task": recipe.task, "test_task": task_of(recipe, name)},
+        options=OverlapOptions(n=13, task=recipe.task, test_task=task_of(recipe, name)),
         data=data,
         main_process_only=True,
-        renders=False,
     )
 
 
-def _judge(recipe: Recipe, options: Options) -> dict[str, Any]:
+def _judge(recipe: Recipe, options: Options) -> JudgedBy:
     """All that determines verdicts: the judge, its template, and the orders."""
     from eval.judge.step import engine_for, template_for
 

@@ -7,17 +7,31 @@ stages can be compared on the same examples without grading again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eval.stats.measures import Measure, measure
-from pipeline.rows.stored import AnswerRow, read_answers
+from eval.stats.measures import Curve, Measure, Scored, ScoredMeasure, measure
+from pipeline.rows.stored import AnswerRow, Grade, read_answers
 from pipeline.steps.artifact import RESULT, write_json, write_rows
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
 
 GRADES = "grades.jsonl"
-Grade = dict[str, Any]  # `id`, `verdict` (shown to users), and what it is based on
+
+
+class Result(Scored):
+    """`result.json` of a benchmark."""
+
+    benchmark: str
+    primary: str
+    n: int
+    counts: dict[str, int]
+
+
+class CurvedResult(Result):
+    """`result.json` of a benchmark that has charts of its own."""
+
+    curves: dict[str, Curve]
 
 
 def answers_to_grade(step: StepContext) -> list[AnswerRow]:
@@ -25,7 +39,7 @@ def answers_to_grade(step: StepContext) -> list[AnswerRow]:
     return read_answers(step.input_folders()["answers"])
 
 
-def cut_off(samples: Sequence[AnswerRow]) -> Measure:
+def cut_off(samples: Sequence[AnswerRow]) -> ScoredMeasure:
     """Return the share of stored answers that ran into the token limit."""
     return measure([not sample["finished"] for sample in samples])
 
@@ -36,7 +50,7 @@ def store(
     grades: Sequence[Grade],
     measures: Mapping[str, Measure],
     counts: Mapping[str, int],
-    curves: Mapping[str, Any] | None = None,
+    curves: Mapping[str, Curve] | None = None,
 ) -> None:
     """Write grades.jsonl and result.json.
 
@@ -53,13 +67,13 @@ def store(
     if sum(counts.values()) != len(grades):
         raise ValueError(f"outcomes {dict(counts)} do not add up to {len(grades)} examples")
     write_rows(step.directory / GRADES, grades)
-    result = {
+    result: Result = {
         "benchmark": step.spec.kind,
         "primary": next(iter(measures)),
         "n": len(grades),
         "measures": dict(measures),
         "counts": dict(counts),
         "ids": [grade["id"] for grade in grades],
-        **({"curves": dict(curves)} if curves else {}),
     }
-    write_json(step.directory / RESULT, result)
+    charts = {"curves": dict(curves)} if curves else {}
+    write_json(step.directory / RESULT, {**result, **charts})

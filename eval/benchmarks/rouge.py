@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eval.benchmarks.results import Grade, answers_to_grade, cut_off, store
+from eval.benchmarks.results import answers_to_grade, cut_off, store
 from eval.benchmarks.types import Benchmark
 from eval.graders.rouge import MEASURES, f_measures
 from eval.stats.measures import Measure, measure
 from pipeline.errors import InputError
-from pipeline.rows.stored import AnswerRow
+from pipeline.rows.stored import AnswerRow, Grade
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
+
+
+class RougeGrade(Grade):
+    """F measures as fractions; None where ROUGE cannot read the reference."""
+
+    rouge1: float | None
+    rouge2: float | None
+    rougeL: float | None
 
 
 BENCHMARK = Benchmark(run="eval.rouge:grade_answers", version=2)
@@ -34,23 +42,31 @@ def grade_answers(step: StepContext) -> None:
 
 def rouge_measures(
     samples: list[AnswerRow],
-) -> tuple[dict[str, Measure], list[Grade]]:
+) -> tuple[dict[str, Measure], list[RougeGrade]]:
     """Return ROUGE-1, -2 and -L over stored answers, and one grade per answer.
 
     There are no measures if ROUGE cannot read any reference.
     """
     scores = [f_measures(sample["answer"], sample["reference"]) for sample in samples]
     names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-    measures = {
+    measures: dict[str, Measure] = {
         label: measure([None if score is None else score[name] for score in scores])
         for name, label in names.items()
         if any(score is not None for score in scores)
     }
-    grades: list[Grade] = []
+    grades: list[RougeGrade] = []
     for sample, score in zip(samples, scores, strict=True):
         verdict = (
             "reference unreadable" if score is None else f"ROUGE-L {100 * score['rougeL']:.1f}"
         )
-        found: dict[str, Any] = dict.fromkeys(MEASURES) if score is None else score
-        grades.append({"id": sample["id"], "verdict": verdict, **found})
+        found = score or dict.fromkeys(MEASURES)
+        grades.append(
+            {
+                "id": sample["id"],
+                "verdict": verdict,
+                "rouge1": found["rouge1"],
+                "rouge2": found["rouge2"],
+                "rougeL": found["rougeL"],
+            }
+        )
     return measures, grades

@@ -23,6 +23,7 @@ from pipeline.rows.stored import AnswerRow
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import JudgedGradeOptions
 
 
 class TldrOptions(JudgedOptions):
@@ -41,7 +42,7 @@ BENCHMARK = Benchmark(
 )
 
 
-def grade_answers(step: StepContext) -> None:
+def grade_answers(step: StepContext[JudgedGradeOptions]) -> None:
     """Step: judge stored summaries against the human ones; writes grades.jsonl and result.json."""
     samples = answers_to_grade(step)
     judgement = judge_comparisons(step, [comparison_of(sample) for sample in samples])

@@ -130,7 +130,10 @@ def judge(
     usage: Counter[str] = Counter()
     for reply in used:
         usage.update(reply.get("usage", {}))
-    answered = {name: Counter(reply[name] for reply in used if name in reply) for name in ORIGIN}
+    answered = {
+        name: Counter(said for reply in used if (said := reply.get(name)) is not None)
+        for name in ORIGIN
+    }
     changes = {name: to for reply in used for name, to in reply.get("request_changes", {}).items()}
     calls = sum(failures[key].asked if key in failures else True for key in asked)
     return Judgement(tuple(verdicts), plan, calls, usage, answered, changes)

@@ -97,6 +97,7 @@ class LocalJudge:
 
     def read(self, reply: Reply, template: Template) -> Reading:
         """The second label's share of the probability of both labels."""
+        assert "logprobs" in reply
         return reading_of(*reply["logprobs"])
 
     @cached_property
@@ -189,5 +190,6 @@ class ReferenceJudge:
 
     def read(self, reply: Reply, template: object) -> Reading:
         """1 for the second, 0 for the first, 0.5 for equal scores."""
+        assert "rouge_l" in reply
         first, second = reply["rouge_l"]
         return Reading(0.5 if first == second else float(second > first))

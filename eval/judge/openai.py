@@ -15,12 +15,12 @@ import re
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from eval.judge.replies import CUT, read_logprobs, reply_of
 from eval.judge.template import Template
-from eval.judge.types import ORIGIN, Failure, Question, Reading, Record, Reply
+from eval.judge.types import ORIGIN, Failure, Origin, Question, Reading, Record, Reply
 from pipeline.errors import InputError
 from pipeline.extras import require
 
@@ -158,7 +158,9 @@ class OpenAIJudge:
     def read(self, reply: Reply, template: Template) -> Reading:
         """Read log probabilities or text, whichever this judge uses."""
         if self.reads == "text":
+            assert "text" in reply
             return template.read_text(reply["text"])
+        assert "top_logprobs" in reply
         return read_logprobs(reply["top_logprobs"], template.labels)
 
     async def _ask_all(
@@ -349,9 +351,10 @@ def _without_key(text: str) -> str:
 
 
 def _reply_without_key(reply: Reply) -> Reply:
-    for name in (*ORIGIN, "text"):
-        if name in reply:
-            reply[name] = _without_key(reply[name])
+    texts: tuple[Origin | Literal["text"], ...] = (*ORIGIN, "text")
+    for name in texts:
+        if (said := reply.get(name)) is not None:
+            reply[name] = _without_key(said)
     for pair in reply.get("top_logprobs", []):
         pair[0] = _without_key(pair[0])
     return reply

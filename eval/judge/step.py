@@ -9,6 +9,7 @@ from eval.judge.template import Template, load_template
 from eval.stats.measures import Measure, measure
 from pipeline.errors import InputError, StepFailedError
 from pipeline.recipe.schema import Judge
+from pipeline.rows.stored import AnswerRow, Grade
 from pipeline.steps.artifact import fingerprint
 from pipeline.steps.context import changed_error
 from pipeline.steps.identity import forget
@@ -17,8 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eval.judge.types import Comparison, Engine, Judgement, Plan, Verdict
-    from pipeline.rows.stored import AnswerRow
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import JudgedGradeOptions
+
+
+class JudgedGrade(Grade):
+    """A judge's verdict on an answer; see `Verdict`."""
+
+    outcome: str
+    preference: float | None
+    by_order: dict[str, float | None]
+    reason: str
+    label_mass: float | None
+    truncated: bool
+
 
 REPLIES = "judge"  # a folder in the runs folder: judges' replies, shared by all recipes
 _FEW = 0.05
@@ -90,7 +103,9 @@ def describe_judge(settings: Judge) -> str:
     return f"{settings.model}{where}, reads {settings.reads}, {orders}"
 
 
-def judge_comparisons(step: StepContext, comparisons: Sequence[Comparison]) -> Judgement:
+def judge_comparisons(
+    step: StepContext[JudgedGradeOptions], comparisons: Sequence[Comparison]
+) -> Judgement:
     """Judge a step's comparisons, within the calls that are left.
 
     Replies are stored in the runs folder as they arrive, so a step that is run again after a
@@ -146,8 +161,10 @@ def judged_measures(judgement: Judgement) -> dict[str, Measure]:
     interval = judgement.interval
     assert judgement.win_rate is not None and interval is not None  # see _check_failures
     preferences = [verdict.preference for verdict in judgement.verdicts]
-    exact = {"value": judgement.win_rate, "low": interval.low, "high": interval.high}
-    measures = {"win rate": {**measure(preferences, verdicts=True), **exact}}
+    win_rate = measure(preferences, verdicts=True)
+    win_rate["value"] = judgement.win_rate
+    win_rate["low"], win_rate["high"] = interval.low, interval.high
+    measures: dict[str, Measure] = {"win rate": win_rate}
     if judgement.judged_both_ways:
         measures["order decides"] = measure([verdict.flips for verdict in judgement.verdicts])
     masses = [verdict.label_mass for verdict in judgement.verdicts]
@@ -156,7 +173,7 @@ def judged_measures(judgement: Judgement) -> dict[str, Measure]:
     return measures
 
 
-def judged_grades(samples: Sequence[AnswerRow], judgement: Judgement) -> list[dict[str, Any]]:
+def judged_grades(samples: Sequence[AnswerRow], judgement: Judgement) -> list[JudgedGrade]:
     """One row per example, with the judge's verdict."""
     return [
         {

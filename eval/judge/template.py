@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from eval.judge.types import Question, Reading
 from pipeline.errors import InputError, suggest
@@ -31,6 +31,14 @@ _REASONING_START = re.compile(
 )
 _NAMES = ("prompt", "first", "second", "reference")
 _FIELDS = ("system", "prompt", "label_request", "text_request", "labels", "tie", "pattern")
+
+
+class Asked(TypedDict):
+    """The parts of a template that the judge sees."""
+
+    system: str | None
+    prompt: str
+    request: str
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Template:
     tie: str | None = None
     pattern: str | None = None
 
-    def asked(self, reads: str) -> dict[str, Any]:
+    def asked(self, reads: str) -> Asked:
         """The parts of the template that the judge sees; cached replies are valid while they last.
 
         Raises:

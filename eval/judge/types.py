@@ -12,16 +12,30 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 from eval.stats.types import Interval
 
-# What we store of a judge's reply: `text`, `top_logprobs` (of the likeliest tokens), a local
-# judge's `logprobs` of the two labels, or the reference judge's `rouge_l`; for an endpoint also
-# `usage`, `request_changes` (see Judgement) and ORIGIN, which say who answered and how.
-Reply = dict[str, Any]
-ORIGIN = ("model", "finish_reason", "system_fingerprint")
+Origin = Literal["model", "finish_reason", "system_fingerprint"]
+ORIGIN: tuple[Origin, ...] = ("model", "finish_reason", "system_fingerprint")
 _LEAST_MASS = 0.5
+
+
+class Reply(TypedDict, total=False):
+    """What we store of a judge's reply: one of the first four; of an endpoint the others too.
+
+    ORIGIN says who answered and how; for `usage` and `request_changes` see `Judgement`.
+    """
+
+    text: str
+    top_logprobs: list[list[Any]]  # of the likeliest tokens: token, log probability
+    logprobs: list[float]  # of a local judge: of the two labels
+    rouge_l: list[float]  # of the reference judge: of the two answers
+    model: str
+    finish_reason: str
+    system_fingerprint: str
+    usage: dict[str, int]
+    request_changes: dict[str, str | None]
 
 
 class Failure(NamedTuple):

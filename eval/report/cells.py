@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from eval.benchmarks.results import Result
 from eval.report.types import Cell, Difference
 from eval.stats.holm import holm
-from eval.stats.measures import is_right_or_wrong, scale_of
+from eval.stats.measures import Measure, Scored, is_right_or_wrong, scale_of
 from pipeline.steps import artifact
 
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
 
-Result = dict[str, Any]
 ByStage = dict[str, dict[int, Result]]  # label -> seed -> a finished result
 
 
@@ -28,7 +29,7 @@ def results_of(plan: Plan, runs: Path, stage: str, benchmark: str) -> dict[int, 
     return found
 
 
-def cell_of(results: list[Result], name: str) -> Cell | None:
+def cell_of(results: Sequence[Scored], name: str) -> Cell | None:
     """The mean of a measure over the seeds that have it; None if they share no scored example."""
     having = [result for result in results if name in result["measures"]]
     measures = [result["measures"][name] for result in having]
@@ -57,14 +58,14 @@ def cell_of(results: list[Result], name: str) -> Cell | None:
     return Cell(*numbers, n, first["unit"], spread, better, seeds, tuple(each))
 
 
-def _cell_of_replicates(measures: list[dict[str, Any]]) -> Cell:
+def _cell_of_replicates(measures: list[Measure]) -> Cell:
     from eval.stats.seeds import estimate_of_replicates
 
     first, n = measures[0], min(measure["n"] for measure in measures)
     if len(measures) == 1:
         return Cell(first["value"], first["low"], first["high"], n)
     values = [measure["value"] for measure in measures]
-    found = estimate_of_replicates(values, [measure["replicates"] for measure in measures], n)
+    found = estimate_of_replicates(values, list(map(_replicates, measures)), n)
     return Cell(*found[:3], n, spread=found.spread, seeds=found.n_seeds, per_seed=tuple(values))
 
 
@@ -116,7 +117,7 @@ class _Pairing:
         n: examples.
     """
 
-    measure: dict[str, Any]
+    measure: Measure
     ours: list[list[float]]
     baseline: list[list[float]]
     values: list[float] | None
@@ -149,7 +150,7 @@ def _pair(ours: dict[int, Result], baseline: dict[int, Result], name: str) -> _P
         return _Pairing(first, columns[::2], columns[1::2], None, n) if n else None
     if any(ours["ids"] != baseline["ids"] for ours, baseline in pairs):
         return None  # resamples of different examples are not paired
-    replicates = [[pair[side]["replicates"] for pair in measures] for side in (0, 1)]
+    replicates = [[_replicates(pair[side]) for pair in measures] for side in (0, 1)]
     values = [ours["value"] - theirs["value"] for ours, theirs in measures]
     n = min(measure["n"] for pair in measures for measure in pair)
     return _Pairing(first, replicates[0], replicates[1], values, n)
@@ -189,13 +190,20 @@ def _are_binary(columns: list[list[float]], unit: str) -> bool:
     return all(is_right_or_wrong(column, unit) for column in columns)
 
 
-def _scores(result: Result, name: str) -> dict[Any, float]:
+def _replicates(measure: Measure) -> list[float]:
+    assert "replicates" in measure  # where one result of a measure has them, all have
+    return measure["replicates"]
+
+
+def _scores(result: Scored, name: str) -> dict[int, float]:
     """Example id -> score, without the examples that have none."""
-    scores = zip(result["ids"], result["measures"][name]["scores"], strict=True)
+    measure = result["measures"][name]
+    assert "scores" in measure  # else it has replicates
+    scores = zip(result["ids"], measure["scores"], strict=True)
     return {example: float(score) for example, score in scores if score is not None}
 
 
-def _on_common_ids(columns: list[dict[Any, float]]) -> list[list[float]]:
+def _on_common_ids(columns: list[dict[int, float]]) -> list[list[float]]:
     """Scores of the examples that every column has, in the same order."""
     common = [example for example in columns[0] if all(example in one for one in columns[1:])]
     return [[column[example] for example in common] for column in columns]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.benchmarks.registry import asked, judged_options_of
 from eval.benchmarks.results import GRADES
@@ -34,7 +34,9 @@ from pipeline.steps import artifact
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
     from pipeline.recipe.schema import Recipe
-    from pipeline.steps.spec import StepSpec
+    from pipeline.steps.options import AnswerOptions, GapContextOptions
+    from pipeline.steps.record import Records
+    from pipeline.steps.spec import Place, StepSpec
 
 _COMPARED = "slope, fixed contexts"  # a measure that is compared beside the benchmark's own
 _READ = (artifact.RESULT, artifact.SAMPLES, GRADES)  # the files that a report is made of
@@ -141,7 +143,7 @@ def collect(
 
 
 def _figures_and_warnings(
-    plan: Plan, finished: Sequence[StepSpec], records: dict[str, dict[str, Any]]
+    plan: Plan, finished: Sequence[StepSpec], records: Records
 ) -> tuple[list[Round], dict[str, dict[str, float]], dict[str, list[str]]]:
     """Rounds with their figures, figures by fingerprint, and warnings with the stages concerned."""
     rounds: list[Round] = []
@@ -255,12 +257,15 @@ def _asked(plan: Plan, benchmark: str) -> str:
 
 
 def _asked_by(recipe: Recipe, step: StepSpec, benchmark: str) -> str:
-    answers = step.inputs["answers"]
-    contexts = step.inputs.get("contexts")
-    options, place = answers.options, asked(step).locations["test"]
+    answers: StepSpec[AnswerOptions] = step.inputs["answers"]
+    contexts: StepSpec[GapContextOptions] | None = step.inputs.get("contexts")
+    options = answers.options
+    place: Place = asked(step).locations["test"]
     rows = f"{place['source']}/{place['file']}" if place["file"] else place["source"]
     rows += f", split {place['split']}" if place["revision"] and not place["file"] else ""
-    words = [", ".join(filter(None, [f"rows of {rows}", Source(**place).describe_rows]))]
+    words = [
+        ", ".join(filter(None, [f"rows of {rows}", Source.model_validate(place).describe_rows]))
+    ]
     if contexts is not None:
         rates, temperature = contexts.options["rates"], contexts.options["temperature"]
         listed = ", ".join(f"{rate:g}" for rate in rates)

@@ -7,15 +7,14 @@ share counts in the chain of each.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.report.types import Chart, Cost, CostSummary, Curve, Point, Row, Spent
 from pipeline.steps.spec import StepSpec
 
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
-
-Records = dict[str, dict[str, Any]]  # fingerprint of a finished step -> its record
+    from pipeline.steps.record import Record, Records
 
 
 def costs_of(plan: Plan, records: Records, baseline: str | None) -> list[Cost]:
@@ -57,7 +56,7 @@ def _cost(plan: Plan, records: Records, stage: str, baseline: str | None) -> Cos
     )
 
 
-def _chains(plan: Plan, records: Records, stage: str) -> dict[int, list[dict[str, Any]] | None]:
+def _chains(plan: Plan, records: Records, stage: str) -> dict[int, list[Record] | None]:
     """Seed -> records of all steps its weights came from; None where one is missing."""
     return {
         seed: _finished(_with_inputs(plan.stage_steps[stage, seed]), records)
@@ -81,14 +80,14 @@ def _with_inputs(steps: Iterable[StepSpec]) -> list[StepSpec]:
     return list(seen.values())
 
 
-def _finished(steps: Iterable[StepSpec], records: Records) -> list[dict[str, Any]] | None:
+def _finished(steps: Iterable[StepSpec], records: Records) -> list[Record] | None:
     """The records of steps that are all finished, else None."""
     found = [records.get(step.fingerprint) for step in steps]
     known = [record for record in found if record is not None]
     return known if len(known) == len(found) else None
 
 
-def _mean(seeds: Iterable[list[dict[str, Any]] | None]) -> Spent | None:
+def _mean(seeds: Iterable[list[Record] | None]) -> Spent | None:
     """The mean over finished seeds."""
     finished = [records for records in seeds if records is not None]
     if not finished:
@@ -102,7 +101,7 @@ def _mean(seeds: Iterable[list[dict[str, Any]] | None]) -> Spent | None:
     )
 
 
-def _sum(records: Iterable[dict[str, Any]]) -> Spent:
+def _sum(records: Iterable[Record]) -> Spent:
     spent = Spent(0.0, 0.0, 0, 0)
     for record in records:
         devices = record.get("processes", 1) if _on_gpu(record) else 1
@@ -115,16 +114,19 @@ def _sum(records: Iterable[dict[str, Any]]) -> Spent:
     return spent
 
 
-def _on_gpu(record: dict[str, Any]) -> bool:
+def _on_gpu(record: Record) -> bool:
     return not record["device"].startswith("cpu")
 
 
-def _padding(records: list[dict[str, Any]]) -> float | None:
+def _padding(records: list[Record]) -> float | None:
     """The share of padding in all positions that training steps read."""
-    found = [record["metrics"] for record in records if "padding_share" in record["metrics"]]
-    tokens = sum(one["tokens_trained"] for one in found)
-    read = sum(one["tokens_trained"] / (1 - one["padding_share"]) for one in found)
-    return 1 - tokens / read if read else None
+    trained = [
+        (metrics["tokens_trained"], metrics["padding_share"])
+        for metrics in (record["metrics"] for record in records)
+        if "tokens_trained" in metrics and "padding_share" in metrics
+    ]
+    read = sum(tokens / (1 - padding) for tokens, padding in trained)
+    return 1 - sum(tokens for tokens, _ in trained) / read if read else None
 
 
 def cost_summary_of(

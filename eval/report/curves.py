@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from eval.benchmarks import recovery
 from eval.benchmarks.gap import NAME, fixed_stage
-from eval.report.cells import ByStage, Result, cell_of
+from eval.benchmarks.results import CurvedResult
+from eval.report.cells import ByStage, cell_of
 from eval.report.types import Chart, Curve, Point
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def gap_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
     """The charts of finished results; none if the recipe does not evaluate `gap`."""
     if NAME not in found:
         return []
-    results = {stage: found[NAME][stage] for stage in plan.stages}
+    results = _curved(plan, found[NAME])
     fixed = fixed_stage(plan.recipe)
     charts = [
         Chart(
@@ -63,7 +64,7 @@ def recovery_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
     """The charts of finished results; none if the recipe does not evaluate `recovery`."""
     if recovery.NAME not in found:
         return []
-    results = {stage: found[recovery.NAME][stage] for stage in plan.stages}
+    results = _curved(plan, found[recovery.NAME])
     fixed = recovery.options_of(plan.recipe).fixed
     charts = [
         Chart(
@@ -83,10 +84,15 @@ def recovery_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
     return [chart for chart in charts if chart.curves]
 
 
-def _by_length(results: Mapping[str, Mapping[int, Result]]) -> Chart:
+def _curved(plan: Plan, found: ByStage) -> dict[str, dict[int, CurvedResult]]:
+    """The results of a benchmark that has charts, by stage and seed."""
+    return {stage: cast(dict[int, CurvedResult], found[stage]) for stage in plan.stages}
+
+
+def _by_length(results: Mapping[str, Mapping[int, CurvedResult]]) -> Chart:
     found = [one["curves"]["length"] for seeds in results.values() for one in seeds.values()
              if "length" in one["curves"]]  # fmt: skip
-    of = found[0]["of"] if found else ""
+    of = found[0].get("of", "") if found else ""
     unit = next(iter(found[0]["measures"].values()))["unit"] if found else ""
     return Chart(
         name=f"{NAME}-length",
@@ -101,7 +107,7 @@ def _by_length(results: Mapping[str, Mapping[int, Result]]) -> Chart:
 
 
 def _curves(
-    results: Mapping[str, Mapping[int, Result]], name: str, *, is_rate: bool
+    results: Mapping[str, Mapping[int, CurvedResult]], name: str, *, is_rate: bool
 ) -> list[Curve]:
     """A curve for each stage that has it, over its finished seeds."""
     curves = []

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.hardware.precision import Precision, of_earlier_version, read_precision
 
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
+    from pipeline.steps.record import Records
     from pipeline.steps.spec import StepSpec
-
-Records = dict[str, dict[str, Any]]  # fingerprint of a finished step -> its record
 
 
 def describe_precisions(plan: Plan, records: Records) -> str:

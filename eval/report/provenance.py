@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -12,9 +12,10 @@ from pipeline.steps.spec import step_folder
 
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
+    from pipeline.steps.record import Records
 
 
-def provenance_of(plan: Plan, records: dict[str, dict[str, Any]], command: str) -> Provenance:
+def provenance_of(plan: Plan, records: Records, command: str) -> Provenance:
     """Describe a plan.
 
     Args:

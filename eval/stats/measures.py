@@ -7,11 +7,49 @@ unless a measure names another unit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from eval.stats.types import Interval
 
-Measure = dict[str, Any]
+
+class _Value(TypedDict):
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    standard_error: NotRequired[float | None]
+
+
+class ScoredMeasure(_Value):
+    """A mean of scores: see `measure`."""
+
+    scores: list[float | None]
+    better: NotRequired[str]
+    verdicts: NotRequired[bool]
+
+
+class ReplicatedMeasure(_Value):
+    """A value that is no mean of scores: see `replicated`. `C` is of a length-controlled one."""
+
+    replicates: list[float]
+    C: NotRequired[float | None]
+
+
+Measure = ScoredMeasure | ReplicatedMeasure
+
+
+class Scored(TypedDict):
+    """What a result and a curve have in common: measures of the same examples, by name."""
+
+    ids: list[int]
+    measures: dict[str, Measure]
+
+
+class Curve(Scored):
+    """The data of a chart: a measure for each place on the x axis. `of`: what is measured."""
+
+    of: NotRequired[str]
 
 
 def scale_of(unit: str) -> int:
@@ -25,7 +63,7 @@ def measure(
     unit: str = "%",
     better: str = "higher",
     verdicts: bool = False,
-) -> Measure:
+) -> ScoredMeasure:
     """Return a measure: the mean score with its 95 % interval, and the scores.
 
     The interval is Wilson's where every score is 0 or 1, else that of a t test over examples.
@@ -52,16 +90,19 @@ def measure(
         interval = mean_over_seeds([known], verdicts=verdicts, shares=unit == "%")
     scale = scale_of(unit)
     value = sum(known) / len(known)
-    return {
+    found: ScoredMeasure = {
         "value": scale * value,
         "low": scale * interval.low,
         "high": scale * interval.high,
         "n": len(known),
         "unit": unit,
         "scores": list(scores),
-        **({} if better == "higher" else {"better": better}),
-        **({"verdicts": True} if verdicts else {}),
     }
+    if better != "higher":
+        found["better"] = better
+    if verdicts:
+        found["verdicts"] = True
+    return found
 
 
 def is_right_or_wrong(scores: Sequence[float], unit: str) -> bool:
@@ -69,20 +110,28 @@ def is_right_or_wrong(scores: Sequence[float], unit: str) -> bool:
     return unit == "%" and all(score in (0.0, 1.0) for score in scores)
 
 
-def replicated(value: float, interval: Interval | None, n: int, replicates: list[float]) -> Measure:
+def replicated(
+    value: float, interval: Interval | None, n: int, replicates: list[float]
+) -> ReplicatedMeasure:
     """Return a measure that is no mean of scores, in percent.
 
     `replicates` are its values on bootstrap resamples of the examples; two results on the same
     examples have the same resamples, so their differences are paired.
     """
     low, high = (value, value) if interval is None else (interval.low, interval.high)
-    unit = {"unit": "%", "replicates": replicates}
-    return {"value": value, "low": low, "high": high, "n": n, **unit}
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": n,
+        "unit": "%",
+        "replicates": replicates,
+    }
 
 
-def curve(ids: Sequence[int], measures: Mapping[str, Measure], **more: Any) -> dict[str, Any]:
+def curve(ids: Sequence[int], measures: Mapping[str, Measure]) -> Curve:
     """Return one curve of a result: a measure for each place on the x axis, and its own examples.
 
     It is shaped as a result is, so that seeds and stages are compared point by point alike.
     """
-    return {"ids": list(ids), "measures": dict(measures), **more}
+    return {"ids": list(ids), "measures": dict(measures)}

@@ -21,6 +21,8 @@ from pipeline.errors import InputError
 from pipeline.recipe.schema import Source
 from pipeline.steps import artifact
 from pipeline.steps.identity import cache_folder, hub_commit, local_digest, local_file
+from pipeline.steps.record import Metrics
+from pipeline.steps.spec import Place
 
 Read = TypeVar("Read", Example, PreferencePair)
 
@@ -47,7 +49,7 @@ class TokenRow:
 
 
 def load_examples(
-    source: dict[str, Any] | Source,
+    source: Place | Source,
     task: str,
     warn: Callable[[str], None] = print,
     renderer: Renderer | None = None,
@@ -109,7 +111,7 @@ def warn_of_repeats(
 
 
 def load_preferences(
-    source: dict[str, Any] | Source,
+    source: Place | Source,
     task: str,
     warn: Callable[[str], None] = print,
     renderer: Renderer | None = None,
@@ -222,13 +224,13 @@ def _mixed(source: Source, parts: list[tuple[Source, list[Example]]]) -> list[Ex
     return mixed
 
 
-def count_parts(examples: Iterable[Example]) -> dict[str, dict[str, int]]:
+def count_parts(examples: Iterable[Example]) -> Metrics:
     """How many examples each part of a mixture gives, for a record; nothing for one source."""
     counts = Counter(example.part for example in examples)
     return {"sources": dict(counts)} if any(counts) else {}
 
 
-def _source(source: dict[str, Any] | Source) -> Source:
+def _source(source: Place | Source) -> Source:
     return source if isinstance(source, Source) else Source.model_validate(source)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pipeline.data.tasks import Example, Message, Messages, PreferencePair, RowError, with_system
 from pipeline.errors import InputError, StepFailedError
@@ -29,6 +29,15 @@ from pipeline.steps import artifact
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import RenderedModelOptions, TemplateOptions
+
+
+class TemplateTerms(TypedDict):
+    """What a `Renderer` is told for the chat template."""
+
+    template_date: str
+    template_options: Mapping[str, Any]
+
 
 _PROBE = "bashrac-probe"
 _PROBE_ANSWER: Message = {"role": "assistant", "content": _PROBE}
@@ -435,7 +444,7 @@ def _check_parts(parts: list[str], text: str) -> None:
             raise RowError("", f"the model's chat template leaves out {part!r:.80}")
 
 
-def template_terms(options: Mapping[str, Any]) -> dict[str, Any]:
+def template_terms(options: TemplateOptions) -> TemplateTerms:
     """What a step's options say to the chat template, as arguments of a Renderer."""
     return {
         "template_date": options.get("template_date", TEMPLATE_DATE),
@@ -443,7 +452,7 @@ def template_terms(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def renderer_for(step: StepContext) -> Renderer:
+def renderer_for(step: StepContext[RenderedModelOptions]) -> Renderer:
     """Return the renderer of a step, after comparing it with those of the steps it reads.
 
     Raises:

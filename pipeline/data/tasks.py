@@ -30,6 +30,7 @@ from pipeline.recipe.shipped import user_path
 
 Message = dict[str, Any]
 Messages = list[Message]
+Tools = list[dict[str, Any]]  # JSON schemas of functions
 # Fields of a row that change what other software renders or trains on, and that nothing reads here.
 _NOT_READ = (
     "chat_template_kwargs", "documents", "functions", "function_call", "images", "image", "videos",
@@ -105,7 +106,7 @@ class Example:
     reference: str
     plain_separator: str = " "
     shots: str = ""
-    tools: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
     answer: Message | None = None
     part: str = ""
 
@@ -466,7 +467,7 @@ def _calls(field: str, where: str, calls: Any) -> list[dict[str, Any]]:
     return read
 
 
-def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def _tools(row: Mapping[str, Any]) -> Tools | None:
     """What a row says of the functions that its model may call; None where it says nothing."""
     if _is_empty(tools := row.get("tools")):
         return None

@@ -29,6 +29,7 @@ from pipeline.steps import artifact
 
 if TYPE_CHECKING:
     from pipeline.decoding.generate import Prompt
+    from pipeline.decoding.vllm_worker import Answers, Request, Settings
 
 # The ranks that vLLM supports; an adapter gets the next larger one.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -91,7 +92,7 @@ class VllmEngine:
         lora = None if adapter is None else Path(locate(adapter)).resolve()
         for folder in (whole, *([] if lora is None else [str(lora)])):
             check_pickles(folder, trust)
-        self._settings = {
+        self._settings: Settings = {
             "llm": {
                 "model": whole,
                 "revision": revision,
@@ -161,7 +162,7 @@ class VllmEngine:
                 f"prompt and answer take {longest} tokens, more than the window of {self._window}"
             )
         numbers = seeds_of(prompts, seed)
-        request = {
+        request: Request = {
             "prompts": [
                 {"ids": list(prompt.ids), "seed": number}
                 for prompt, number in zip(prompts, numbers, strict=True)
@@ -176,7 +177,8 @@ class VllmEngine:
             },
             "excluded": list(excluded_ids),
         }
-        return self._worker.ask(request, "while it answered")["answers"]
+        replied: Answers = self._worker.ask(request, "while it answered")
+        return replied["answers"]
 
     def close(self, *, at_once: bool = False) -> None:
         """End the process, giving it time unless `at_once`; the next `answer` starts another."""

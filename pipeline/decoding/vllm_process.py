@@ -16,9 +16,12 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, StepFailedError
+
+if TYPE_CHECKING:
+    from pipeline.decoding.vllm_worker import Ready, Request, Settings
 
 PYTHON = "BASHRAC_VLLM_PYTHON"
 _WORKER = Path(__file__).with_name("vllm_worker.py")
@@ -117,7 +120,7 @@ class Worker:
         """Whether the process has been started and not closed."""
         return self._process is not None
 
-    def start(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def start(self, settings: Settings) -> Ready:
         """Start the process and return its first reply, sent once the model is loaded.
 
         Raises:
@@ -142,7 +145,7 @@ class Worker:
             )
         return self.ask(settings, "while it loaded the model")
 
-    def ask(self, message: dict[str, Any], when: str) -> dict[str, Any]:
+    def ask(self, message: Settings | Request, when: str) -> Any:
         """Send a message and return the reply.
 
         Raises:
@@ -173,7 +176,7 @@ class Worker:
             self.log.unlink(missing_ok=True)
             self.log = None
 
-    def _hear(self, when: str) -> dict[str, Any]:
+    def _hear(self, when: str) -> Any:
         """Read the next reply."""
         assert self._process
         line = _read_line(self._process)

@@ -3,12 +3,8 @@
 `pipeline/decoding/vllm_process.py` starts it as a script. It imports nothing from bashrac, since it
 may run in another Python environment.
 
-    in:   settings            {"llm": {...}, "adapter": folder or null, "rank": int or null}
-          request, repeated   {"prompts": [{"ids": [...], "seed": int}, ...], "sampling": {...},
-                         "excluded": [token ids that are never sampled]}
-    out:  ready               {"window": tokens, "version": vLLM's version}
-          answers, repeated   {"answers": [[...], ...]}, one per request, in the order of prompts
-          or, as the last     {"error": message}
+    in:   Settings, then Request, repeated
+    out:  Ready, then Answers, one per Request; or Failure, as the last
 """
 
 from __future__ import annotations
@@ -19,12 +15,65 @@ import queue
 import sys
 import threading
 import time
-from typing import Any, TextIO
+from typing import Any, TextIO, TypedDict
 
 # Time for a clean exit once standard input is closed.
 _PATIENCE_S = 5.0
 _MOST_OF_GPU = 0.9
 _SPARED = 0.03
+
+
+class Settings(TypedDict):
+    """The model to load: arguments of `vllm.LLM`, an adapter's folder, and the rank it needs."""
+
+    llm: dict[str, Any]
+    adapter: str | None
+    rank: int | None
+
+
+class SeededPrompt(TypedDict):
+    """Token ids to go on from."""
+
+    ids: list[int]
+    seed: int
+
+
+class Sampling(TypedDict):
+    """Arguments of `vllm.SamplingParams` that all prompts share."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    max_tokens: int
+    stop_token_ids: list[int]
+    stop: list[str] | None
+
+
+class Request(TypedDict):
+    """Prompts to answer; `excluded` tokens are never sampled."""
+
+    prompts: list[SeededPrompt]
+    sampling: Sampling
+    excluded: list[int]
+
+
+class Ready(TypedDict):
+    """The model is loaded: its window in tokens, and vLLM's version."""
+
+    window: int
+    version: str
+
+
+class Answers(TypedDict):
+    """The new token ids of every prompt, in their order."""
+
+    answers: list[list[int]]
+
+
+class Failure(TypedDict):
+    """Why the worker ends."""
+
+    error: str
 
 
 def main() -> None:
@@ -58,12 +107,12 @@ def _lines(source: TextIO) -> queue.Queue[str | None]:
     return found
 
 
-def _say(replies: TextIO, message: dict[str, Any]) -> None:
+def _say(replies: TextIO, message: Ready | Answers | Failure) -> None:
     replies.write(json.dumps(message) + "\n")
     replies.flush()
 
 
-def _serve(settings: dict[str, Any], lines: queue.Queue[str | None], replies: TextIO) -> None:
+def _serve(settings: Settings, lines: queue.Queue[str | None], replies: TextIO) -> None:
     from vllm import LLM, __version__  # type: ignore[import-not-found]
     from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]
 
@@ -92,7 +141,7 @@ def _for_device() -> dict[str, Any]:
     return {"gpu_memory_utilization": min(_MOST_OF_GPU, free / total - _SPARED)}
 
 
-def _answers(llm: Any, adapter: Any, request: dict[str, Any]) -> list[list[int]]:
+def _answers(llm: Any, adapter: Any, request: Request) -> list[list[int]]:
     from vllm import SamplingParams  # type: ignore[import-not-found]
 
     shared = request["sampling"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.estimate import throughput
@@ -19,6 +18,7 @@ from pipeline.plan.plan import Plan
 from pipeline.recipe.shipped import Launch
 from pipeline.steps import artifact
 from pipeline.steps.identity import model_identity
+from pipeline.steps.record import Record
 from pipeline.steps.spec import StepSpec
 
 
@@ -70,7 +70,7 @@ def estimate(
     return list(found.values())
 
 
-def _finished(step: StepSpec, record: dict[str, Any]) -> Estimate:
+def _finished(step: StepSpec, record: Record) -> Estimate:
     """What a finished step measured."""
     count = throughput.tokens_of(record) if step.kind in ("train", *WRITING) else 0
     if step.kind == "train":

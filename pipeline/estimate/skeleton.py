@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.estimate.memory import Shape, four_bit_bytes
 from pipeline.models.load import UNTRUSTED
 from pipeline.models.trust import Trust
+from pipeline.recipe.schema import LoraOptions
 
 
 class _FourBitProduct(torch.autograd.Function):
@@ -83,7 +84,7 @@ def build(
     config: Any,
     *,
     dtype: str,
-    lora: dict[str, Any] | None = None,
+    lora: LoraOptions | None = None,
     trains: bool = True,
     quantize: str | None = None,
     trust: Trust = UNTRUSTED,

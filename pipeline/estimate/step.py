@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict
 
 import torch
 
@@ -21,8 +22,10 @@ from pipeline.estimate.skeleton import build
 from pipeline.estimate.tokens import WRITING, Work, trainer_options
 from pipeline.estimate.trace import TrainingPass, WritingPass, training_peak, writing_peak
 from pipeline.hardware.precision import Precision, choose, hardware_of_launch
+from pipeline.recipe.schema import LoraOptions
 from pipeline.recipe.shipped import REPLICATED, Launch
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
+from pipeline.steps.options import ComputingOptions, TrainOptions
 from pipeline.steps.spec import StepSpec
 from pipeline.train.sampler import micro_batches
 
@@ -71,6 +74,21 @@ class Estimate:
         return self.memory.total if self.measured is None and self.memory else self.measured
 
 
+class LoadedModel(TypedDict):
+    """How a step loads its model."""
+
+    dtype: str
+    lora: LoraOptions | None
+    quantize: str | None
+
+
+class TrainedModel(LoadedModel):
+    """How a step loads and trains it."""
+
+    optimizer: str
+    copies_adapter: bool
+
+
 class MemoryEstimator:
     """Estimates the memory of steps; equal passes are traced once."""
 
@@ -100,7 +118,7 @@ class MemoryEstimator:
             reason = type(error).__name__
             return replace(nothing, unknown=f"the model's code cannot be traced ({reason})")
 
-    def _train(self, step: StepSpec, work: Work, limit: float) -> Estimate:
+    def _train(self, step: StepSpec[TrainOptions], work: Work, limit: float) -> Estimate:
         options, trainer, launch = step.options, trainer_options(step), self.launch
         rows, passes = micro_batches(
             options["batch_size"], launch.processes, step.runtime_options["micro_batch_size"]
@@ -122,7 +140,7 @@ class MemoryEstimator:
             reference=reference,
             on_gpu=not launch.use_cpu,
         )
-        settings: dict[str, Any] = {
+        settings: TrainedModel = {
             "dtype": precision.weights,
             "lora": options["lora"],
             "quantize": options.get("quantize"),
@@ -141,7 +159,7 @@ class MemoryEstimator:
         )  # fmt: skip
 
     def _training(
-        self, given: TrainingPass, *, dtype: str, lora: dict[str, Any] | None,
+        self, given: TrainingPass, *, dtype: str, lora: LoraOptions | None,
         quantize: str | None, optimizer: str, copies_adapter: bool,
     ) -> tuple[Memory, Shape]:  # fmt: skip
         """Memory of a training process.
@@ -153,9 +171,9 @@ class MemoryEstimator:
         # Sharded weights are gathered in 16 bits under autocast, which then makes no copies.
         gathers = processes > 1 and kind != REPLICATED
         computed = given.autocast if gathers and given.autocast else dtype
-        options: dict[str, Any] = {"lora": lora, "quantize": quantize, "trust": self.trust}
-        stored = build(self.config, dtype=dtype, **options)
-        traced = stored if computed == dtype else build(self.config, dtype=computed, **options)
+        load = partial(build, self.config, lora=lora, quantize=quantize, trust=self.trust)
+        stored = load(dtype=dtype)
+        traced = stored if computed == dtype else load(dtype=computed)
         weights, trained = stored.weight_bytes, stored.trained
         gradients = sum(one.nbytes for one in trained)
         reference = weights if given.reference == "model" else 0
@@ -174,11 +192,11 @@ class MemoryEstimator:
         )  # fmt: skip
         return each, stored.shape
 
-    def _write(self, step: StepSpec, work: Work) -> Estimate:
+    def _write(self, step: StepSpec[ComputingOptions], work: Work) -> Estimate:
         given = self._writing_pass(step, work)
         precision = choose(step.options, self.hardware)
         adapter = step.inputs.get("adapter")
-        settings: dict[str, Any] = {
+        settings: LoadedModel = {
             "dtype": precision.weights,
             "lora": adapter.options["lora"] if isinstance(adapter, StepSpec) else None,
             "quantize": step.options.get("quantize"),

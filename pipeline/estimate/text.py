@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from pipeline.estimate.estimate import estimate
 from pipeline.estimate.memory import is_known_optimizer
@@ -14,6 +15,7 @@ from pipeline.estimate.step import Estimate
 from pipeline.estimate.tokens import WRITING
 from pipeline.plan.plan import Plan
 from pipeline.recipe.shipped import Launch
+from pipeline.steps.options import TrainOptions
 from pipeline.text import format_duration
 
 GB = 1e9
@@ -168,7 +170,8 @@ def _notes(shown: Sequence[Estimate], hidden: int, launch: Launch) -> Iterator[s
     if any(one.work.sampled for one in shown):
         yield "~ of long data, 5,000 rows were counted, and the longest."
     yield from sorted({f"? {one.unknown}." for one in shown if one.unknown})
-    trainers = [one.step.options["trainer"] for one in shown if one.step.kind == "train"]
+    training: list[TrainOptions] = [one.step.options for one in shown if one.step.kind == "train"]
+    trainers = [options["trainer"] for options in training]
     optimizers = {str(trainer["optim"]) for trainer in trainers if "optim" in trainer}
     for name in sorted(optimizers):
         if not is_known_optimizer(name):
@@ -231,7 +234,7 @@ def _verdict(shown: Sequence[Estimate], limit: float) -> list[str]:
 
 def _way_out(one: Estimate, limit: float) -> str:
     """What lowers a step's memory, and by how much where that is known."""
-    memory, options = one.memory, one.step.options
+    memory = one.memory
     assert memory is not None
     if one.step.kind != "train":
         rest = memory.total - memory.cache
@@ -242,7 +245,7 @@ def _way_out(one: Estimate, limit: float) -> str:
         if memory.passes > memory.weights:
             return "its passes take most of it; lower max_length, or take a smaller model"
         return "its weights alone take most of it; quantize: nf4, or a smaller model"
-    ways = []
+    ways, options = [], cast(TrainOptions, one.step.options)
     if one.smallest is not None and one.smallest < memory.total:
         noise = options["trainer"].get("neftune_noise_alpha")
         change = "NEFTune's noise changes with it" if noise else "no result changes"

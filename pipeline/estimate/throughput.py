@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.steps import artifact
+from pipeline.steps.identity import OutsideIdentity
+from pipeline.steps.record import Record, Records
+from pipeline.steps.spec import Identity
 
 # What decides a rate beside the model: kind, function, all weights or an adapter, engine.
 Key = tuple[str, str, bool, str]
 
 
-def key_of(identity: dict[str, Any]) -> Key:
+def key_of(identity: Identity) -> Key:
     """What steps of about the same rate share."""
     options = identity["options"]
     return identity["kind"], identity["run"], bool(options.get("lora")), options.get("engine", "")
 
 
-def measured_rates(runs: Path, model: dict[str, Any], *, use_cpu: bool) -> dict[Key, float]:
+def measured_rates(runs: Path, model: OutsideIdentity, *, use_cpu: bool) -> dict[Key, float]:
     """Return tokens per second of one process, from the records of all finished steps.
 
     A step counts if it started from the model, or from what was trained from it, on the same kind
@@ -42,15 +45,18 @@ def measured_rates(runs: Path, model: dict[str, Any], *, use_cpu: bool) -> dict[
     return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
 
 
-def tokens_of(record: dict[str, Any]) -> int:
+def tokens_of(record: Record) -> int:
     """The tokens that a finished step trained on, wrote, or read."""
     metrics = record["metrics"]
-    names = ("tokens_trained", "tokens_generated", "tokens_read")
-    known = [metrics.get(name) for name in names] + [metrics.get("figures", {}).get("labels")]
-    return next(filter(None, known), 0)
+    return (
+        metrics.get("tokens_trained")
+        or metrics.get("tokens_generated")
+        or metrics.get("tokens_read")
+        or round(metrics.get("figures", {}).get("labels", 0))
+    )
 
 
-def _root(record: dict[str, Any], records: dict[str, dict[str, Any]]) -> Any:
+def _root(record: Record, records: Records) -> Any:
     """The identity of the model that a step's weights come from, or None."""
     base = record["identity"]["inputs"].get("base")
     while isinstance(base, str):

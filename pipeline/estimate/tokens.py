@@ -14,10 +14,21 @@ from typing import Any, TypeVar
 from pipeline.data.load import TokenRow, fit_prompt, load_examples, load_preferences, tokenise
 from pipeline.data.render import Renderer, template_terms
 from pipeline.data.tasks import Example
-from pipeline.models.load import end_ids, load_tokenizer, window_of
+from pipeline.models.load import Terms, end_ids, load_tokenizer, window_of
 from pipeline.models.trust import Trust
 from pipeline.plan.plan import Plan
+from pipeline.recipe.schema import TrainerOptions
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
+from pipeline.steps.options import (
+    AnswerOptions,
+    BeginningOptions,
+    ComputingOptions,
+    ContextOptions,
+    CorrectionOptions,
+    GapContextOptions,
+    RowOptions,
+    TrainOptions,
+)
 from pipeline.steps.spec import StepSpec
 
 Item = TypeVar("Item")
@@ -83,7 +94,7 @@ class Workload:
 
     def __init__(self, plan: Plan):
         recipe = plan.recipe
-        self.terms: dict[str, Any] = {"revision": recipe.revision, "trust": Trust.of(recipe)}
+        self.terms: Terms = {"revision": recipe.revision, "trust": Trust.of(recipe)}
         self._tokenizer = load_tokenizer(
             recipe.model,
             chat_template=recipe.chat_template,
@@ -109,7 +120,7 @@ class Workload:
         }
         return writers[step.kind](step) if step.kind in writers else Work()
 
-    def _renderer(self, step: StepSpec) -> Renderer:
+    def _renderer(self, step: StepSpec[RowOptions]) -> Renderer:
         options = step.options
         return Renderer(
             self._tokenizer,
@@ -121,7 +132,7 @@ class Workload:
             **template_terms(options),
         )
 
-    def _training(self, step: StepSpec) -> Work:
+    def _training(self, step: StepSpec[TrainOptions]) -> Work:
         found = self._references(step, "train", max_length=step.options["trainer"]["max_length"])
         times = step.options.get("lambda", 0.0)
         if "rows" in step.inputs:  # of rft as many rows a prompt as it may keep
@@ -131,7 +142,7 @@ class Workload:
         trained = round(tokens * _epochs(step, rows))
         return replace(found, rows=rows, trained=trained, assumes="rows" in step.inputs)
 
-    def _preferences(self, step: StepSpec) -> Work:
+    def _preferences(self, step: StepSpec[TrainOptions]) -> Work:
         max_length = step.options["trainer"]["max_length"]
         if "preferences" in step.locations:
             found = self._pairs(step, max_length)
@@ -142,7 +153,7 @@ class Workload:
         trained = round(2 * found.tokens * len(sources) * _epochs(step, rows))
         return replace(found, rows=rows, trained=trained, assumes=True, at_most=True)
 
-    def _answers(self, step: StepSpec) -> Work:
+    def _answers(self, step: StepSpec[AnswerOptions]) -> Work:
         role = "test" if "test" in step.locations else "train"
         found = self._references(step, role, max_length=None)
         samples, room = step.options["samples"], step.options["max_new_tokens"]
@@ -155,24 +166,24 @@ class Workload:
             at_most=True,
         )
 
-    def _contexts(self, step: StepSpec) -> Work:
+    def _contexts(self, step: StepSpec[ContextOptions]) -> Work:
         found = self._references(step, "train", max_length=step.options["max_length"])
         return replace(found, read=found.tokens, written=found.answers)
 
-    def _gap_contexts(self, step: StepSpec) -> Work:
+    def _gap_contexts(self, step: StepSpec[GapContextOptions]) -> Work:
         """Every row once at each rate but 0, where nothing is written."""
         found = self._references(step, "test", max_length=step.options["max_length"])
         times = len(step.options["rates"]) - 1
         counts = {"rows": found.rows, "read": found.tokens, "written": found.answers}
         return replace(found, **{name: count * times for name, count in counts.items()})
 
-    def _gap_losses(self, step: StepSpec) -> Work:
-        contexts: StepSpec = step.inputs["contexts"]
+    def _gap_losses(self, step: StepSpec[ComputingOptions]) -> Work:
+        contexts: StepSpec[GapContextOptions] = step.inputs["contexts"]
         found = self._references(contexts, "test", max_length=contexts.options["max_length"])
         times = len(contexts.options["rates"])
         return replace(found, rows=found.rows * times, read=found.tokens * times)
 
-    def _recovery_beginnings(self, step: StepSpec) -> Work:
+    def _recovery_beginnings(self, step: StepSpec[BeginningOptions]) -> Work:
         """Prompt and beginning at every cut and k but 0."""
         found = self._answers(step.inputs["answers"])
         ks, cuts = len(step.options["replaced"]), step.options["cuts"]
@@ -197,7 +208,7 @@ class Workload:
             written=(found.written * len(cuts) - begun) * ks,
         )
 
-    def _corrections(self, step: StepSpec) -> Work:
+    def _corrections(self, step: StepSpec[CorrectionOptions]) -> Work:
         options = step.options
         found = self._references(
             step, "train", max_length=options["max_length"], shown=options["shown_prompt"]
@@ -215,8 +226,8 @@ class Workload:
         )
 
     def _references(
-        self, step: StepSpec, role: str, *, max_length: int | None, shown: str | None = None,
-        rendered_for: StepSpec | None = None,
+        self, step: StepSpec[RowOptions], role: str, *, max_length: int | None,
+        shown: str | None = None, rendered_for: StepSpec[RowOptions] | None = None,
     ) -> Work:  # fmt: skip
         """Lengths of prompts and references of a source that a step reads."""
         source, task, shots = (
@@ -242,7 +253,7 @@ class Workload:
             self._known[key] = _sum_up(sizes, scale, round(len(examples) * (1 - dropped)))
         return self._known[key]
 
-    def _pairs(self, step: StepSpec, max_length: int | None) -> Work:
+    def _pairs(self, step: StepSpec[TrainOptions], max_length: int | None) -> Work:
         """Lengths of both sides of the pairs of a source; the prompt counts twice."""
         source, task = step.locations["preferences"], step.options["task"]
         renderer = self._renderer(step)
@@ -270,12 +281,12 @@ class Workload:
         return self._known[key]
 
 
-def trainer_options(step: StepSpec) -> dict[str, Any]:
+def trainer_options(step: StepSpec[TrainOptions]) -> TrainerOptions:
     """What the recipe says under `trainer:` for a training step."""
     return {**step.options["trainer"], **step.runtime_options["trainer"]}
 
 
-def _epochs(step: StepSpec, rows: int) -> float:
+def _epochs(step: StepSpec[TrainOptions], rows: int) -> float:
     """How often training reads every row."""
     trainer = trainer_options(step)
     steps = trainer.get("max_steps") or -1

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pipeline.errors import InputError
 from pipeline.models.adapter_files import has_tokenizer, resize_base, resized_to
@@ -22,9 +22,24 @@ from pipeline.models.trust import Trust, check_pickles, readable_errors
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext, changed_error
 from pipeline.steps.identity import forget, model_identity
+from pipeline.steps.options import ComputingOptions, ModelOptions, RenderedModelOptions
 
 UNTRUSTED = Trust()
 _PADDING = re.compile(r"(?<![a-z])pad(ding)?(?![a-z])")
+
+
+class Terms(TypedDict):
+    """On what terms a model from outside is read."""
+
+    revision: str | None
+    trust: Trust
+
+
+class Weights(Terms):
+    """Where weights lie, and on what terms they are read."""
+
+    base: str
+    adapter: str | None
 
 
 def load_config(model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED) -> Any:
@@ -229,7 +244,7 @@ def _load_whole(
     return model if quantize is None else finish_loading(model, dtype)
 
 
-def load_for(step: StepContext, *, trainable_adapter: bool = False) -> Any:
+def load_for(step: StepContext[ComputingOptions], *, trainable_adapter: bool = False) -> Any:
     """Load the model a step reads, its inputs `base` and `adapter`, in the step's precision.
 
     Raises:
@@ -244,7 +259,7 @@ def load_for(step: StepContext, *, trainable_adapter: bool = False) -> Any:
     )
 
 
-def weights_of(step: StepContext) -> dict[str, Any]:
+def weights_of(step: StepContext[ModelOptions]) -> Weights:
     """Return where the weights lie that a step reads, base, adapter, revision, and their trust.
 
     Raises:
@@ -258,47 +273,52 @@ def weights_of(step: StepContext) -> dict[str, Any]:
     return {"base": base, "adapter": step.locations.get("adapter"), **_terms(step)}
 
 
-def load_to_read(step: StepContext) -> Any:
+def load_to_read(step: StepContext[ComputingOptions]) -> Any:
     """Load the model of a step that writes rows, on its device."""
     return load_for(step).to(step.device)
 
 
-def tokenizer_for(step: StepContext) -> Any:
+def tokenizer_for(step: StepContext[RenderedModelOptions]) -> Any:
     """Load the tokenizer of the model a step reads."""
-    named = ["chat_template"]
-    if not isinstance(step.spec.inputs["base"], str):  # an earlier step saved the one it chose
-        named.append("chat_template_name")
-    templates = {key: step.options[key] for key in named if key in step.options}
-    return load_tokenizer(step.locations["base"], **templates, **_terms(step))
+    chosen = isinstance(step.spec.inputs["base"], str)  # an earlier step saved the one it chose
+    return load_tokenizer(
+        step.locations["base"],
+        chat_template=step.options.get("chat_template"),
+        chat_template_name=None if chosen else step.options.get("chat_template_name"),
+        **_terms(step),
+    )
 
 
-def end_ids_for(step: StepContext) -> tuple[int, ...]:
+def end_ids_for(step: StepContext[ModelOptions]) -> tuple[int, ...]:
     """Return the end tokens of the model a step reads."""
     return end_ids(step.locations["base"], **_terms(step))
 
 
-def config_for(step: StepContext) -> Any:
+def config_for(step: StepContext[ModelOptions]) -> Any:
     """Return the config of the model a step reads."""
     return load_config(step.locations["base"], **_terms(step))
 
 
-def vocabulary_for(step: StepContext) -> int | None:
+def vocabulary_for(step: StepContext[ModelOptions]) -> int | None:
     """Return how many tokens the model a step reads has a row for, where its files say."""
     return vocabulary_of(step.locations.get("adapter", step.locations["base"]), **_terms(step))
 
 
-def window_for(step: StepContext) -> int | None:
+def window_for(step: StepContext[ModelOptions]) -> int | None:
     """Return how many tokens the model a step reads can read, where its config says."""
     return window_of(step.locations["base"], **_terms(step))
 
 
-def merge(step: StepContext) -> None:
+def merge(step: StepContext[RenderedModelOptions]) -> None:
     """Step: merge an adapter into its base, in float32, and save plain weights.
 
     The folder appears under its name only when whole.
     """
-    model = load_merged(**weights_of(step))
-    step.metrics["merged_adapter"] = step.locations["adapter"]
+    weights, adapter = weights_of(step), step.locations["adapter"]
+    model = load_merged(
+        weights["base"], adapter=adapter, revision=weights["revision"], trust=weights["trust"]
+    )
+    step.metrics["merged_adapter"] = adapter
     if step.state.is_main_process:
         folder = step.directory / MODEL_FOLDER
         shutil.rmtree(folder, ignore_errors=True)
@@ -307,8 +327,8 @@ def merge(step: StepContext) -> None:
             tokenizer_for(step).save_pretrained(temporary)
 
 
-def _terms(step: StepContext) -> dict[str, Any]:
-    """On what terms a step reads its model: revision and trust."""
+def _terms(step: StepContext[ModelOptions]) -> Terms:
+    """On what terms a step reads its model."""
     base = step.spec.inputs["base"]
     whole = base.get("base", base) if isinstance(base, dict) else {}  # of an adapter its base
     return {

@@ -17,9 +17,9 @@ from pipeline.data.tasks import OWN
 from pipeline.errors import InputError
 from pipeline.plan.plan import Plan
 from pipeline.steps import artifact
-from pipeline.steps.spec import StepSpec
+from pipeline.steps.identity import OutsideIdentity
+from pipeline.steps.spec import Identity, StepSpec
 
-Identity = dict[str, Any]
 MEMORY = "plan.json"
 _MOST_CHANGES = 4
 _MOST_FILES = 3
@@ -127,11 +127,11 @@ def cut(words: list[str], most: int) -> list[str]:
     return [*words[:most], f"{more} more"] if more > 0 else words
 
 
-def _kind(known: Identity) -> str:
+def _kind(known: OutsideIdentity) -> str:
     return next(kind for kind in _KINDS if kind in known)
 
 
-def _outside_changes(before: Identity, now: Identity) -> list[str]:
+def _outside_changes(before: OutsideIdentity, now: OutsideIdentity) -> list[str]:
     """What is different about data or a model from outside of one kind."""
     found = []
     for key in sorted(before.keys() | now.keys()):

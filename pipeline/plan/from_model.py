@@ -6,7 +6,6 @@ import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from eval.benchmarks.registry import BENCHMARKS, benchmark_of
 from pipeline.data.builtin import rows
@@ -15,6 +14,7 @@ from pipeline.data.tasks import BUILT_IN, RowError, example_of
 from pipeline.errors import InputError, suggest
 from pipeline.recipe.schema import Source, written_out
 from pipeline.recipe.shipped import user_path
+from pipeline.recipe.strict_yaml import Raw
 from pipeline.steps.artifact import fingerprint
 
 
@@ -28,7 +28,7 @@ def recipe_for(
     judge: str | None,
     judge_url: str | None,
     overrides: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Raw:
     """Return the recipe, unchecked, that evaluates a model as it is.
 
     Args:
@@ -62,7 +62,7 @@ def recipe_for(
     own = task or next(iter(tasks), None) or (data and _task_of(data))
     if not own:
         raise InputError(f"{of_yours} needs to know what the rows are: add --task")
-    raw: dict[str, Any] = {
+    raw: Raw = {
         "task": "chat" if own == "alpaca" else own,
         "model": _folder(model),
         "stages": {"model": {"method": "base"}},
@@ -96,7 +96,7 @@ def _task_of(data: str) -> str | None:
     return possible[0] if len(possible) == 1 else None
 
 
-def _source(name: str, data: str | None, limit: int | None) -> dict[str, Any]:
+def _source(name: str, data: str | None, limit: int | None) -> Raw:
     hub = benchmark_of(name).hub
     own = {} if hub is None else hub.model_dump(exclude_none=True)
     source = own if data is None else {"source": data}

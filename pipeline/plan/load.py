@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,7 +17,7 @@ from pipeline.recipe import shipped, sweep
 from pipeline.recipe.overlays import KEY as VARIANTS
 from pipeline.recipe.overlays import set_key, take_variant, variant_names
 from pipeline.recipe.schema import Recipe, SweepPoint
-from pipeline.recipe.strict_yaml import describe_yaml_error, read_yaml, read_yaml_file
+from pipeline.recipe.strict_yaml import Raw, describe_yaml_error, read_yaml, read_yaml_file
 
 
 def load_recipe(
@@ -63,7 +62,7 @@ def variants_of(source: str | Path) -> list[str]:
     return variant_names(raw, name=str(path))
 
 
-def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
+def _read(source: str | Path) -> tuple[Path, Raw]:
     path = shipped.find_recipe(str(source))
     raw = read_yaml_file(path)
     if not isinstance(raw, dict):
@@ -73,7 +72,7 @@ def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
     return path, raw
 
 
-def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) -> Recipe:
+def check_recipe(raw: Raw, overrides: Sequence[str], *, name: str) -> Recipe:
     """Override and check a recipe that has been read; `name` is what its problems are listed under.
 
     Raises:
@@ -95,7 +94,7 @@ def check_recipe(raw: dict[str, Any], overrides: Sequence[str], *, name: str) ->
     return points[0].recipe.swept(swept, points) if swept else points[0].recipe
 
 
-def _apply_override(raw: dict[str, Any], override: str, recipe: str) -> str:
+def _apply_override(raw: Raw, override: str, recipe: str) -> str:
     """Set a key; returns it."""
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")

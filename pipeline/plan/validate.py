@@ -18,6 +18,7 @@ from pipeline.recipe.chat_template import read_chat_template
 from pipeline.recipe.registry import METHODS, method_module, trainer_of
 from pipeline.recipe.schema import SHORT, Recipe
 from pipeline.recipe.secrets import key_problems
+from pipeline.recipe.strict_yaml import Raw
 
 _LARGEST = 2**63 - 1
 # Their fields stand below `trainer`, and are often written beside it.
@@ -34,7 +35,7 @@ _UNREADABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _Schema = type[BaseModel]
 
 
-def validate(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+def validate(raw: Raw) -> tuple[Recipe | None, list[Problem]]:
     """Return a recipe without a sweep, None where it has no shape, and its problems."""
     problems: list[Problem] = [*_not_plain(raw, ""), *key_problems(raw)]
     recipe = _validate(Recipe, raw, "", problems)
@@ -70,9 +71,7 @@ def validate(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     return recipe, problems + found
 
 
-def _stands_alone(
-    problem: Problem, raw: dict[str, Any], mended: list[str], wrong: list[str]
-) -> bool:
+def _stands_alone(problem: Problem, raw: Raw, mended: list[str], wrong: list[str]) -> bool:
     """Whether a problem found beside others, in what was mended, is one whatever these are.
 
     So it is where its key stands in the file (one that is missing may be the misspelt one), and
@@ -121,7 +120,7 @@ def _mend(schema: _Schema, raw: Any) -> Any:
 
 def _validate_each(
     key: str,
-    raw: dict[str, Any],
+    raw: Raw,
     schema_of: Callable[[Any, Any], _Schema | str],
     problems: list[Problem],
 ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -38,8 +38,13 @@ from pipeline.publish.stage import FinishedStage
 from pipeline.recipe.registry import method_module
 from pipeline.recipe.schema import Source
 from pipeline.steps import artifact
-from pipeline.steps.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL, EMBEDDED_PACKAGE
-from pipeline.steps.spec import StepSpec
+from pipeline.steps.identity import (
+    EMBEDDED_HUB_ID,
+    EMBEDDED_MODEL,
+    EMBEDDED_PACKAGE,
+    OutsideIdentity,
+)
+from pipeline.steps.spec import Place, StepSpec
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _PAPER = (
@@ -202,7 +207,8 @@ def _data(found: FinishedStage) -> str:
 
 def _describe_source(step: StepSpec, role: str) -> list[str]:
     """Where rows come from, and what identifies them."""
-    place, identity = step.locations[role], step.inputs[role]
+    place: Place = step.locations[role]
+    identity = step.inputs[role]
     assert not isinstance(identity, StepSpec)
     if place["parts"]:
         described = map(_describe_place, place["parts"], identity["parts"])
@@ -210,7 +216,7 @@ def _describe_source(step: StepSpec, role: str) -> list[str]:
     return _describe_place(place, identity)
 
 
-def _describe_place(place: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+def _describe_place(place: Place, identity: OutsideIdentity) -> list[str]:
     source = plain_name(place["source"])
     more = [f"{key} {code(str(place[key]))}" for key in ("name", "file") if place[key]]
     if "file" not in identity or identity.get("hub"):

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.publish.stage import FinishedStage
@@ -66,7 +65,7 @@ def _write_weights(found: FinishedStage, folder: Path, dtype: str | None) -> str
     """Write weights and config; return how they were made."""
     import torch
 
-    from pipeline.models.load import load_config, load_merged, load_model
+    from pipeline.models.load import Terms, load_config, load_merged, load_model
     from pipeline.models.locate import locate
 
     recipe, trust = found.plan.recipe, found.trust
@@ -77,7 +76,7 @@ def _write_weights(found: FinishedStage, folder: Path, dtype: str | None) -> str
             return "copied"
         load_model(place, trust=trust, dtype=dtype).save_pretrained(folder)
         return f"in {dtype}"
-    terms: dict[str, Any] = {"revision": found.revision, "trust": trust}
+    terms: Terms = {"revision": found.revision, "trust": trust}
     model = load_merged(found.base, adapter=str(found.folder), quantize=recipe.quantize, **terms)
     own = load_config(found.base, **terms).dtype
     chosen = getattr(torch, dtype) if dtype else own or torch.float32

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from pipeline.publish.stage import FinishedStage
 from pipeline.recipe import shipped
 from pipeline.recipe.schema import Judge, Source
+from pipeline.recipe.strict_yaml import Raw
 from pipeline.steps.spec import StepSpec
 
 # Top-level keys about comparisons and other variants.
@@ -61,7 +61,7 @@ def portable_recipe(found: FinishedStage) -> str:
     launch = shipped.folder("accelerate_configs") / f"{raw.get('launch')}.yaml"
     if not launch.is_file():
         raw.pop("launch", None)  # the user's own file, which decides no result
-    judge: dict[str, Any] = raw.get("judge") or {}
+    judge: Raw = raw.get("judge") or {}
     if judge.get("model"):
         judge["model"] = plain_name(judge["model"])
     if judge.get("base_url") != Judge.model_fields["base_url"].default:
@@ -74,7 +74,7 @@ def portable_recipe(found: FinishedStage) -> str:
                 _name_source(one, commits.get((role, one["source"])))
         if parts:
             place["source"] = " + ".join(part["source"] for part in parts)
-    benchmarks: dict[str, Any] = raw.get("benchmarks") or {}
+    benchmarks: Raw = raw.get("benchmarks") or {}
     gap = benchmarks.get("gap", {})
     if gap.get("fixed") not in (None, *raw["stages"]):
         gap["fixed"] = None  # a stage that this recipe does not hold
@@ -135,7 +135,7 @@ def _commits(found: FinishedStage) -> dict[tuple[str, str], str]:
     }
 
 
-def _name_source(place: dict[str, Any], commit: str | None) -> None:
+def _name_source(place: Raw, commit: str | None) -> None:
     source = Source(**place)
     if source.path is not None:
         place["source"] = plain_name(place["source"])

@@ -22,6 +22,7 @@ from pipeline.publish.portable import portable_recipe
 from pipeline.publish.stage import FinishedStage
 from pipeline.steps import artifact
 from pipeline.steps.identity import EMBEDDED_MODEL, cache_folder
+from pipeline.steps.record import Record
 
 CARD, RECIPE = "README.md", "recipe.yaml"
 _ADAPTER = "adapter_config.json"
@@ -125,7 +126,7 @@ def _adapter_config(found: FinishedStage) -> bytes:
     return _json(config)
 
 
-def _public_record(record: dict[str, Any]) -> bytes:
+def _public_record(record: Record) -> bytes:
     metrics = {key: value for key, value in record["metrics"].items() if _is_numeric(value)}
     return _json({**{key: record[key] for key in _OF_RECORD}, "metrics": metrics})
 

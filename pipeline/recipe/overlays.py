@@ -13,11 +13,12 @@ from typing import Any
 
 from pipeline.errors import InputError, Problem, RecipeError, suggest
 from pipeline.recipe.schema import written_out
+from pipeline.recipe.strict_yaml import Raw
 
 KEY = "variants"
 
 
-def variant_names(raw: dict[str, Any], *, name: str) -> list[str]:
+def variant_names(raw: Raw, *, name: str) -> list[str]:
     """The variants of a recipe that has been read, the default first; none where it has none.
 
     Raises:
@@ -29,9 +30,7 @@ def variant_names(raw: dict[str, Any], *, name: str) -> list[str]:
     return list(variants)
 
 
-def take_variant(
-    raw: dict[str, Any], variant: str | None, *, name: str
-) -> tuple[dict[str, Any], str | None]:
+def take_variant(raw: Raw, variant: str | None, *, name: str) -> tuple[Raw, str | None]:
     """A recipe with one of its variants laid over it, in mappings and lists of its own; and which.
 
     Args:
@@ -58,7 +57,7 @@ def take_variant(
     return taken, chosen
 
 
-def merged(below: dict[str, Any], above: dict[str, Any], top: str | None = None) -> dict[str, Any]:
+def merged(below: Raw, above: Raw, top: str | None = None) -> Raw:
     """Two mappings as one, sharing nothing with either: what YAML's aliases share comes apart.
 
     `top` is the key at the top of the recipe under which they stand, if they are not the whole.
@@ -75,7 +74,7 @@ def merged(below: dict[str, Any], above: dict[str, Any], top: str | None = None)
     return result
 
 
-def set_key(raw: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+def set_key(raw: Raw, parts: Sequence[str], value: Any) -> None:
     """Set a key of a recipe by its parts; mappings that are missing on the way are made."""
     node: Any = raw
     for part in parts[:-1]:

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from pipeline.recipe import trl_fields
 from pipeline.recipe.registry import trainer_of
+
+if TYPE_CHECKING:
+    from pipeline.steps.options import TemplateOptions, TurnOptions
 
 # TRL's own default, in SFT and DPO, written down so that nothing need import trl (a test compares).
 DEFAULT_MAX_LENGTH = 1024
@@ -26,6 +29,8 @@ TRAINER_DEFAULTS = {
 ROW_FILES = (".jsonl", ".json", ".csv", ".parquet")
 PRECISION = Literal["auto", "bfloat16", "float16", "float32"]  # see pipeline.hardware.precision
 SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+TrainerOptions = dict[str, Any]  # by their names in TRL (pipeline/recipe/trl_fields.py)
+LoraOptions = dict[str, Any]  # by their names in peft.LoraConfig
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}  # what TRL's options stand for
 
 
@@ -215,8 +220,8 @@ class StageOptions(Strict):
 
     method: str
     start: str | None = Field(default=None, alias="from")
-    trainer: dict[str, Any] = {}
-    lora: dict[str, Any] | None = None
+    trainer: TrainerOptions = {}
+    lora: LoraOptions | None = None
     merge_adapter: bool = False
     batch_size: int | None = Field(default=None, ge=1)
 
@@ -291,8 +296,8 @@ class Recipe(Strict):
     launch: str = "single_gpu"
     batch_size: int = Field(default=32, ge=1)
     micro_batch_size: int = Field(default=8, ge=1)
-    lora: dict[str, Any] | None = None
-    trainer: dict[str, Any] = {}
+    lora: LoraOptions | None = None
+    trainer: TrainerOptions = {}
     generation: Generation = Generation()
     warn_at: WarnAt = WarnAt()
     stages: dict[str, Any] = Field(min_length=1)
@@ -316,7 +321,7 @@ class Recipe(Strict):
         return recipe
 
     @property
-    def rendering(self) -> dict[str, Any]:
+    def rendering(self) -> TemplateOptions:
         """What it tells the chat template, by key; nothing where it says what holds anyway."""
         told = {
             "chat_template": self.chat_template,
@@ -324,10 +329,12 @@ class Recipe(Strict):
             "chat_template_kwargs": self.chat_template_kwargs or None,
             "template_date": None if self.template_date == TEMPLATE_DATE else self.template_date,
         }
-        return {key: value for key, value in told.items() if value is not None}
+        return cast(
+            "TemplateOptions", {key: value for key, value in told.items() if value is not None}
+        )
 
     @property
-    def trained_turns(self) -> dict[str, str]:
+    def trained_turns(self) -> TurnOptions:
         """The option of steps that may train on every answer; nothing where they take the last."""
         return {} if self.train_on == "last" else {"train_on": self.train_on}
 
@@ -336,7 +343,7 @@ class Recipe(Strict):
         given = "max_prompt_length" in self.model_fields_set and task == self.task
         return self.max_prompt_length if given else _PROMPT_LIMITS.get(task)
 
-    def trainer_for(self, stage: StageOptions) -> dict[str, Any]:
+    def trainer_for(self, stage: StageOptions) -> TrainerOptions:
         """The recipe's trainer options that the stage's trainer knows, under the stage's own.
 
         `max_length`, the longest row in tokens, and `train_sampling_strategy`, the order of rows,
@@ -368,7 +375,7 @@ class Recipe(Strict):
         """The global batch of a stage: its own when given, else the recipe's."""
         return stage.batch_size or self.batch_size
 
-    def lora_for(self, stage: StageOptions) -> dict[str, Any] | None:
+    def lora_for(self, stage: StageOptions) -> LoraOptions | None:
         """LoRA options of a stage: its own when given (null: all weights), else the recipe's."""
         return stage.lora if "lora" in stage.model_fields_set else self.lora
 

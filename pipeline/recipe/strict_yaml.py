@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.errors import InputError
 
+Raw = dict[str, Any]  # a recipe, or a part of one, as it is written: nothing is checked yet
 # Far above any recipe, judge template or launch config, and read in less than a second.
 _MOST_KB = 256
 _MOST_VALUES = 10_000
@@ -113,7 +114,7 @@ class _PlainLoader(yaml.SafeLoader):
         return node
 
 
-def _mapping(loader: _PlainLoader, node: yaml.MappingNode) -> dict[str, Any]:
+def _mapping(loader: _PlainLoader, node: yaml.MappingNode) -> Raw:
     seen = set()
     for key_node, _ in node.value:
         line = f"line {key_node.start_mark.line + 1}"

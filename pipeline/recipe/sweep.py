@@ -16,6 +16,7 @@ from pipeline.errors import Problem, suggest
 from pipeline.recipe.overlays import merged, set_key
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.secrets import key_problems
+from pipeline.recipe.strict_yaml import Raw
 
 KEY = "sweep"
 Values = dict[str, Any]  # of a point, by swept key
@@ -36,7 +37,7 @@ _REFUSED = {
 }
 
 
-def take_sweep(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]], list[Problem]]:
+def take_sweep(raw: Raw) -> tuple[Raw, dict[str, list[Any]], list[Problem]]:
     """Split a recipe that has been read: the rest, the values of its swept keys, and problems.
 
     A key that has a problem is not among the swept ones; neither is one whose values are null.
@@ -58,7 +59,7 @@ def take_sweep(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]
     return rest, swept, problems
 
 
-def points_of(rest: dict[str, Any], swept: dict[str, list[Any]]) -> Iterator[tuple[Values, Any]]:
+def points_of(rest: Raw, swept: dict[str, list[Any]]) -> Iterator[tuple[Values, Any]]:
     """Every combination of values, the last key's first, and the recipe as it is read there."""
     for chosen in product(*swept.values()):
         values = dict(zip(swept, chosen, strict=True))
@@ -95,12 +96,12 @@ def _format_values(swept: dict[str, list[Any]], having: list[Values]) -> str:
     return " and ".join(words or [f"{key} is {value}" for key, value in having[0].items()])
 
 
-def _problem(rest: dict[str, Any], key: str, values: Any, keys: list[str]) -> str | None:
+def _problem(rest: Raw, key: str, values: Any, keys: list[str]) -> str | None:
     """What is wrong with a swept key, or None."""
     return _key_problem(rest, key.split(".")) or _values_problem(values) or _clash(key, keys)
 
 
-def _key_problem(rest: dict[str, Any], parts: list[str]) -> str | None:
+def _key_problem(rest: Raw, parts: list[str]) -> str | None:
     top = parts[0]
     if top in _REFUSED:
         return f"{top} cannot be swept: {_REFUSED[top]}"

@@ -20,12 +20,13 @@ from pipeline.rows.shards import length_buckets, write_in_shards
 from pipeline.rows.stored import AnswerRow
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext
+from pipeline.steps.options import AnswerOptions
 
 NEXT_QUESTION = "Question:"
 _ASKED_AT_ONCE = 1024
 
 
-def write_answers(step: StepContext) -> None:
+def write_answers(step: StepContext[AnswerOptions]) -> None:
     """Step: answer every prompt of a source, `samples` times each, and store the answers.
 
     Raises:
@@ -70,7 +71,7 @@ def write_answers(step: StepContext) -> None:
     diagnostics.check_rate(step)
 
 
-def _check_own(step: StepContext, rows: Sequence[AnswerRow]) -> None:
+def _check_own(step: StepContext[AnswerOptions], rows: Sequence[AnswerRow]) -> None:
     """Check self-generated answers before they become training rows or pairs.
 
     Raises:
@@ -101,7 +102,7 @@ def _check_own(step: StepContext, rows: Sequence[AnswerRow]) -> None:
 
 
 def _in_this_process(
-    step: StepContext, prompts: Sequence[Prompt], how: SamplingParams
+    step: StepContext[AnswerOptions], prompts: Sequence[Prompt], how: SamplingParams
 ) -> Iterator[tuple[Prompt, list[int]]]:
     model = load_to_read(step)
 
@@ -116,7 +117,7 @@ def _in_this_process(
 
 
 def _with_vllm(
-    step: StepContext, prompts: Sequence[Prompt], how: SamplingParams
+    step: StepContext[AnswerOptions], prompts: Sequence[Prompt], how: SamplingParams
 ) -> Iterator[tuple[Prompt, list[int]]]:
     """Send many prompts at once, which vLLM batches; answers are stored between the calls."""
     from pipeline.decoding.vllm_engine import VllmEngine
@@ -141,7 +142,9 @@ def _with_vllm(
             yield from zip(asked, answers, strict=True)
 
 
-def _read_prompts(step: StepContext, renderer: Renderer) -> tuple[list[Example], list[Prompt]]:
+def _read_prompts(
+    step: StepContext[AnswerOptions], renderer: Renderer
+) -> tuple[list[Example], list[Prompt]]:
     """Return all examples, cut to fit, and the prompts to answer."""
     options = step.options
     role = next(name for name in ("test", "train") if name in step.locations)
@@ -152,6 +155,7 @@ def _read_prompts(step: StepContext, renderer: Renderer) -> tuple[list[Example],
     if role == "test":
         warn_of_repeats(whole, source, step.warn)
     if "shots" in step.locations:
+        assert "few_shot" in options  # `Builder.answers` plans both
         shots = load_examples(step.source("shots"), options["task"], step.warn)
         if len(shots) < options["few_shot"]:
             raise InputError(
@@ -171,7 +175,7 @@ def _read_prompts(step: StepContext, renderer: Renderer) -> tuple[list[Example],
 
 
 def _with_room(
-    step: StepContext, prompts: list[list[int]], renderer: Renderer, *, skipped: int
+    step: StepContext[AnswerOptions], prompts: list[list[int]], renderer: Renderer, *, skipped: int
 ) -> list[int]:
     """Return the rows with room for an answer; training rows may be skipped, test rows never."""
     limit = step.options["max_new_tokens"]
@@ -198,7 +202,7 @@ def _with_room(
     return fitting
 
 
-def answer_figures(rows: Sequence[AnswerRow]) -> dict[str, int]:
+def answer_figures(rows: Sequence[AnswerRow]) -> dict[str, float]:
     """Figures of a round's self-generated answers, from the rows of `samples.jsonl`."""
     return {
         "answers": len(rows),

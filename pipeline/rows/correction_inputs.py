@@ -10,6 +10,7 @@ from pipeline.errors import InputError
 from pipeline.rows.answers import answer_figures
 from pipeline.rows.stored import read_answers
 from pipeline.steps.context import StepContext
+from pipeline.steps.options import CorrectionOptions
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class CorrectionInput:
     shown: list[int]
 
 
-def read_correction_inputs(step: StepContext, renderer: Renderer) -> dict[int, CorrectionInput]:
+def read_correction_inputs(
+    step: StepContext[CorrectionOptions], renderer: Renderer
+) -> dict[int, CorrectionInput]:
     """Return the self-generated answers that can be corrected, by row id.
 
     Raises:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.data.load import TokenRow
     from pipeline.rows.stored import SelfGeneratedRow
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import Threshold
 
 # Rows on which a loss is measured: thousands of labels, computed in a fraction of the time that it
 # took to generate them.
@@ -36,7 +37,7 @@ _ROWS = 32
 _WINDOWS = 3
 
 
-def warn_over(step: StepContext, key: str, value: float, sentence: str) -> None:
+def warn_over(step: StepContext, key: Threshold, value: float, sentence: str) -> None:
     """Warn when a figure exceeds its threshold, `warn_at.KEY`."""
     limit = step.runtime_options["warn_at"][key]
     if limit is not None and value > limit:
@@ -104,10 +105,11 @@ def compare_losses(
             f"the loss of the model is {own_loss} on the rows it generated and {reference_loss} on "
             f"the reference: {NOT_FINITE}"
         )
-    step.metrics["figures"] |= losses
+    figures = step.metrics.setdefault("figures", {})
+    figures |= losses
     if reference_loss > 0:
         ratio = own_loss / reference_loss
-        step.metrics["figures"]["loss ratio"] = ratio
+        figures["loss ratio"] = ratio
         sentence = (
             f"the loss on {kind} rows is {ratio:.1f} times that on reference rows ({own_loss:.2f} "
             f"and {reference_loss:.2f}, first {len(labelled)} rows): training on contexts this far "

@@ -18,6 +18,7 @@ from pipeline.rows.stored import (
 )
 from pipeline.steps.artifact import read_record
 from pipeline.steps.context import StepContext
+from pipeline.steps.options import TrainOptions
 
 
 def own_pair(*, chosen: AnswerRow | None, rejected: AnswerRow) -> PairRow:
@@ -53,7 +54,7 @@ def store_pairs(step: StepContext, pairs: Sequence[PairRow]) -> None:
         write_pair_rows(step.directory, pairs)
 
 
-def read_pairs(step: StepContext, renderer: Renderer) -> list[tuple[Row, Row]]:
+def read_pairs(step: StepContext[TrainOptions], renderer: Renderer) -> list[tuple[Row, Row]]:
     """Read the step's pairs as rows (chosen, rejected) of at most `max_length` tokens.
 
     Raises:
@@ -105,7 +106,7 @@ def read_pairs(step: StepContext, renderer: Renderer) -> list[tuple[Row, Row]]:
 
 
 def _rendered_pairs(
-    step: StepContext, renderer: Renderer
+    step: StepContext[TrainOptions], renderer: Renderer
 ) -> list[tuple[Example, list[int], list[int]]]:
     """Each pair's prompt, and the ids of its chosen and rejected answers."""
     task = step.options["task"]

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 from pipeline.errors import StepFailedError
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext
+from pipeline.steps.record import Speed
 
 Item = TypeVar("Item")
 Row = TypeVar("Row", bound=Mapping[str, Any])
@@ -174,7 +175,7 @@ class Rate:
         if now - began >= _WINDOW_SECONDS and rows + 1 - first >= self.at_once:
             self.marks.append(self.last)
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Speed:
         """Mean and best tokens per second; needs a complete window."""
         best = max(self._between(*ends) for ends in pairwise(self.marks))
         mean = self._between(self.marks[0], self.last)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
+from pipeline.data.tasks import Messages, Tools
 from pipeline.steps.artifact import SAMPLES, StoredRows, read_rows, write_rows
 
 ROWS = "rows.jsonl"  # of contexts, corrections and kept answers
@@ -24,13 +25,20 @@ class AnswerRow(TypedDict):
 
     id: int
     sample: int
-    messages: list[dict[str, Any]]
-    tools: NotRequired[list[dict[str, Any]]]
+    messages: Messages
+    tools: NotRequired[Tools]
     reference: str
     few_shot: NotRequired[str]
     answer: str
     ids: list[int]
     finished: bool
+
+
+class Grade(TypedDict):
+    """A graded answer (`grades.jsonl`); each benchmark adds what its verdict is based on."""
+
+    id: int
+    verdict: str  # shown to users
 
 
 class SelfGeneratedRow(TypedDict):
@@ -45,8 +53,8 @@ class PairRow(TypedDict):
     """A preference pair (`pairs.jsonl`); `chosen_ids` is None where the reference is chosen."""
 
     id: int
-    prompt: list[dict[str, Any]]
-    tools: NotRequired[list[dict[str, Any]]]
+    prompt: Messages
+    tools: NotRequired[Tools]
     chosen: str
     rejected: str
     chosen_ids: list[int] | None
@@ -71,4 +79,4 @@ def read_pair_rows(folder: Path) -> list[PairRow]:
 
 def write_pair_rows(folder: Path, pairs: Sequence[PairRow]) -> None:
     """Write the pairs of a step."""
-    write_rows(folder / PAIRS, cast(Sequence[dict[str, Any]], pairs))
+    write_rows(folder / PAIRS, pairs)

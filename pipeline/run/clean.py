@@ -18,7 +18,6 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import InputError, StepHeldError
 from pipeline.plan.changes import MEMORY, read_identities
@@ -129,7 +128,7 @@ def _with_inputs(names: set[str], folders: dict[str, Path]) -> set[str]:
     return found
 
 
-def _written_spec(folder: Path) -> dict[str, Any]:
+def _written_spec(folder: Path) -> artifact.JsonObject:
     """The step's spec as step.json holds it, {} where there is none."""
     written = artifact.read_object(folder / artifact.SPEC)
     if "identity" in written:  # of earlier versions

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.steps import artifact
 from pipeline.steps.context import read_progress
-from pipeline.steps.spec import StepSpec
+from pipeline.steps.spec import Identity, StepSpec
 from pipeline.text import format_duration
 
 # What a step's time depends on, besides its inputs; `beta` or a learning rate are not among it.
@@ -41,7 +41,7 @@ def expected_seconds(
             found[step.fingerprint] = records[step.fingerprint]["seconds"]
             continue
         progress = read_progress(step.directory(runs))
-        if progress.get("left") is not None:  # it is running, or was stopped
+        if progress["left"] is not None:  # it is running, or was stopped
             found[step.fingerprint] = progress["left"]
         elif seconds := took.get(_likeness(step.identity, identities)):
             found[step.fingerprint] = sorted(seconds)[len(seconds) // 2]
@@ -57,7 +57,7 @@ def format_time_left(pending: Sequence[StepSpec], seconds: dict[str, float]) -> 
     return f", about {format_duration(sum(known))}{some}"
 
 
-def _likeness(identity: dict[str, Any], identities: dict[str, Any]) -> str:
+def _likeness(identity: Identity, identities: dict[str, Identity]) -> str:
     """What steps of about the same duration share: function, model, data, and amounts."""
     options, inputs = identity["options"], identity["inputs"]
     every = {**options, **(options.get("trainer") or {})}
@@ -68,7 +68,7 @@ def _likeness(identity: dict[str, Any], identities: dict[str, Any]) -> str:
     )
 
 
-def _model(identity: dict[str, Any], identities: dict[str, Any]) -> Any:
+def _model(identity: Identity, identities: dict[str, Identity]) -> Any:
     """The identity of the model that the weights come from that a step reads, or grades."""
     while True:
         inputs = identity["inputs"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.hardware.precision import read_precision
+from pipeline.steps.context import Progress
 from pipeline.steps.spec import StepSpec
 from pipeline.text import format_duration
 
@@ -69,12 +70,12 @@ class Display:
         self.rows[step.fingerprint] = _Row("running", started=time.monotonic())
         self._changed(f"{self._name(step)}: started")
 
-    def update(self, step: StepSpec, progress: dict[str, Any]) -> None:
-        """A step goes on; `progress` is {'done', 'total', 'unit', 'left'}, or empty."""
+    def update(self, step: StepSpec, progress: Progress) -> None:
+        """A step goes on."""
         row = self.rows[step.fingerprint]
         row.seconds = time.monotonic() - (row.started or time.monotonic())
         self._tell_precision(progress.get("precision"))
-        if progress and progress["total"]:
+        if progress["total"]:
             row.left = progress["left"]
             row.detail = f"{progress['done']} of {progress['total']} {progress['unit']}"
         if not self.live and time.monotonic() - self.last_line > _PLAIN_SECONDS:

@@ -7,7 +7,6 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import InputError, visible
 from pipeline.plan.plan import Plan
@@ -16,7 +15,7 @@ from pipeline.run.expected import expected_seconds, format_time_left
 from pipeline.run.logs import find_logs
 from pipeline.steps import artifact
 from pipeline.steps.artifact import ERROR, SPEC
-from pipeline.steps.context import read_progress
+from pipeline.steps.context import Progress, read_progress
 from pipeline.steps.lock import held_by
 from pipeline.steps.spec import StepSpec
 from pipeline.text import format_count, format_duration
@@ -93,7 +92,7 @@ def _step_rows(step: StepSpec, plan: Plan, runs: Path, holder: str | None) -> li
     several = f" (seed {step.seed})" if len(plan.recipe.seeds) > 1 else ""
     name, done = f"{step.stage}{several}, {step.title}", _format_done(progress)
     if holder:
-        so_far, left = progress.get("seconds", 0.0), progress.get("left")
+        so_far, left = progress["seconds"], progress["left"]
         words = [f"{name}: {done or 'starting'}"]
         words += [f"{format_duration(so_far)} so far"] if so_far else []
         words += [f"about {format_duration(left)} left"] if left is not None else []
@@ -103,9 +102,9 @@ def _step_rows(step: StepSpec, plan: Plan, runs: Path, holder: str | None) -> li
     return [("stopped", f"{name}: {done}")] if done else []
 
 
-def _format_done(progress: dict[str, Any]) -> str:
+def _format_done(progress: Progress) -> str:
     """Return e.g. '3 of 12 optimizer steps', or ''."""
-    if not progress.get("total"):
+    if not progress["total"]:
         return ""
     return f"{progress['done']} of {progress['total']} {progress['unit']}"
 

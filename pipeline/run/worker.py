@@ -33,7 +33,7 @@ from pipeline.hardware.precision import warning as precision_warning
 from pipeline.hardware.topology import check_processes
 from pipeline.steps import artifact, lock
 from pipeline.steps.artifact import ERROR, PROGRESS
-from pipeline.steps.context import BEGUN, StepContext, changed_error, read_progress
+from pipeline.steps.context import NO_PROGRESS, StepContext, changed_error, read_progress
 from pipeline.steps.functions import function_of
 from pipeline.steps.record import make_record, reset_peak_memory
 
@@ -200,7 +200,7 @@ def settle_precision(step: StepContext) -> None:
     chosen, emptied = choose(step.options, here), False
     progress = read_progress(step.directory)
     if step.state.is_main_process and artifact.is_begun(step.directory):
-        noted = read_precision(progress.get("precision") or progress.get(BEGUN))
+        noted = read_precision(progress.get("precision") or progress.get("begun"))
         kept = goes_on(noted or of_earlier_version(step.options), chosen, here)
         chosen, emptied = kept or chosen, kept is None
     chosen, emptied = step.from_main_process([chosen, emptied])
@@ -209,10 +209,9 @@ def settle_precision(step: StepContext) -> None:
         print(f"precision: {chosen.words}", flush=True)
         if emptied:
             artifact.empty(step.directory)
-            progress = {}
+            progress = NO_PROGRESS
         # At once, so that an attempt that is stopped before its first row is known too.
-        start = {"done": 0, "total": 0, "unit": "", "left": None, "seconds": 0.0, **progress}
-        artifact.write_json(step.directory / PROGRESS, {**start, "precision": asdict(chosen)})
+        artifact.write_json(step.directory / PROGRESS, {**progress, "precision": asdict(chosen)})
     if emptied:
         step.warn(
             f"what a stopped attempt left was made in a precision that is not native here, so it "

@@ -21,6 +21,7 @@ from pipeline.errors import Problem
 from pipeline.recipe.schema import Recipe, RoundOptions, Strict
 from pipeline.rows.stored import ROWS, SelfGeneratedRow
 from pipeline.stages import sft
+from pipeline.steps.options import ContextOptions, DecodingRuntime, MixingOptions
 
 if TYPE_CHECKING:
     from pipeline.data.load import TokenRow
@@ -100,26 +101,27 @@ def plan(stage: Options, build: Builder) -> Model:
             title=build.in_round("contexts", number),
             model=model,
             data=data,
-            options={
-                "beta": float(beta),
-                "round": number,
-                "context": stage.context,
-                "temperature": stage.temperature,
-                "top_k": stage.top_k,
-                "top_p": stage.top_p,
-                "excluded_ids": stage.excluded_ids,
-                "max_length": build.recipe.trainer_for(stage)["max_length"],
-                "dtype": build.recipe.reading_dtype,
+            options=ContextOptions(
+                **build.rendering(),
                 **build.recipe.trained_turns,
-            },
-            runtime_options={**build.writing, "engine": stage.engine},
+                beta=float(beta),
+                round=number,
+                context=stage.context,
+                temperature=stage.temperature,
+                top_k=stage.top_k,
+                top_p=stage.top_p,
+                excluded_ids=stage.excluded_ids,
+                max_length=build.recipe.trainer_for(stage)["max_length"],
+                dtype=build.recipe.reading_dtype,
+            ),
+            runtime_options=DecodingRuntime(**build.writing, engine=stage.engine),
         )
         turns = build.recipe.trained_turns
-        model = sft.train_round(build, model, contexts, number, stage.ratio, more=turns)
+        model = sft.train_round(build, model, contexts, number, stage.ratio, more={**turns})
     return model
 
 
-def write_contexts(step: StepContext) -> None:
+def write_contexts(step: StepContext[ContextOptions]) -> None:
     """Step: write one mixed-context row per training row."""
     from pipeline.data.load import load_examples, tokenise
     from pipeline.data.render import renderer_for
@@ -146,7 +148,7 @@ def write_contexts(step: StepContext) -> None:
     _measure(step, model, rows, token_rows)
 
 
-def mixer(step: StepContext, model: Any, renderer: Renderer, *, seed: int) -> Mix:
+def mixer(step: StepContext[MixingOptions], model: Any, renderer: Renderer, *, seed: int) -> Mix:
     """Return a function from (rate, token rows) to mixed-context rows.
 
     It expects rows by decreasing size; `seed` determines the replaced positions and the noise.

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pipeline.data.tasks import task_key
 from pipeline.errors import InputError
-from pipeline.recipe.schema import Recipe, RoundOptions, SamplingOptions, Source, StageOptions
+from pipeline.recipe.schema import (
+    Recipe,
+    RoundOptions,
+    SamplingOptions,
+    Source,
+    StageOptions,
+    TrainerOptions,
+)
 from pipeline.recipe.trl_rules import NEUTRAL
-from pipeline.steps.identity import data_identity, model_identity
-from pipeline.steps.spec import Model, StepSpec
+from pipeline.steps.identity import OutsideIdentity, data_identity, model_identity
+from pipeline.steps.options import (
+    AnswerOptions,
+    DecodingRuntime,
+    MixtureOptions,
+    RenderedModelOptions,
+    RenderingOptions,
+    RuntimeOptions,
+    Thresholds,
+    TrainingRuntime,
+    TrainOptions,
+    WritingRuntime,
+)
+from pipeline.steps.spec import Model, Place, StepSpec
 
 
 @dataclass(frozen=True)
@@ -65,12 +85,24 @@ class Builder:
         return self.recipe.data.train
 
     @property
-    def writing(self) -> dict[str, Any]:
+    def writing(self) -> WritingRuntime:
         """Runtime options of steps in which the model generates rows; they do not change rows."""
         recipe = self.recipe
         return {
             "batch_tokens": recipe.generation.batch_tokens,
-            "warn_at": recipe.warn_at.model_dump(),
+            "warn_at": cast(Thresholds, recipe.warn_at.model_dump()),
+        }
+
+    def rendering(
+        self, task: str | None = None, *, max_prompt_length: int | None = None
+    ) -> RenderingOptions:
+        """Options of steps that turn rows of a task, by default the recipe's, into tokens."""
+        task = task or self.recipe.task
+        return {
+            "task": task,
+            "system": self.recipe.system,
+            "max_prompt_length": max_prompt_length or self.recipe.prompt_limit(task),
+            **self.recipe.rendering,
         }
 
     def step(
@@ -79,13 +111,12 @@ class Builder:
         run: str,
         *,
         title: str,
-        options: dict[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
         model: Model | None = None,
         data: dict[str, Source] | None = None,
         steps: dict[str, StepSpec] | None = None,
-        runtime_options: dict[str, Any] | None = None,
+        runtime_options: Mapping[str, Any] | None = None,
         main_process_only: bool = False,
-        renders: bool = True,
         keys: dict[str, str] | None = None,
     ) -> StepSpec:
         """Add a step.
@@ -95,30 +126,22 @@ class Builder:
             run: the name of its function (pipeline/steps/functions.py), which is not imported,
                 since most functions need torch.
             title: shown to users after the stage's name.
-            options: whatever determines the result; the options of rendering and tokenisation are
-                added.
+            options: whatever determines the result (pipeline/steps/options.py); with `rendering`
+                where it turns rows into tokens.
             model: the weights it loads.
             data: role -> source of the rows it reads.
             steps: name -> earlier step whose output it reads.
             runtime_options: settings that do not change the result.
             main_process_only: whether only the main process works.
-            renders: whether the step turns rows into tokens.
             keys: role -> the recipe key of its source, for errors; by default under data.
         """
         inputs: dict[str, Any] = dict(steps or {})
         locations: dict[str, Any] = {}
-        merged = dict(options or {})
+        merged, runtime = dict(options or {}), dict(runtime_options or {})
         given_to_trainers = {**self.recipe.trainer, **self.stage.trainer}
         if (timeout := given_to_trainers.get("ddp_timeout")) is not None:
             # In every step: the first step that runs creates the process group.
-            given = dict(runtime_options or {})
-            given["trainer"] = {"ddp_timeout": timeout, **given.get("trainer", {})}
-            runtime_options = given
-        if renders and (model is not None or data):
-            task = merged.setdefault("task", self.recipe.task)
-            merged.setdefault("system", self.recipe.system)
-            merged.setdefault("max_prompt_length", self.recipe.prompt_limit(task))
-            merged |= self.recipe.rendering
+            runtime["trainer"] = {"ddp_timeout": timeout, **runtime.get("trainer", {})}
         if model is not None:
             inputs["base"] = model.base or model_identity(self.recipe.model, self.recipe.revision)
             if model.base is None:
@@ -128,13 +151,13 @@ class Builder:
             if self.recipe.quantize:
                 merged["quantize"] = self.recipe.quantize
             if model.base is None and self.recipe.pickled_weights:
-                runtime_options = {**(runtime_options or {}), "pickled_weights": True}
+                runtime["pickled_weights"] = True
             if model.adapter is not None:
                 inputs["adapter"] = model.adapter
         for name in ("task", "test_task"):
             if merged.get(name) == (file := self.recipe.task) and task_key(file) != file:
                 merged[name] = task_key(file)
-                runtime_options = {**(runtime_options or {}), "task_file": file}
+                runtime["task_file"] = file
         for role, source in (data or {}).items():
             try:
                 identity = data_identity(source, role=role)
@@ -151,7 +174,7 @@ class Builder:
             options=merged,
             inputs=inputs,
             locations=locations,
-            runtime_options=runtime_options or {},
+            runtime_options=cast(RuntimeOptions, runtime),
             main_process_only=main_process_only,
         )
         self.steps.append(added)
@@ -165,8 +188,8 @@ class Builder:
         model: Model,
         data: dict[str, Source] | None = None,
         steps: dict[str, StepSpec] | None = None,
-        trainer: dict[str, Any] | None = None,
-        more: dict[str, Any] | None = None,
+        trainer: TrainerOptions | None = None,
+        more: MixtureOptions | None = None,
     ) -> Model:
         """Add a training step and return the weights it makes.
 
@@ -180,10 +203,16 @@ class Builder:
             model = self.merge(model)
         trainer = {**recipe.trainer_for(stage), **(trainer or {})}
         result = {key: value for key, value in trainer.items() if key not in NEUTRAL}
-        runtime_options = {"trainer": {key: trainer[key] for key in trainer.keys() - result.keys()}}
-        micro = {"micro_batch_size": recipe.micro_batch_size}
+        options: TrainOptions = {
+            **self.rendering(),
+            "trainer": result,
+            "lora": lora,
+            "dtype": recipe.base_dtype_for(stage),
+            "batch_size": recipe.batch_size_for(stage),
+            **(more or {}),
+        }
         if trainer.get("neftune_noise_alpha"):  # its noise scales with the padded batch
-            more = {**(more or {}), **micro}
+            options["micro_batch_size"] = recipe.micro_batch_size
         trained = self.step(
             "train",
             run,
@@ -191,14 +220,11 @@ class Builder:
             model=model,
             data=data,
             steps=steps,
-            options={
-                "trainer": result,
-                "lora": lora,
-                "dtype": recipe.base_dtype_for(stage),
-                "batch_size": recipe.batch_size_for(stage),
-                **(more or {}),
-            },
-            runtime_options={**runtime_options, **micro},
+            options=options,
+            runtime_options=TrainingRuntime(
+                trainer={key: trainer[key] for key in trainer.keys() - result.keys()},
+                micro_batch_size=recipe.micro_batch_size,
+            ),
         )
         return Model(base=trained) if lora is None else Model(base=model.base, adapter=trained)
 
@@ -209,7 +235,13 @@ class Builder:
 
     def merge(self, model: Model) -> Model:
         """Add a step that merges an adapter into its base."""
-        merged = self.step("merge", "pipeline.model:merge", title="merge adapter", model=model)
+        merged = self.step(
+            "merge",
+            "pipeline.model:merge",
+            title="merge adapter",
+            model=model,
+            options=RenderedModelOptions(**self.rendering()),
+        )
         return Model(base=merged)
 
     def answers(
@@ -228,15 +260,15 @@ class Builder:
         max_prompt_length: int | None = None,
         shots: Source | None = None,
         keys: dict[str, str] | None = None,
-    ) -> StepSpec:
+    ) -> StepSpec[AnswerOptions]:
         """Add a step in which the model answers every prompt of a source, greedily by default.
 
         The source's rows belong to `task`, by default the recipe's; `shots` are solved examples
         shown before each prompt.
         """
         generation = self.recipe.generation
-        options: dict[str, Any] = {
-            "task": task or self.recipe.task,
+        options: AnswerOptions = {
+            **self.rendering(task, max_prompt_length=max_prompt_length),
             "max_new_tokens": max_new_tokens or generation.max_new_tokens,
             "dtype": self.recipe.reading_dtype,
             "samples": samples,
@@ -249,10 +281,9 @@ class Builder:
             generation.engine == "vllm"
         ):  # its samples differ; the other engines differ in speed only
             options["engine"] = "vllm"
-        if max_prompt_length is not None:
-            options["max_prompt_length"] = max_prompt_length
         if shots is not None:
-            options |= {"few_shot": shots.limit, "max_prompt_length": None}
+            assert shots.limit is not None  # as many as the benchmark's few_shot
+            options["few_shot"], options["max_prompt_length"] = shots.limit, None
         return self.step(
             "answers",
             "pipeline.answers:write_answers",
@@ -260,11 +291,11 @@ class Builder:
             model=model,
             data={role: source, **({} if shots is None else {"shots": shots})},
             options=options,
-            runtime_options={**self.writing, "engine": generation.engine},
+            runtime_options=DecodingRuntime(**self.writing, engine=generation.engine),
             keys=keys,
         )
 
-    def own_answers(self, model: Model, source: Source, number: int) -> StepSpec:
+    def own_answers(self, model: Model, source: Source, number: int) -> StepSpec[AnswerOptions]:
         """Add a step in which the model answers training prompts, sampled as the stage says."""
         assert isinstance(self.stage, RoundOptions)
         return self.answers(
@@ -277,9 +308,9 @@ class Builder:
         )
 
 
-def _location(source: Source, role: str, identity: dict[str, Any]) -> dict[str, Any]:
+def _location(source: Source, role: str, identity: OutsideIdentity) -> Place:
     """Where a step finds a source, pinned to the commit in its identity."""
-    place = {**source.model_dump(), "split": source.split_for(role)}
+    place = cast(Place, {**source.model_dump(), "split": source.split_for(role)})
     if source.parts is not None:
         parts = zip(source.parts, identity["parts"], strict=True)
         place["parts"] = [_location(part, role, known) for part, known in parts]

@@ -28,8 +28,10 @@ from pipeline.rows.stored import AnswerRow, PairRow
 
 if TYPE_CHECKING:
     from pipeline.data.preflight import Row
+    from pipeline.recipe.schema import TrainerOptions
     from pipeline.stages.builder import Builder
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import PairOptions, TrainOptions
     from pipeline.steps.spec import Model
 
 TRAIN = "pipeline.stages.dpo:train"
@@ -82,7 +84,7 @@ def plan(stage: Options, build: Builder) -> Model:
     return build.train(TRAIN, title="train", model=build.start, steps={"pairs": pairs})
 
 
-def _ranking(task: str) -> dict[str, str]:
+def _ranking(task: str) -> PairOptions:
     """The option that says how answers are ranked: by the task's own grader, else by ROUGE-L."""
     from pipeline.rows.graded import has_grader
 
@@ -91,7 +93,7 @@ def _ranking(task: str) -> dict[str, str]:
     return {"task": task} if has_grader(task) else {"told_by": "ROUGE-L"}
 
 
-def write_pairs(step: StepContext) -> None:
+def write_pairs(step: StepContext[PairOptions]) -> None:
     """Step: make preference pairs from several answers to each prompt.
 
     Raises:
@@ -152,7 +154,7 @@ def pair_by_rouge(rows: list[AnswerRow]) -> PairRow | None:
     return None if best[0] == worst[0] else own_pair(chosen=best[1], rejected=worst[1])
 
 
-def train(step: StepContext) -> None:
+def train(step: StepContext[TrainOptions]) -> None:
     """Step: train on preference pairs with stock `trl.DPOTrainer`."""
     from pipeline.data.preflight import check_rows
     from pipeline.data.render import renderer_for
@@ -170,7 +172,9 @@ def train(step: StepContext) -> None:
     fit(step, trainer, tokens_per_epoch=tokens)
 
 
-def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any) -> Any:
+def make_trainer(
+    step: StepContext[TrainOptions], rows: list[tuple[Row, Row]], tokenizer: Any
+) -> Any:
     """Return stock `trl.DPOTrainer` over pairs of (chosen, rejected), weights loaded.
 
     DPOTrainer insists on tokenising text itself; it gets empty text, and the collator takes our
@@ -220,7 +224,7 @@ def make_trainer(step: StepContext, rows: list[tuple[Row, Row]], tokenizer: Any)
     return trainer
 
 
-def starts_at_ln2(trainer: dict[str, Any]) -> bool:
+def starts_at_ln2(trainer: TrainerOptions) -> bool:
     """Whether the loss must be ln 2 as long as policy and reference agree."""
     known_loss = trainer.get("loss_type", ["sigmoid"]) in (["sigmoid"], ["robust"])
     no_dropout = trainer.get("disable_dropout", True)

@@ -31,6 +31,7 @@ from pipeline.errors import Problem
 from pipeline.recipe.schema import Recipe, RoundOptions
 from pipeline.rows.stored import ROWS, SelfGeneratedRow
 from pipeline.stages import sft
+from pipeline.steps.options import CorrectionOptions
 
 if TYPE_CHECKING:
     from pipeline.data.render import Renderer
@@ -91,24 +92,25 @@ def plan(stage: Options, build: Builder) -> Model:
             model=model,
             data=data,
             steps={"answers": answers},
-            options={
-                "correction": stage.correction,
-                "label": stage.label,
-                "min_confidence": stage.min_confidence,
-                "shown_prompt": stage.shown_prompt_for(recipe.task),
-                "end_cut_answers": stage.end_cut_answers,
-                "round": number,
-                "max_length": recipe.trainer_for(stage)["max_length"],
-                "max_new_tokens": recipe.generation.max_new_tokens,
-                "dtype": recipe.reading_dtype,
-            },
+            options=CorrectionOptions(
+                **build.rendering(),
+                correction=stage.correction,
+                label=stage.label,
+                min_confidence=stage.min_confidence,
+                shown_prompt=stage.shown_prompt_for(recipe.task),
+                end_cut_answers=stage.end_cut_answers,
+                round=number,
+                max_length=recipe.trainer_for(stage)["max_length"],
+                max_new_tokens=recipe.generation.max_new_tokens,
+                dtype=recipe.reading_dtype,
+            ),
             runtime_options=build.writing,
         )
         model = sft.train_round(build, model, corrections, number, stage.ratio)
     return model
 
 
-def write_corrections(step: StepContext) -> None:
+def write_corrections(step: StepContext[CorrectionOptions]) -> None:
     """Step: write one corrected row per self-generated answer.
 
     Raises:
@@ -147,7 +149,7 @@ def write_corrections(step: StepContext) -> None:
 
 
 def _measure(
-    step: StepContext,
+    step: StepContext[CorrectionOptions],
     model: Any,
     rows: Sequence[SelfGeneratedRow],
     inputs: dict[int, CorrectionInput],
@@ -158,13 +160,14 @@ def _measure(
 
     by_sequence = step.options["correction"] == "sequence"
     count = sequence_figures if by_sequence else token_figures
-    step.metrics["figures"] |= count(rows, inputs)
+    figures = step.metrics.setdefault("figures", {})
+    figures |= count(rows, inputs)
     if by_sequence:
         step.metrics["tokens_generated"] = sum(map(sft.label_count, rows))
         diagnostics.check_rate(step)
         return
     _check_ends(step, rows, inputs, renderer.end_of_turn_id)
-    changed = step.metrics["figures"]["label differs from own token"]
+    changed = figures["label differs from own token"]
     diagnostics.warn_over(
         step,
         "labels_changed",
@@ -180,7 +183,7 @@ def _measure(
 
 
 def _by_token(
-    step: StepContext,
+    step: StepContext[CorrectionOptions],
     model: Any,
     renderer: Renderer,
     inputs: Sequence[CorrectionInput],
@@ -208,7 +211,7 @@ def _by_token(
 
 
 def _by_sequence(
-    step: StepContext,
+    step: StepContext[CorrectionOptions],
     model: Any,
     renderer: Renderer,
     inputs: Sequence[CorrectionInput],
@@ -241,7 +244,7 @@ def _check_ends(
     """Count finished answers whose last label ends the turn, and warn if most do not."""
     last = [row["labels"][-1] for row in rows if inputs[row["id"]].finished]
     kept = last.count(end)
-    step.metrics["figures"]["answers end kept"] = kept
+    step.metrics.setdefault("figures", {})["answers end kept"] = kept
     if kept < len(last) / 2:
         step.warn(
             f"of {len(last)} finished own answers only {kept} keep the end-of-turn token as their "

@@ -39,6 +39,7 @@ from pipeline.stages import sft
 if TYPE_CHECKING:
     from pipeline.stages.builder import Builder
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import KeptOptions, MixtureOptions
     from pipeline.steps.spec import Model
 
 # `<<48/2=24>>` of GSM8K's references, else an expression of numbers in running text: 48 / 2 = 24.
@@ -65,13 +66,9 @@ class Options(RoundOptions):
     references: bool = True
     train_from: str | None = None
 
-    def kept(self, task: str) -> dict[str, Any]:
-        """Which answers are kept, as options of the step that chooses them."""
-        keep = self.keep or ("right" if has_grader(task) else "best")
-        if keep == "best":
-            return {"keep": keep}
-        distinct = self.distinct or ("equations" if task == "gsm8k" else "text")
-        return {"keep": keep, "distinct": distinct, "max_per_prompt": self.max_per_prompt}
+    def keep_for(self, task: str) -> Literal["right", "best", "all"]:
+        """Which answers to a task are kept."""
+        return self.keep or ("right" if has_grader(task) else "best")
 
 
 def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
@@ -83,7 +80,7 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
 
     if stage.keep == "right" and not has_grader(recipe.task):
         say("keep", f"right needs a grader, which task {recipe.task} lacks; write best, or all")
-    if stage.kept(recipe.task)["keep"] == "best":
+    if stage.keep_for(recipe.task) == "best":
         for key in sorted(stage.model_fields_set & {"distinct", "max_per_prompt"}):
             say(key, "does nothing beside keep: best, which keeps one answer a prompt; take it out")
     if not stage.references and stage.ratio == 0:
@@ -102,9 +99,17 @@ def check(name: str, stage: Options, recipe: Recipe) -> list[Problem]:
 
 def plan(stage: Options, build: Builder) -> Model:
     """Three steps per round: answers, the choice among them, train."""
-    writer = build.start
+    writer, task = build.start, build.recipe.task
     start = build.sibling(stage.train_from).end if stage.train_from else None
-    more: dict[str, Any] = {} if stage.references else {"references": False}
+    more: MixtureOptions = {} if stage.references else {"references": False}
+    options: KeptOptions = {
+        **build.rendering(),
+        "keep": stage.keep_for(task),
+        "max_length": build.recipe.trainer_for(stage)["max_length"],
+    }
+    if options["keep"] != "best":
+        options["distinct"] = stage.distinct or ("equations" if task == "gsm8k" else "text")
+        options["max_per_prompt"] = stage.max_per_prompt
     for number in range(1, stage.rounds + 1):
         answers = build.answers(
             writer,
@@ -122,17 +127,14 @@ def plan(stage: Options, build: Builder) -> Model:
             model=writer,
             data={"train": build.train_rows},
             steps={"answers": answers},
-            options={
-                **stage.kept(build.recipe.task),
-                "max_length": build.recipe.trainer_for(stage)["max_length"],
-            },
+            options=options,
             main_process_only=True,
         )
         writer = sft.train_round(build, start or writer, kept, number, stage.ratio, more=more)
     return writer
 
 
-def write_kept(step: StepContext) -> None:
+def write_kept(step: StepContext[KeptOptions]) -> None:
     """Step: choose the answers to train on, and write each as a row whose labels are its tokens.
 
     Raises:
@@ -170,7 +172,7 @@ def write_kept(step: StepContext) -> None:
     write_rows(step.directory / ROWS, rows)
 
 
-def _why_none(options: dict[str, Any]) -> str:
+def _why_none(options: KeptOptions) -> str:
     wrong = "right and finished" if options["keep"] == "right" else "finished"
     return (
         f"none is {wrong} within max_length; train the stage it starts from longer, or raise its "
@@ -178,7 +180,7 @@ def _why_none(options: dict[str, Any]) -> str:
     )
 
 
-def figures(prompts: Sequence[Sequence[AnswerRow]], options: dict[str, Any]) -> dict[str, int]:
+def figures(prompts: Sequence[Sequence[AnswerRow]], options: KeptOptions) -> dict[str, int]:
     """Counts over prompts and their answers; how many are right where the task has a grader."""
     every = [answer for answers in prompts for answer in answers]
     found = {
@@ -197,7 +199,7 @@ def figures(prompts: Sequence[Sequence[AnswerRow]], options: dict[str, Any]) -> 
     }
 
 
-def kept(answers: Sequence[AnswerRow], options: dict[str, Any]) -> list[AnswerRow]:
+def kept(answers: Sequence[AnswerRow], options: KeptOptions) -> list[AnswerRow]:
     """Return the answers to one prompt that are trained on, in the order they are kept."""
     finished = [answer for answer in answers if answer["finished"]]
     if options["keep"] == "best":
@@ -205,6 +207,7 @@ def kept(answers: Sequence[AnswerRow], options: dict[str, Any]) -> list[AnswerRo
         return [max(scored, key=lambda pair: pair[0])[1]] if scored else []
     if options["keep"] == "right":
         finished = [answer for answer in finished if is_right(answer, options["task"])]
+    assert "distinct" in options and "max_per_prompt" in options  # as all but `best`
     by_key: dict[Any, list[AnswerRow]] = {}
     for answer in finished:
         by_key.setdefault(_key(answer["answer"], options["distinct"]), []).append(answer)

@@ -12,7 +12,6 @@ number of processes, which is only recorded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.errors import InputError, Problem
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.rows.table import TokenIds, TokenTable, TrainingRows
     from pipeline.stages.builder import Builder
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import MixtureOptions, TrainOptions
     from pipeline.steps.spec import Model, StepSpec
 
 TRAIN = "pipeline.stages.sft:train"
@@ -46,12 +46,12 @@ def plan(stage: Options, build: Builder) -> Model:
     """One training step."""
     del stage
     data, turns = {"train": build.train_rows}, build.recipe.trained_turns
-    return build.train(TRAIN, title="train", model=build.start, data=data, more=turns)
+    return build.train(TRAIN, title="train", model=build.start, data=data, more={**turns})
 
 
 def train_round(
     build: Builder, model: Model, rows: StepSpec, number: int, ratio: float,
-    *, more: Mapping[str, Any] | None = None,
+    *, more: MixtureOptions | None = None,
 ) -> Model:  # fmt: skip
     """Add the training step of a round; `ratio` is lambda.
 
@@ -68,7 +68,7 @@ def train_round(
     )
 
 
-def train(step: StepContext) -> None:
+def train(step: StepContext[TrainOptions]) -> None:
     """Step: train on reference rows and, if the step has any, self-generated rows."""
     from pipeline.data.preflight import check_rows
     from pipeline.data.render import renderer_for
@@ -81,7 +81,9 @@ def train(step: StepContext) -> None:
     fit(step, trainer, tokens_per_epoch=sum(rows.sizes))
 
 
-def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[TokenTable, TrainingRows]:
+def read_training_rows(
+    step: StepContext[TrainOptions], renderer: Renderer
+) -> tuple[TokenTable, TrainingRows]:
     """Return all rows of a step, for checking, and the rows to train on (chosen by lambda)."""
     from pipeline.data.load import count_parts, describe_losses, load_examples, tokenise
     from pipeline.rows.table import TokenTable, TrainingRows
@@ -109,6 +111,7 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[TokenTabl
         table.add(name, len(row.prompt), ids, whole=row.whole)
     numbers = list(range(len(table))) if options.get("references", True) else []
     if "rows" in step.locations:
+        assert "lambda" in options  # `train_round` plans both
         own = _self_generated(step, table, places)
         chosen = repeated(own, options["lambda"], seed=step.seed)
         step.metrics["data"] = {**counts, "self_generated_rows": len(chosen)}
@@ -192,7 +195,7 @@ def repeated(rows: list[Item], ratio: float, *, seed: int) -> list[Item]:
     return chosen
 
 
-def make_trainer(step: StepContext, rows: TrainingRows, tokenizer: Any) -> Any:
+def make_trainer(step: StepContext[TrainOptions], rows: TrainingRows, tokenizer: Any) -> Any:
     """Return stock `trl.SFTTrainer` over rows of `input_ids` and `labels`, weights loaded."""
     from trl import SFTConfig, SFTTrainer
 

@@ -13,14 +13,18 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict, cast
 
 from pipeline.errors import BashracError, InputError
 from pipeline.lazy import Lazy
 
+if TYPE_CHECKING:
+    from pipeline.steps.record import Record, Records
+
+JsonObject = dict[str, Any]
 # Errors of the place written to, not of the program.
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _LITTLE_DISK_MB = 64
@@ -36,6 +40,13 @@ _NOT_RESULTS = (RECORD, SPEC, ERROR, PROGRESS, LOCK, HOLDER)
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 SAMPLES = "samples.jsonl"  # a model's answers, stored before anything grades them
 RESULT = "result.json"
+
+
+class FileDigest(TypedDict):
+    """A file of a result, as its record knows it."""
+
+    sha256: str
+    bytes: int
 
 
 def canonical_json(value: Any) -> str:
@@ -59,7 +70,7 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def written_files(directory: Path) -> dict[str, dict[str, Any]]:
+def written_files(directory: Path) -> dict[str, FileDigest]:
     """Return relative path -> {sha256, bytes} of every file of a result."""
     return {
         path.relative_to(directory).as_posix(): {
@@ -183,7 +194,7 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """Read a JSON object; an empty one for a file that is not there or holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -192,7 +203,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows as JSON lines, whole; returns how many."""
     count = 0
     with whole_file(path) as file:
@@ -202,7 +213,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[JsonObject]:
     """Read rows written by `write_rows`.
 
     Raises:
@@ -211,7 +222,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return list(_rows_of(path))
 
 
-class StoredRows(Lazy[dict[str, Any]]):
+class StoredRows(Lazy[JsonObject]):
     """Rows written by `write_rows`, read from their file when they are looked at.
 
     Raises:
@@ -230,10 +241,10 @@ class StoredRows(Lazy[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[JsonObject]:
         return _rows_of(self.path)
 
-    def item(self, number: int) -> dict[str, Any]:
+    def item(self, number: int) -> JsonObject:
         """Read a row."""
         return _row(self.path, number, self.line(number))
 
@@ -244,7 +255,7 @@ class StoredRows(Lazy[dict[str, Any]]):
             return file.read(self._starts[number + 1] - self._starts[number])
 
 
-def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
+def _rows_of(path: Path) -> Iterator[JsonObject]:
     # Bytes end lines at \n alone: answers may hold U+2028 and the like, which JSON leaves as it is.
     try:
         with path.open("rb") as file:
@@ -254,7 +265,7 @@ def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
         raise _unreadable(path, error) from None
 
 
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _row(path: Path, number: int, line: bytes) -> JsonObject:
     try:
         return json.loads(line)
     except ValueError:
@@ -272,13 +283,13 @@ def is_finished(directory: Path) -> bool:
     return (directory / RECORD).is_file()
 
 
-def write_record(directory: Path, record: dict[str, Any]) -> None:
+def write_record(directory: Path, record: Record) -> None:
     """Write the record of a step, which makes it finished, with a digest of its own."""
     plain = json.loads(json.dumps({key: record[key] for key in record if key != "digest"}))
     write_json(directory / RECORD, {**plain, "digest": fingerprint(plain)})
 
 
-def read_record(directory: Path) -> dict[str, Any]:
+def read_record(directory: Path) -> Record:
     """Read the record of a finished step.
 
     Raises:
@@ -288,7 +299,7 @@ def read_record(directory: Path) -> dict[str, Any]:
     plain = dict(record) if isinstance(record, dict) else {}
     if plain.pop("digest", None) != fingerprint(plain):
         raise _changed(directory, directory / RECORD, "has been changed since it was written")
-    return record
+    return cast("Record", record)
 
 
 def verify(directory: Path, *, weights: bool = False) -> None:
@@ -308,9 +319,9 @@ def verify(directory: Path, *, weights: bool = False) -> None:
             raise InputError(f"{path} was not written by the step it lies in; move it elsewhere")
 
 
-def finished_records(runs: Path) -> dict[str, dict[str, Any]]:
+def finished_records(runs: Path) -> Records:
     """The records of all finished steps by fingerprint; damaged ones are left out."""
-    records = {}
+    records: Records = {}
     for file in runs.glob("steps/*/record.json"):
         try:
             record = read_record(file.parent)
@@ -320,7 +331,7 @@ def finished_records(runs: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def verify_files(directory: Path, known: dict[str, Any], *, weights: bool = False) -> None:
+def verify_files(directory: Path, known: dict[str, FileDigest], *, weights: bool = False) -> None:
     """See that some files of a finished step are as they were written; see `verify`."""
     for name, expected in known.items():
         path = directory / name

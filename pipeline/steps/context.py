@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NotRequired, TypedDict, cast
 
 from pipeline.errors import InputError
 from pipeline.hardware.precision import Precision, choose, hardware
@@ -16,11 +16,26 @@ from pipeline.hardware.threads import threads_of_launch
 from pipeline.recipe.shipped import REPLICATED
 from pipeline.steps import artifact
 from pipeline.steps.artifact import PROGRESS, SPEC
-from pipeline.steps.spec import StepSpec
+from pipeline.steps.options import RoundOptions, RuntimeOptions
+from pipeline.steps.record import Metrics
+from pipeline.steps.spec import OptionsT, StepSpec
 
+
+class Progress(TypedDict):
+    """`progress.json` of a step that is running, or was stopped."""
+
+    done: int
+    total: int
+    unit: str
+    left: float | None  # seconds
+    seconds: float
+    precision: NotRequired[dict[str, Any]]  # the fields of a `Precision`
+    begun: NotRequired[dict[str, Any]]  # the precision of the attempt before
+
+
+NO_PROGRESS: Progress = {"done": 0, "total": 0, "unit": "", "left": None, "seconds": 0.0}
 _GROUP_TIMEOUT = 1800  # seconds: transformers' default of `ddp_timeout`
 _MEETINGS = count()  # of this process; all processes of a launch meet as often
-BEGUN = "begun"  # the precision of the attempt before, in progress.json
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class StepLaunch:
 
 
 @dataclass
-class StepContext:
+class StepContext(Generic[OptionsT]):
     """What a step's function is given: what to make, on what launch, and where.
 
     Attributes:
@@ -56,9 +71,9 @@ class StepContext:
     """
 
     directory: Path
-    spec: StepSpec
+    spec: StepSpec[OptionsT]
     launch: StepLaunch
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)
     stop_asked: bool = False
     stops_itself: bool = False
     _last_progress: float = 0.0
@@ -74,7 +89,7 @@ class StepContext:
         return cls(spec_file.resolve().parent, spec, launch)
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> OptionsT:
         """What decides the result."""
         return self.spec.options
 
@@ -84,7 +99,7 @@ class StepContext:
         return self.spec.locations
 
     @property
-    def runtime_options(self) -> dict[str, Any]:
+    def runtime_options(self) -> RuntimeOptions:
         """Settings that do not change the result."""
         return self.spec.runtime_options
 
@@ -140,7 +155,7 @@ class StepContext:
         """What a new attempt computes in; one that goes on has been given its own."""
         return choose(self.options, hardware(self.device.type))
 
-    def seed_of_round(self) -> int:
+    def seed_of_round(self: StepContext[RoundOptions]) -> int:
         """A seed of this step's round: rounds must not repeat each other's positions and noise."""
         return self.seed * 1_000_003 + self.options["round"]
 
@@ -164,14 +179,20 @@ class StepContext:
         # What was done before a stop, and loading the model, say nothing about the rest.
         began, before = self._first_progress
         left = (total - done) * (now - began) / (done - before) if done > before else None
-        state: dict[str, Any] = {"done": done, "total": total, "unit": unit, "left": left}
+        state: Progress = {
+            "done": done,
+            "total": total,
+            "unit": unit,
+            "left": left,
+            "seconds": self.seconds(),
+        }
         if self.computes:
             state["precision"] = asdict(self.precision)
-        artifact.write_json(self.directory / PROGRESS, {**state, "seconds": self.seconds()})
+        artifact.write_json(self.directory / PROGRESS, state)
 
     def start_clock(self) -> None:
         """Count seconds from now on, and those before a stop to them."""
-        self._seconds_before = read_progress(self.directory).get("seconds", 0.0)
+        self._seconds_before = read_progress(self.directory)["seconds"]
         self._began = time.monotonic()
         if (threads := threads_of_launch()) is not None:
             threads.used = {threads.count}
@@ -245,9 +266,9 @@ def set_precision_aside(directory: Path) -> None:
     """Keep what an attempt computed in under another name: the next one has not chosen yet."""
     progress = read_progress(directory)
     if noted := progress.pop("precision", None):
-        artifact.write_json(directory / PROGRESS, {**progress, BEGUN: noted})
+        artifact.write_json(directory / PROGRESS, {**progress, "begun": noted})
 
 
-def read_progress(directory: Path) -> dict[str, Any]:
-    """Return {'done', 'total', 'unit', 'left', 'precision', 'seconds'} of a running step, or {}."""
-    return artifact.read_object(directory / PROGRESS)
+def read_progress(directory: Path) -> Progress:
+    """How far a step is; `NO_PROGRESS` where it has not begun."""
+    return cast(Progress, {**NO_PROGRESS, **artifact.read_object(directory / PROGRESS)})

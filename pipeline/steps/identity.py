@@ -17,6 +17,8 @@ from pipeline.errors import BashracError, InputError
 from pipeline.recipe.schema import Source
 from pipeline.steps import artifact
 
+# Of data or a model: one of the keys hub, builtin, package, files, file and parts says which kind.
+OutsideIdentity = dict[str, Any]
 BUILTIN_VERSION = 1  # of the built-in sets: raise it when any of their rows changes
 _LARGE_FILE = 64 << 20
 _MOST_FILES = 10_000  # of a model or a data set in a folder
@@ -31,7 +33,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BASHRAC_CACHE") or Path(base) / "bashrac")
 
 
-def data_identity(source: Source, *, role: str) -> dict[str, Any]:
+def data_identity(source: Source, *, role: str) -> OutsideIdentity:
     """Return what decides the rows a source gives, as JSON-able data without paths.
 
     Raises:
@@ -81,7 +83,7 @@ def local_file(source: Source) -> Path:
     return Path(found)
 
 
-def model_identity(model: str, revision: str | None) -> dict[str, Any]:
+def model_identity(model: str, revision: str | None) -> OutsideIdentity:
     """Return what decides a model's weights: package version, folder content, or hub commit."""
     if model == EMBEDDED_MODEL:
         try:

@@ -12,20 +12,88 @@ import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from pipeline.hardware.threads import threads_of_launch
 from pipeline.steps import artifact
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import RuntimeOptions
+    from pipeline.steps.spec import Identity
 
 _VERSIONED = (
     "bashrac", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes",
 )  # fmt: skip
 
 
-def make_record(step: StepContext, *, started: datetime, seconds: float) -> dict[str, Any]:
+class Speed(TypedDict):
+    """Tokens per second, over so many windows."""
+
+    mean: float
+    best: float
+    windows: int
+
+
+class Metrics(TypedDict, total=False):
+    """What a step's function notes; `figures` and `warnings` are shown in reports."""
+
+    figures: dict[str, float]
+    warnings: list[str]
+    rows: int
+    answers: int
+    truncated: int  # answers that were cut at the token limit
+    data: dict[str, int]  # rows that were read, by what became of them
+    sources: dict[str, int]  # rows of each part of a mixture
+    rendering: str | None  # `Renderer.digest`
+    template_date: str
+    tokens_generated: int
+    tokens_read: int
+    tokens_per_second: Speed
+    rows_of_each_process: list[int]
+    vllm: str | None  # its version
+    optimizer_steps: int
+    optimizer_steps_left_out: int
+    epochs: float
+    tokens_trained: int
+    first_loss: float | None
+    last_loss: float | None
+    padding_share: float
+    merged_adapter: str
+    judge_calls: int
+    judgement: dict[str, Any]  # `Judgement.summary`
+
+
+class Record(TypedDict):
+    """`record.json` of a finished step."""
+
+    kind: str
+    title: str
+    fingerprint: str
+    identity: Identity
+    inputs: dict[str, Any]
+    neutral: RuntimeOptions
+    seed: int
+    versions: dict[str, str]
+    host: str
+    device: str
+    precision: dict[str, Any] | None  # the fields of a `Precision`
+    threads: list[int]
+    processes: int
+    git_commit: str | None
+    started: str
+    ended: str
+    seconds: float
+    peak_memory_bytes: int
+    metrics: Metrics
+    files: dict[str, artifact.FileDigest]
+    digest: NotRequired[str]  # of all the rest
+
+
+Records = dict[str, Record]  # by fingerprint
+
+
+def make_record(step: StepContext, *, started: datetime, seconds: float) -> Record:
     """Return the record of a step that has just finished: what, on what, with what, how long."""
     return {
         "kind": step.spec.kind,

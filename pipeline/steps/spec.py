@@ -8,16 +8,20 @@ Two stages, or two recipes, that need the same step share its directory.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar, cast
 
 from pipeline.steps import artifact
 from pipeline.steps.functions import version_of
+from pipeline.steps.options import RuntimeOptions
 
 # Raised when the meaning of steps changes, so that results made before it are not taken for new.
 FORMAT = 2
+# The type of a step's options: pipeline/steps/options.py
+OptionsT = TypeVar("OptionsT", bound=Mapping[str, Any], covariant=True)
 STEP_FOLDER = re.compile(r"[a-z0-9_-]+-[0-9a-f]{16}")  # what `step_folder` returns
 
 
@@ -26,8 +30,35 @@ def step_folder(kind: str, fingerprint: str) -> str:
     return f"{kind}-{fingerprint[:16]}"
 
 
+class Place(TypedDict):
+    """Where data from outside lies: the keys of a `Source`, pinned to the commit it was at."""
+
+    source: str
+    file: str | None
+    name: str | None
+    split: str
+    revision: str | None
+    skip: int
+    limit: int | None
+    skip_unusable: bool
+    share: float | None
+    parts: list[Place] | None
+
+
+class Identity(TypedDict):
+    """What a step is known by; its fingerprint is the digest of this."""
+
+    format: int
+    kind: str
+    run: str
+    version: NotRequired[int]
+    options: Mapping[str, Any]
+    seed: int
+    inputs: dict[str, Any]
+
+
 @dataclass(frozen=True)
-class StepSpec:
+class StepSpec(Generic[OptionsT]):
     """One directory of results to make: as it is planned, and as step.json hands it to a worker.
 
     Attributes:
@@ -38,8 +69,8 @@ class StepSpec:
         options: everything but the inputs that decides the result.
         inputs: name -> another step (in step.json its fingerprint), or the identity of data or a
             model from outside.
-        locations: name -> where an input lies: a data source, a model's name, and in step.json the
-            folder of another step. Not part of identity.
+        locations: name -> where an input lies: the `Place` of data, a model's name, and in
+            step.json the folder of another step. Not part of identity.
         title: words for people.
         runtime_options: settings that do not change the result.
         main_process_only: whether the main process does the work while the others of a launch wait.
@@ -50,25 +81,26 @@ class StepSpec:
     stage: str
     seed: int
     title: str
-    options: dict[str, Any]
+    options: OptionsT
     inputs: dict[str, Any]
     locations: dict[str, Any]
-    runtime_options: dict[str, Any] = field(default_factory=dict)
+    runtime_options: RuntimeOptions = field(default_factory=lambda: cast(RuntimeOptions, {}))
     main_process_only: bool = False
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """What the fingerprint is taken of."""
-        version = version_of(self.run)
-        return {
+        identity: Identity = {
             "format": FORMAT,
             "kind": self.kind,
             "run": self.run,
-            **({"version": version} if version > 1 else {}),
             "options": self.options,
             "seed": self.seed,
             "inputs": self._known_inputs,
         }
+        if (version := version_of(self.run)) > 1:
+            identity["version"] = version
+        return identity
 
     @property
     def _known_inputs(self) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from pipeline.errors import StepFailedError
 
 if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
+    from pipeline.steps.options import TrainOptions
 
 _POLICY, _REFERENCE = "default", "ref"  # peft's and TRL's names of the adapters
 
 
-def train_in_float32(step: StepContext, model: Any) -> None:
+def train_in_float32(step: StepContext[TrainOptions], model: Any) -> None:
     """Bring every trained weight to float32, with the values it was saved with (decision 1).
 
     Under DeepSpeed weights stay in one dtype, as it wants them; it updates a float32 copy itself.

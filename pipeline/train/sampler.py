@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from pipeline.errors import StepFailedError
 from pipeline.steps.context import StepContext
+from pipeline.steps.options import TrainOptions
 
 # What follows decides results: whoever changes it raises pipeline.steps.spec.FORMAT.
 # How many rows of similar length stay together: a quarter of a batch, so that every batch holds
@@ -45,7 +46,9 @@ def micro_batches(batch_size: int, processes: int, largest: int) -> tuple[int, i
     return rows, share // rows
 
 
-def arrange_batches(step: StepContext, trainer: Any, sizes: Sequence[tuple[int, ...]]) -> None:
+def arrange_batches(
+    step: StepContext[TrainOptions], trainer: Any, sizes: Sequence[tuple[int, ...]]
+) -> None:
     """Let a trainer read rows of similar length together, where options say so; count padding.
 
     `sizes` holds, for each row of the trainer's data, the lengths of the sequences that the row

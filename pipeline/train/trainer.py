@@ -21,6 +21,7 @@ from pipeline.models.quantize import check_whole
 from pipeline.recipe.shipped import FSDP2, REPLICATED
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext
+from pipeline.steps.options import TrainOptions
 from pipeline.train import trackers
 from pipeline.train.as_loaded import restore_config
 from pipeline.train.gather import whole_weights
@@ -33,7 +34,7 @@ _LAST_FILE = "checkpoint-*/trainer_state.json"
 _CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 600.0, 1 / 20
 
 
-def training_arguments(step: StepContext, config_class: Any, **more: Any) -> Any:
+def training_arguments(step: StepContext[TrainOptions], config_class: Any, **more: Any) -> Any:
     """Build the trainer's configuration: bashrac's defaults, then the recipe's options."""
     rows, passes = micro_batches(
         step.options["batch_size"],
@@ -84,7 +85,7 @@ def _rounded_passes_only(autocast: str) -> Any:
     return MixedPrecisionPolicy(getattr(torch, autocast), torch.float32, torch.float32)
 
 
-def load_trainable(step: StepContext) -> tuple[Any, Any]:
+def load_trainable(step: StepContext[TrainOptions]) -> tuple[Any, Any]:
     """Load the weights a training step starts from.
 
     Returns:
