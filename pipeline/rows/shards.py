@@ -68,7 +68,7 @@ def write_in_shards(
         _write_shards(folder, made, row_key)
         if rate.windows:
             step.metrics["tokens_per_second"] = rate.figures()
-        step.wait_for_slow_ones()
+        step.wait_for_all()
         _note_shares(step, len(mine))
         if step.state.is_main_process:
             _join(folder, joined, row_key, expected=len(items))
@@ -93,7 +93,7 @@ def _join(
             "processes do not see each other's files; put --runs on a shared file system and run "
             "the same command again"
         )
-    with artifact.whole_file(joined) as file:
+    with artifact.atomic_file(joined) as file:
         for _, shard, number in order:
             file.write(shards[shard].line(number).decode())
 

@@ -166,7 +166,7 @@ def _execute(step: StepContext) -> None:
         return
     make(step)
     if not step.spec.main_process_only:
-        step.wait_for_slow_ones()  # the main process may have more to do
+        step.wait_for_all()  # the main process may have more to do
     if step.state.is_main_process:
         record = make_record(step, started=started, seconds=step.seconds())
         artifact.write_record(step.directory, record)
@@ -199,7 +199,7 @@ def settle_precision(step: StepContext) -> None:
     here = hardware(step.device.type)
     chosen, emptied = choose(step.options, here), False
     progress = read_progress(step.directory)
-    if step.state.is_main_process and artifact.is_begun(step.directory):
+    if step.state.is_main_process and artifact.has_partial_results(step.directory):
         noted = read_precision(progress.get("precision") or progress.get(BEGUN))
         kept = goes_on(noted or of_earlier_version(step.options), chosen, here)
         chosen, emptied = kept or chosen, kept is None
@@ -249,6 +249,6 @@ def _known_failure(step: StepContext, error: BaseException) -> BashracError | No
     if "loss scale already at minimum" in str(error):  # DeepSpeed's own words
         return BashracError("gradients overflow float16 for good; write precision: float32")
     # What writes weights has many words for a full disk.
-    if sentence := artifact.little_space(step.directory):
+    if sentence := artifact.low_disk_hint(step.directory):
         return BashracError(f"{type(error).__name__}: {error}; {sentence}")
     return None
