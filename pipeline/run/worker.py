@@ -24,7 +24,7 @@ from typing import Any
 from pipeline.errors import EXIT_FAILED, EXIT_STOPPED, BashracError, StepFailedError, StepHeldError
 from pipeline.hardware.precision import (
     choose,
-    goes_on,
+    precision_to_resume,
     hardware,
     of_earlier_version,
     read_precision,
@@ -194,19 +194,19 @@ def settle_precision(step: StepContext) -> None:
     """Choose what a step computes in, once for all its processes, and say so.
 
     One that was stopped goes on in what it was begun in, or begins anew: see
-    `pipeline.hardware.precision.goes_on`.
+    `pipeline.hardware.precision.precision_to_resume`.
     """
     here = hardware(step.device.type)
     chosen, emptied = choose(step.options, here), False
     progress = read_progress(step.directory)
     if step.state.is_main_process and artifact.has_partial_results(step.directory):
         noted = read_precision(progress.get("precision") or progress.get(BEGUN))
-        kept = goes_on(noted or of_earlier_version(step.options), chosen, here)
+        kept = precision_to_resume(noted or of_earlier_version(step.options), chosen, here)
         chosen, emptied = kept or chosen, kept is None
     chosen, emptied = step.from_main_process([chosen, emptied])
     step.precision = chosen
     if step.state.is_main_process:
-        print(f"precision: {chosen.words}", flush=True)
+        print(f"precision: {chosen.description}", flush=True)
         if emptied:
             artifact.empty(step.directory)
             progress = {}
