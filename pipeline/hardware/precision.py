@@ -41,8 +41,8 @@ NOT_FINITE = (
 )
 _NATIVE_ON_CPUS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 _REFUSED = (
-    "float16 is requested (precision, dtype, generation.dtype or trainer.fp16), but this launch uses "
-    "a CPU, where it is slow and overflows; write precision: auto, or float32, or use a GPU"
+    "float16 is requested (precision, dtype, generation.dtype or trainer.fp16), but it is slow and "
+    "overflows on the CPU of this launch; write precision: auto, or float32, or launch on a GPU"
 )
 _NAMED = "set in the recipe"
 
@@ -214,7 +214,7 @@ def warning(precision: Precision, found: Hardware) -> str | None:
 def precision_to_resume(before: Precision, now: Precision, found: Hardware) -> Precision | None:
     """The precision in which a stopped step resumes; None if it has to start over.
 
-    Rows and weights of two precisions are not mixed: a step that started on other hardware keeps its
+    Rows and weights of two precisions are not mixed: a step started on other hardware keeps its
     precision if this hardware supports it natively.
 
     Args:
