@@ -1,10 +1,10 @@
 """Power: which true difference between two arms a report would detect, before any training.
 
 This follows the model of `eval.stats.seeds`, for two arms with an accuracy of one half, as in the
-simulations of `benchmarks/protocol.py`. One part of the variance of an example's difference is common to all
-seeds, another is not, and each arm's accuracy varies over seeds. With hundreds of examples all
-variances are known almost exactly, except the variance over a few seeds: its estimate is
-chi-squared distributed with one degree of freedom less than there are seeds, and the power is a
+simulations of `benchmarks/protocol.py`. One part of the variance of an example's difference is
+common to all seeds, another is not, and each arm's accuracy varies over seeds. With hundreds of
+examples all variances are known almost exactly, except the variance over a few seeds: its estimate
+is chi-squared distributed with one degree of freedom less than there are seeds, and the power is a
 mean over that distribution.
 
 Imports only the standard library: `bashrac plan` has to start in under 0.5 s.

@@ -77,7 +77,7 @@ def mean_over_seeds(
 
     Args:
         per_seed: For each seed, one score per example, with the examples in the same order.
-        verdicts: Whether scores are verdicts between 0 and 1, of which a few equal ones prove little:
+        verdicts: Whether scores are verdicts between 0 and 1. A few equal verdicts prove little, so
             the interval then counts two more failures and two more successes.
         shares: Whether scores, and so the interval, are between 0 and 1; implied by `verdicts`.
         level: Confidence level, a fraction strictly between 0 and 1.

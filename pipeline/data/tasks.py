@@ -1,18 +1,18 @@
-"""What a task's rows look like, and how a row becomes a prompt and a reference answer.
+"""Tasks: the fields of their rows, and how a row becomes a prompt and a reference answer.
 
-`Example.messages` is what the user says; `Example.plain_prompt` is the same for a model without a
-chat template. `pipeline.data.render` turns either into tokens, in one place for training,
-generation and evaluation.
+`Example.messages` is the prompt; `Example.plain_prompt` is the same for a model without a chat
+template. `pipeline.data.render` turns either into tokens, in one place for training, generation and
+evaluation.
 
-Decisions: (1) where the model is shown the reference (RAC), the reference stands before the prompt,
-so that the prompt ends as it does in training, and with its end-of-turn token, so that the model
-sees that the answer ends there; (2) a post that is too long is cut at a line end, a first paragraph
-that is too long by itself between words, and the prompt keeps its last line; a dialogue that is too
-long loses its oldest turns; a question is never cut; (3) a post reads the same wherever it comes
-from: the prompts of preferences take the form that rows with fields get; (4) a field that other
-software would render, or train by, is rendered here too, or refused by name; (5) an answer loses
-white space at its end, blank lines at its start, and the one space that separates it from a prompt
-in TRL's files, but not its indentation.
+Decisions: (1) a reference-conditioned prompt (RAC) has the reference before the prompt, so that the
+prompt ends as it does in training, and with its end-of-turn token, so that the model sees that the
+answer ends there; (2) a post that is too long is cut at a line end, or between words within its
+first paragraph, and the prompt keeps its last line; a dialogue that is too long loses its oldest
+turns; a question is never cut; (3) posts have the same form whatever their source: prompts of
+preferences are brought into the form of rows with fields; (4) a field that other software would
+render, or that affects its training, is rendered here too, or refused by name; (5) an answer loses
+white space at its end, blank lines at its start, and the single space that separates it from a
+prompt in TRL's files, but not its indentation.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from pipeline.recipe.shipped import user_path
 
 Message = dict[str, Any]
 Messages = list[Message]
-# Fields of a row that change what other software renders or trains on, and that nothing reads here.
+# Fields that change what other software renders or trains on, and that are not supported here.
 _NOT_READ = (
     "chat_template_kwargs", "documents", "functions", "function_call", "images", "image", "videos",
     "video", "audios", "audio", "reasoning", "reasoning_content", "thinking", "system",
     "system_prompt", "tool_calls", "train", "weight",
 )  # fmt: skip
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write one, no tokenizer can read it
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # valid in JSON, but not for tokenizers
 
 
 @dataclass(frozen=True)
 class Task:
-    """What rows hold, how they become prompts, and perhaps how answers are graded.
+    """How rows are read, how they become prompts, and optionally how answers are graded.
 
     Attributes:
-        read: row -> (prompt, reference); each is text, or messages that end with the user's turn
-            and one message of the assistant's. Raises where the row does not fit.
-        plain: the prompt for a model without a chat template, with `{prompt}` in it; None for
-            turns that start with `Human:` and `Assistant:`, as all dialogues get them.
-        shown: the last user message where the model is shown the reference (RAC), for labels token
-            by token, with `{prompt}` and `{reference}`, and `{end}` where an answer ends.
-        rewrite: the same where the model rewrites its whole answer, which is `{answer}`.
-        grade: (answer, reference) -> whether the answer is right; None where that cannot be told.
+        read: row -> (prompt, reference); the prompt is text, or messages that end with a user turn,
+            the reference text or one assistant message. Raises if the row does not fit.
+        plain: the prompt for a model without a chat template, containing `{prompt}`; None for turns
+            that start with `Human:` and `Assistant:`, which dialogues always get.
+        shown: the last user message of the reference-conditioned prompt (RAC), for token labels,
+            with `{prompt}`, `{reference}`, and `{end}` at the end of an answer.
+        rewrite: the same for rewriting the model's whole answer, which is `{answer}`.
+        grade: (answer, reference) -> whether the answer is correct; None if that is undecidable.
     """
 
     read: Callable[[Mapping[str, Any]], tuple[str | Messages, str | Message]]
@@ -64,7 +64,7 @@ class Task:
     grade: Callable[[str, str], bool] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no row could be read or shown with.
+        """Validate the fields.
 
         Raises:
             ValueError: with what is wrong.
@@ -93,11 +93,11 @@ class Example:
         task: its name in `TASKS` (AlpacaEval's instructions are chat).
         messages: the prompt as chat messages, ending with a user's turn or a tool's result.
         reference: the text of the reference answer, without end token.
-        plain_separator: what stands between plain prompt and answer.
+        plain_separator: the text between plain prompt and answer.
         shots: solved examples before a plain prompt (see `with_shots`).
         tools: descriptions of the functions that the model may call.
-        answer: the reference as a message, where it has reasoning or calls tools.
-        part: which source it is from, where several are mixed.
+        answer: the reference as a message, if it has reasoning or tool calls.
+        part: its source in a mixture of several, else empty.
     """
 
     task: str
@@ -130,7 +130,7 @@ class Example:
         return max(at for at, role in enumerate(roles) if role == "user")
 
     def with_question(self, content: str) -> Example:
-        """The same example with another text in the user's last message."""
+        """The same example with another last user message."""
         messages = list(self.messages)
         messages[self._last_user] = {**messages[self._last_user], "content": content}
         return replace(self, messages=messages)
@@ -149,30 +149,25 @@ class Example:
         return [*shorter, self]
 
     def with_shots(self, solved: Sequence[Example]) -> Example:
-        """The example with solved ones before it in its plain prompt, in lm-eval's format."""
-        texts = [f"{one.plain_prompt}{one.plain_separator}{one.reference}" for one in solved]
+        """The example with solved examples before its plain prompt, in lm-eval's format."""
+        texts = [f"{shot.plain_prompt}{shot.plain_separator}{shot.reference}" for shot in solved]
         return replace(self, shots="".join(f"{text}\n\n" for text in texts))
 
     def shown(self, template: str, *, answer: str = "", end: str = "") -> Example:
-        """The example with the reference, and perhaps the model's own answer, in its prompt.
+        """The example with a reference-conditioned prompt.
 
-        `template` is the last user message, with `{prompt}`, `{reference}`, `{answer}` and `{end}`
-        (the end-of-turn token) in it.
+        `template` is its last user message, with `{prompt}`, `{reference}`, `{answer}` (the model's
+        own) and `{end}` (the end-of-turn token).
         """
-        texts = {
-            "prompt": self.question,
-            "reference": self.reference,
-            "answer": answer,
-            "end": end,
-        }
+        texts = {"prompt": self.question, "reference": self.reference, "answer": answer, "end": end}
         return self.with_question(
             re.sub(r"\{(prompt|reference|answer|end)\}", lambda found: texts[found[1]], template)
         )
 
     def shorter(self) -> list[Callable[[], Example]]:
-        """Ever longer cuts of a prompt that is too long (decision 2); none for a question.
+        """Cuts of a prompt that is too long, from short to long (decision 2); none for a question.
 
-        Each is made when it is called: all cuts of a long post do not fit into memory.
+        They are functions, because all cuts of a long post together may not fit into memory.
         """
         if self.task != "tldr":
             turns = [i for i, message in enumerate(self.messages) if message["role"] == "user"][1:]
@@ -198,7 +193,7 @@ class Example:
 
 
 def with_system(messages: Messages, system: str | None) -> Messages:
-    """The messages with a system message first, where there is one and they have none."""
+    """The messages, after the system message if there is one and they have none."""
     if system is None or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": system}, *messages]
@@ -208,7 +203,7 @@ def with_system(messages: Messages, system: str | None) -> Messages:
 class PreferencePair:
     """A prompt with a better and a worse answer.
 
-    `answers` holds both as messages, where one of them has reasoning or calls tools.
+    `answers` holds both as messages, if either has reasoning or tool calls.
     """
 
     example: Example
@@ -218,7 +213,7 @@ class PreferencePair:
 
 
 class RowError(ValueError):
-    """A row that cannot be used. `field` names the field at fault, '' where it is the whole row."""
+    """A row that cannot be used. `field` is the field at fault, '' for the whole row."""
 
     def __init__(self, field: str, message: str):
         self.field = field
@@ -226,7 +221,7 @@ class RowError(ValueError):
 
     @property
     def sentence(self) -> str:
-        """What is wrong, with the field."""
+        """The message, with the field."""
         return f"field {self.field!r} {self}" if self.field else str(self)
 
 
@@ -234,13 +229,13 @@ def example_of(task: str, row: Mapping[str, Any]) -> Example:
     """Read one row of a task.
 
     Raises:
-        RowError: when a field is missing, empty or of the wrong type.
+        RowError: if a field is missing, empty or of the wrong type.
     """
     if task == "alpaca":
         messages, answer = _alpaca(row)
         return Example("chat", messages, answer["content"])
     key, read = task_key(task), task_named(task).read
-    if key not in BUILT_IN:  # every field is for its own code to read
+    if key not in BUILT_IN:  # only the user's code knows the fields
         messages, answer = said(*read(row))
         return Example(key, messages, text_of(answer), answer=_more_than_text(answer))
     _check_fields(row)
@@ -251,16 +246,16 @@ def example_of(task: str, row: Mapping[str, Any]) -> Example:
 
 
 def said(prompt: str | Messages, answer: str | Message) -> tuple[Messages, Message]:
-    """What a task reads of a row, as messages."""
+    """What a task's `read` returns, as messages."""
     messages = [_said("user", prompt)] if isinstance(prompt, str) else prompt
     return messages, _said("assistant", answer) if isinstance(answer, str) else answer
 
 
 def checked(prompt: Any, reference: Any) -> tuple[Messages, Message]:
-    """What code of one's own gives for a row, held to what files of messages are held to.
+    """Check what a user's `read` returned, as strictly as files of messages.
 
     Raises:
-        RowError: when it is no prompt, or no answer.
+        RowError: if it is not a prompt and an answer.
     """
     messages = _prompt({"prompt": prompt})
     given = [reference] if isinstance(reference, dict) else reference
@@ -271,7 +266,7 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     """Read one `prompt/chosen/rejected` row, conversational or plain text.
 
     Raises:
-        RowError: as `example_of`; also when chosen equals rejected.
+        RowError: as `example_of`, and if chosen equals rejected.
     """
     _check_fields(row)
     messages = _prompt(row)
@@ -287,7 +282,7 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
 
 
 def text_of(answer: Message) -> str:
-    """An answer as text for people; how a model writes it, its chat template knows."""
+    """An answer as readable text; what a model generates is up to its chat template."""
     calls = [json.dumps(call["function"], default=str) for call in answer.get("tool_calls", ())]
     parts = [answer.get("reasoning_content", ""), answer["content"], *calls]
     return "\n\n".join(part for part in parts if part)
@@ -302,7 +297,7 @@ def _gsm8k(row: Mapping[str, Any]) -> tuple[Messages, Message]:
 
     question, answer = _text("question", row), _text("answer", row)
     if extract_answer(answer) is None:
-        raise RowError("answer", "does not end with '#### number', which grading reads")
+        raise RowError("answer", "does not end with '#### number', which grading needs")
     return [_said("user", question)], _said("assistant", answer)
 
 
@@ -317,7 +312,7 @@ def _post_prompt(subreddit: str, title: str, post: str) -> str:
 
 
 def _as_post(prompt: str) -> str:
-    """A prompt as rows with fields are given it: white space around its parts is its source's."""
+    """Bring a prompt into the form of rows with fields: without white space around its parts."""
     head, _, rest = prompt.strip().removesuffix("TL;DR:").partition("\nTITLE:")
     title, _, post = rest.partition("\nPOST:")
     subreddit = head.removeprefix("SUBREDDIT:").strip().removeprefix("r/")
@@ -339,7 +334,7 @@ def _chat(row: Mapping[str, Any]) -> tuple[Messages, Message]:
 
 
 def _asks(messages: Messages) -> bool:
-    """Whether messages end with a user's turn, or with what a tool found for one."""
+    """Whether messages end with a user turn, or with a tool's result for one."""
     roles = [message["role"] for message in messages]
     return roles[-1:] == ["user"] or (roles[-1:] == ["tool"] and "user" in roles)
 
@@ -348,9 +343,9 @@ def _alpaca(row: Mapping[str, Any]) -> tuple[Messages, Message]:
     """A row of AlpacaEval's reference outputs."""
     instruction = row.get("instruction")
     if not isinstance(instruction, str) or not instruction.strip():
-        raise RowError("instruction", "is missing, empty or no text")
+        raise RowError("instruction", "is missing, empty or not text")
     _check_whole("instruction", instruction)
-    # Difficulties and the judge's coin are keyed by the instruction to the last space.
+    # Not stripped: difficulties and the judge's coin are keyed by the exact instruction.
     return [_said("user", instruction)], _said("assistant", _text("output", row))
 
 
@@ -361,16 +356,16 @@ def _said(role: str, content: str) -> Message:
 def _check_fields(row: Mapping[str, Any]) -> None:
     for name in _NOT_READ:
         if not _is_empty(row.get(name)):
-            raise RowError(name, f"{_UNREAD}; take it out, or write it into the messages")
+            raise RowError(name, f"{_UNREAD}; remove it, or write it into the messages")
     if row.get("label") is False:
-        raise RowError("label", "says that the answer is a bad one, which would be trained on")
+        raise RowError("label", "marks the answer as bad, but it would be trained on")
 
 
-_UNREAD = "is not read here, and without it the row would mean something else"
+_UNREAD = "is not supported here, and without it the row would mean something else"
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a field holds nothing, as those of tables do that only other rows have."""
+    """Whether a field is empty, as in tables where only other rows have it."""
     return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
@@ -391,7 +386,7 @@ def _any_text(field: str, row: Mapping[str, Any]) -> str:
 
 
 def _trimmed(answer: Message) -> Message:
-    """An answer without the white space around it that does not belong to it (decision 5)."""
+    """An answer without the white space around it (decision 5)."""
     text = re.sub(r"\A(?:[^\S\n]*\n)+", "", answer["content"].rstrip())
     return {**answer, "content": re.sub(r"\A (?=\S)", "", text)}
 
@@ -404,7 +399,7 @@ def _names(row: Mapping[str, Any]) -> str:
 def _check_whole(field: str, text: str) -> None:
     if half := _HALF_CHARACTER.search(text):
         shown = f"\\u{ord(half[0]):04x}"
-        raise RowError(field, f"holds {shown}, half of a character: write it whole or take it out")
+        raise RowError(field, f"holds {shown}, half of a character: complete or remove it")
 
 
 def _messages(field: str, value: Any) -> Messages:
@@ -426,7 +421,7 @@ def _message(field: str, number: int, message: Any) -> Message:
     known = {"assistant": (*_REASONING, "tool_calls"), "tool": ("name", "tool_call_id")}
     for key in more:
         if key not in known.get(role, ()):
-            raise RowError(field, f"{where} has {str(key)[:40]!r}, which {_UNREAD}; take it out")
+            raise RowError(field, f"{where} has {str(key)[:40]!r}, which {_UNREAD}; remove it")
     read: Message = {}
     if "tool_calls" in more:
         read["tool_calls"] = _calls(field, where, more.pop("tool_calls"))
@@ -451,7 +446,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def _calls(field: str, where: str, calls: Any) -> list[dict[str, Any]]:
-    """Calls of tools as templates read them: arguments are a mapping, never JSON text."""
+    """Tool calls in the form that templates expect: arguments are a mapping, not JSON text."""
     read = []
     for given in calls if isinstance(calls, list) else [None]:
         call: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
@@ -467,7 +462,7 @@ def _calls(field: str, where: str, calls: Any) -> list[dict[str, Any]]:
 
 
 def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """What a row says of the functions that its model may call; None where it says nothing."""
+    """A row's descriptions of the functions that the model may call, or None."""
     if _is_empty(tools := row.get("tools")):
         return None
     tools = _parsed(tools) if isinstance(tools, str) else tools
@@ -487,7 +482,7 @@ def _parsed(text: str) -> Any:
 
 
 def _prompt(row: Mapping[str, Any]) -> Messages:
-    """The prompt of a row: plain text, or a dialogue that ends with the user's turn."""
+    """A row's prompt: plain text, or a dialogue that ends with a user turn."""
     prompt = row.get("prompt")
     messages = [_said("user", prompt)] if isinstance(prompt, str) else prompt
     messages = _messages("prompt", messages)
@@ -503,7 +498,7 @@ def _answer(field: str, row: Mapping[str, Any], prompt: Messages) -> Message:
         return _trimmed(_said("assistant", _any_text(field, row)))
     messages = _messages(field, value)
     if len(messages) > 1 and _spoken(messages[:-1]) != _spoken(prompt):
-        raise RowError(field, "holds other messages than the prompt and one answer")
+        raise RowError(field, "holds messages other than the prompt and one answer")
     if messages[-1]["role"] != "assistant":
         raise RowError(field, "must end with an assistant message")
     return _trimmed(messages[-1])
@@ -542,15 +537,15 @@ TASKS: dict[str, Task] = {
         "A reply to correct:\n{answer}\n\n{prompt}",
     ),
 }
-BUILT_IN = tuple(TASKS)  # those of files come later: see pipeline.data.task_file
-OWN = "own-"  # what the names of these begin with
+BUILT_IN = tuple(TASKS)  # pipeline.data.task_file adds users' tasks later
+OWN = "own-"  # the prefix of their names
 
 
 def task_key(task: str) -> str:
-    """The name of a recipe's task in `TASKS` and in identities: of a file, after its content.
+    """The name of a recipe's task in `TASKS` and in identities; a file's name is its digest.
 
     Raises:
-        InputError: when the file cannot be read.
+        InputError: if the file cannot be read.
     """
     if not task.endswith(".py"):
         return task
@@ -558,10 +553,10 @@ def task_key(task: str) -> str:
         content = user_path(task).read_bytes()
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise InputError(f"{task}: {reason} (paths start at the working folder)") from None
+        raise InputError(f"{task}: {reason} (paths are relative to the working folder)") from None
     return f"{OWN}{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def task_named(task: str) -> Task:
-    """The task of a recipe, an example or a step; one from a file must have been loaded."""
+    """The task of a recipe, an example or a step; a user's task must have been loaded."""
     return TASKS.get(task) or TASKS[task_key(task)]

@@ -193,7 +193,7 @@ def test_skip_counts_rows_as_a_file_has_them(tmp_path):
     with pytest.raises(InputError, match=r"rows.jsonl:3: field 'answer'"):
         load_examples({"source": source, "skip": 1}, "gsm8k")
     assert len(load_examples({"source": source, "skip": 2}, "gsm8k")) == 1
-    with pytest.raises(InputError, match="skip 3 leaves none of its 3 rows; lower it"):
+    with pytest.raises(InputError, match="skip 3 leaves none of its 3 rows; lower skip"):
         load_examples({"source": source, "skip": 3}, "gsm8k")
 
 
