@@ -152,11 +152,11 @@ def choose(options: Mapping[str, Any], found: Hardware) -> Precision:
     # float16 too, since the trained adapter is float32.
     scaled = options["lora"] is not None and autocast == "float16"
     if asked == "auto" and (options["lora"] is None or (weights == "float16" and not scaled)):
-        weights = "float32"  # trained weights always are
+        weights = "float32"
     elif weights == "float16" and not scaled:
         raise InputError(
             "dtype: float16 would train without scaling the loss, and small gradients would be 0; "
-            "write precision: float16 instead, which scales the loss and trains float32 weights"
+            "replace it by precision: float16, which scales the loss and trains float32 weights"
         )
     # `why` names the recipe if it decided what computes: autocast, or without it the weights.
     is_named = named if autocast or weights == "float32" else None

@@ -227,7 +227,7 @@ def test_weights_that_are_trained_are_never_float16(recipe_dict, write_recipe, o
 
 @pytest.mark.parametrize("options", [{"lora": None}, {"lora": LORA, "trainer": {"bf16": False}}])
 def test_float16_weights_train_with_loss_scaling_only(options):
-    with pytest.raises(InputError, match=r"precision: float16 scales the loss"):
+    with pytest.raises(InputError, match=r"replace it by precision: float16, which scales the loss"):
         choose({"dtype": "float16", "trainer": {}} | options, T4)
 
 
