@@ -37,7 +37,7 @@ _READS_REASONING = re.compile("reasoning|thinking")
 _EMPTY_BLOCK = re.compile(r"<([\w|-]+)>\s*</\1>|\[([A-Z]+)\]\s*\[/\2\]")
 _OPENED = re.compile(r"(<|\[)([\w|-]+)(>|\])\Z")
 _REFUSES = "the model's chat template refuses it"
-_APART = "the model's chat template does not write the answer where it asks for one"
+_MISPLACED = "the model's chat template does not write the answer where it asks for one"
 _WAY_OUT = (
     "give rows with reasoning_content, or chat_template_kwargs: {enable_thinking: false} where the "
     "template knows that, or take a model whose generation prompt is how its answered turns begin"
@@ -73,7 +73,7 @@ class Renderer:
     template_options: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def _objects(self) -> dict[int, int]:
+    def _ints(self) -> dict[int, int]:
         return {}
 
     @cached_property
@@ -233,9 +233,11 @@ class Renderer:
                 raise RowError("", _NO_TEMPLATE)
             return example
         asked = self._prompt_text(example)
-        self._check_written(example, asked)
+        self._check_complete(example, asked)
         try:
-            text = self._as_written(example, asked, example.answer or _says(example.reference))
+            text = self._rendered_answer(
+                example, asked, example.answer or _plain_answer(example.reference)
+            )
         except RowError:
             if answered:
                 raise
@@ -249,12 +251,12 @@ class Renderer:
             if pair.answers:
                 raise RowError("", _NO_TEMPLATE)
             return pair
-        answers = pair.answers or (_says(pair.chosen), _says(pair.rejected))
+        answers = pair.answers or (_plain_answer(pair.chosen), _plain_answer(pair.rejected))
         asked = self._prompt_text(example)
-        chosen, rejected = (self._as_written(example, asked, answer) for answer in answers)
+        chosen, rejected = (self._rendered_answer(example, asked, answer) for answer in answers)
         return PreferencePair(example, chosen, rejected)
 
-    def _check_written(self, example: Example, asked: str) -> None:
+    def _check_complete(self, example: Example, asked: str) -> None:
         """Raise RowError if the template leaves out tools, their calls or results, or reasoning."""
         parts = [tool.get("function", tool)["name"] for tool in example.tools or ()]
         for message in example.messages:
@@ -264,25 +266,25 @@ class Renderer:
                 parts.append(message["reasoning_content"])  # templates may drop earlier reasoning
         _check_parts(parts, asked)
 
-    def _as_written(self, example: Example, asked: str, answer: Message) -> str:
+    def _rendered_answer(self, example: Example, asked: str, answer: Message) -> str:
         """An answer as the template renders it after the prompt `asked`, without the end of turn.
 
         Raises:
             RowError: if the template does not render it there, or leaves out a part of it.
         """
         if not _is_rich(answer):
-            self._check_joint(example, asked, answer["content"])
+            self._check_plain_answer(example, asked, answer["content"])
             return answer["content"]
         whole = self._answered_text(example, answer)
         if not whole.startswith(asked):
-            raise RowError("", f"{_APART}: it asks with {asked[-40:]!r}; {_WAY_OUT}")
+            raise RowError("", f"{_MISPLACED}: it asks with {asked[-40:]!r}; {_WAY_OUT}")
         text, end, _ = whole[len(asked) :].rpartition(self.end_of_turn)
         text = (text if end else whole[len(asked) :]).strip()
         parts = [answer.get("reasoning_content", ""), answer["content"], *_names_of_calls(answer)]
         _check_parts(parts, text)
         return text
 
-    def _check_joint(self, example: Example, asked: str, text: str) -> None:
+    def _check_plain_answer(self, example: Example, asked: str, text: str) -> None:
         """Raise RowError if the template puts more than white space around a plain answer."""
         before, found, after = self._answered_text(example, _PROBE_ANSWER).rpartition(_PROBE)
         if not found:
@@ -297,12 +299,12 @@ class Renderer:
             if opened and f"{opened[1]}/{opened[2]}{opened[3]}" in text:
                 header = header[: opened.start()].rstrip()  # the answer has its own reasoning
             if not before.rstrip().endswith(header):
-                raise RowError("", f"{_APART}: it asks with {header[-40:]!r}; {_WAY_OUT}")
+                raise RowError("", f"{_MISPLACED}: it asks with {header[-40:]!r}; {_WAY_OUT}")
             between = ""
         after, end, _ = after.partition(self.end_of_turn)
         if between.strip() or (end and after.strip()):
             which = f"{between!r:.80} before it" if between.strip() else f"{after!r:.80} after it"
-            raise RowError("", f"{_APART}: it writes {which}; {_WAY_OUT}")
+            raise RowError("", f"{_MISPLACED}: it writes {which}; {_WAY_OUT}")
 
     def fit(self, example: Example) -> Example:
         """Return the example, its prompt cut to `max_prompt_length` if its task allows cuts."""
@@ -320,7 +322,7 @@ class Renderer:
         """Token ids of the prompt, ready for the answer's first token."""
         if not self.has_template:
             before = f"{self.system}\n\n" if self.system and not self.plain else ""
-            return self._shared(self.tokenizer(f"{before}{example.plain_prompt}")["input_ids"])
+            return self._interned(self.tokenizer(f"{before}{example.plain_prompt}")["input_ids"])
         try:
             text = self._prompt_text(example)
         except RowError as error:
@@ -328,23 +330,23 @@ class Renderer:
         return self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
-        return self._shared(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._interned(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _prompt_text(self, example: Example) -> str:
-        return self._written(example.messages, example.tools, ask=True)
+        return self._render(example.messages, example.tools, ask=True)
 
     def _answered_text(self, example: Example, answer: Message) -> str:
-        return self._written([*example.messages, answer], example.tools)
+        return self._render([*example.messages, answer], example.tools)
 
-    def _written(self, messages: Messages, tools: Any, *, ask: bool = False) -> str:
+    def _render(self, messages: Messages, tools: Any, *, ask: bool = False) -> str:
         """Render a dialogue with the chat template.
 
         Raises:
             RowError: if the template refuses it, or fails.
         """
-        how: dict[str, Any] = {**self._told, **self.template_options}
+        how: dict[str, Any] = {**self._date_variables, **self.template_options}
         if "strftime_now" in self._template:
-            how["chat_template"] = self._clock + self.tokenizer.get_chat_template(None, tools)
+            how["chat_template"] = self._date_macro + self.tokenizer.get_chat_template(None, tools)
         try:
             return self.tokenizer.apply_chat_template(
                 with_system(messages, self.system),
@@ -378,14 +380,14 @@ class Renderer:
         return "strftime_now" in self._template or "date_string" in self._template
 
     @cached_property
-    def _told(self) -> dict[str, str]:
+    def _date_variables(self) -> dict[str, str]:
         """The date as text, for templates with a hard-coded default date."""
         if self.template_date == TEMPLATE_DATE:
             return {}
         return {"date_string": date.fromisoformat(self.template_date).strftime("%d %b %Y")}
 
     @cached_property
-    def _clock(self) -> str:
+    def _date_macro(self) -> str:
         """A Jinja macro that replaces transformers' strftime_now, which reads the clock."""
         day = datetime.fromisoformat(self.template_date)
         named = {f"%{flag}{one}": "" for flag in ("-", "") for one in _DIRECTIVES}
@@ -403,18 +405,18 @@ class Renderer:
 
     def own_answer_ids(self, ids: list[int], *, finished: bool) -> list[int]:
         """Generated ids for training: one end-of-turn token, or none if the answer was cut."""
-        return self._shared([*ids[:-1], self.end_of_turn_id] if finished else ids)
+        return self._interned([*ids[:-1], self.end_of_turn_id] if finished else ids)
 
-    def _shared(self, ids: list[int]) -> list[int]:
+    def _interned(self, ids: list[int]) -> list[int]:
         """The same ids as shared int objects: 8 bytes per token instead of 36."""
-        return [self._objects.setdefault(number, number) for number in ids]
+        return [self._ints.setdefault(number, number) for number in ids]
 
     def answer_text(self, ids: list[int]) -> str:
         """The text of generated ids, without special tokens or surrounding space."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def _says(text: str) -> Message:
+def _plain_answer(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 

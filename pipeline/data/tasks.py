@@ -31,7 +31,7 @@ from pipeline.recipe.shipped import user_path
 Message = dict[str, Any]
 Messages = list[Message]
 # Fields that change what other software renders or trains on, and that are not supported here.
-_NOT_READ = (
+_UNSUPPORTED_FIELDS = (
     "chat_template_kwargs", "documents", "functions", "function_call", "images", "image", "videos",
     "video", "audios", "audio", "reasoning", "reasoning_content", "thinking", "system",
     "system_prompt", "tool_calls", "train", "weight",
@@ -140,11 +140,11 @@ class Example:
         earlier = [
             (self.messages[:at], _trimmed(message))
             for at, message in enumerate(self.messages)
-            if message["role"] == "assistant" and _asks(self.messages[:at])
+            if message["role"] == "assistant" and _ends_with_prompt(self.messages[:at])
         ]
         shorter: list[Example] = [
-            replace(self, messages=asked, reference=text_of(said), answer=_more_than_text(said))
-            for asked, said in earlier
+            replace(self, messages=asked, reference=text_of(answer), answer=_more_than_text(answer))
+            for asked, answer in earlier
         ]
         return [*shorter, self]
 
@@ -234,21 +234,19 @@ def example_of(task: str, row: Mapping[str, Any]) -> Example:
     if task == "alpaca":
         messages, answer = _alpaca(row)
         return Example("chat", messages, answer["content"])
-    key, read = task_key(task), task_named(task).read
-    if key not in BUILT_IN:  # only the user's code knows the fields
-        messages, answer = said(*read(row))
-        return Example(key, messages, text_of(answer), answer=_more_than_text(answer))
-    _check_fields(row)
-    messages, answer = said(*read(row))
-    return Example(
-        key, messages, text_of(answer), tools=_tools(row), answer=_more_than_text(answer)
-    )
+    key = task_key(task)
+    built_in = key in BUILT_IN  # only a user's own code knows which fields its rows have
+    if built_in:
+        _check_fields(row)
+    messages, answer = as_messages(*task_named(task).read(row))
+    tools = _tools(row) if built_in else None
+    return Example(key, messages, text_of(answer), tools=tools, answer=_more_than_text(answer))
 
 
-def said(prompt: str | Messages, answer: str | Message) -> tuple[Messages, Message]:
+def as_messages(prompt: str | Messages, answer: str | Message) -> tuple[Messages, Message]:
     """What a task's `read` returns, as messages."""
-    messages = [_said("user", prompt)] if isinstance(prompt, str) else prompt
-    return messages, _said("assistant", answer) if isinstance(answer, str) else answer
+    messages = [_turn("user", prompt)] if isinstance(prompt, str) else prompt
+    return messages, _turn("assistant", answer) if isinstance(answer, str) else answer
 
 
 def checked(prompt: Any, reference: Any) -> tuple[Messages, Message]:
@@ -274,7 +272,7 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     if chosen == rejected:
         raise RowError("rejected", "equals chosen, so there is no preference")
     if task == "tldr" and len(messages) == 1:
-        messages = [_said("user", _as_post(messages[0]["content"]))]
+        messages = [_turn("user", _as_post(messages[0]["content"]))]
     task, text = task_key(task), text_of(chosen)
     more = any(map(_more_than_text, (chosen, rejected)))
     example = Example(task, messages, text, tools=_tools(row), answer=_more_than_text(chosen))
@@ -298,13 +296,13 @@ def _gsm8k(row: Mapping[str, Any]) -> tuple[Messages, Message]:
     question, answer = _text("question", row), _text("answer", row)
     if extract_answer(answer) is None:
         raise RowError("answer", "does not end with '#### number', which grading needs")
-    return [_said("user", question)], _said("assistant", answer)
+    return [_turn("user", question)], _turn("assistant", answer)
 
 
 def _tldr(row: Mapping[str, Any]) -> tuple[Messages, Message]:
     names = ("subreddit", "title", "post", "summary")
     subreddit, title, post, summary = (_text(name, row) for name in names)
-    return [_said("user", _post_prompt(subreddit, title, post))], _said("assistant", summary)
+    return [_turn("user", _post_prompt(subreddit, title, post))], _turn("assistant", summary)
 
 
 def _post_prompt(subreddit: str, title: str, post: str) -> str:
@@ -328,12 +326,12 @@ def _chat(row: Mapping[str, Any]) -> tuple[Messages, Message]:
         message = f"is missing, and so are prompt and completion; the row has {_names(row)}"
         raise RowError("messages", message)
     messages = _messages("messages", row["messages"])
-    if messages[-1]["role"] != "assistant" or not _asks(messages[:-1]):
+    if messages[-1]["role"] != "assistant" or not _ends_with_prompt(messages[:-1]):
         raise RowError("messages", "must end with a user message and the assistant's answer")
     return messages[:-1], _trimmed(messages[-1])
 
 
-def _asks(messages: Messages) -> bool:
+def _ends_with_prompt(messages: Messages) -> bool:
     """Whether messages end with a user turn, or with a tool's result for one."""
     roles = [message["role"] for message in messages]
     return roles[-1:] == ["user"] or (roles[-1:] == ["tool"] and "user" in roles)
@@ -344,24 +342,24 @@ def _alpaca(row: Mapping[str, Any]) -> tuple[Messages, Message]:
     instruction = row.get("instruction")
     if not isinstance(instruction, str) or not instruction.strip():
         raise RowError("instruction", "is missing, empty or not text")
-    _check_whole("instruction", instruction)
+    _check_characters("instruction", instruction)
     # Not stripped: difficulties and the judge's coin are keyed by the exact instruction.
-    return [_said("user", instruction)], _said("assistant", _text("output", row))
+    return [_turn("user", instruction)], _turn("assistant", _text("output", row))
 
 
-def _said(role: str, content: str) -> Message:
+def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
 def _check_fields(row: Mapping[str, Any]) -> None:
-    for name in _NOT_READ:
+    for name in _UNSUPPORTED_FIELDS:
         if not _is_empty(row.get(name)):
-            raise RowError(name, f"{_UNREAD}; remove it, or write it into the messages")
+            raise RowError(name, f"{_UNSUPPORTED}; remove it, or write it into the messages")
     if row.get("label") is False:
         raise RowError("label", "marks the answer as bad, but it would be trained on")
 
 
-_UNREAD = "is not supported here, and without it the row would mean something else"
+_UNSUPPORTED = "is not supported here, and without it the row would mean something else"
 
 
 def _is_empty(value: Any) -> bool:
@@ -381,7 +379,7 @@ def _any_text(field: str, row: Mapping[str, Any]) -> str:
         raise RowError(field, f"is {type(value).__name__}, expected text")
     if not value.strip():
         raise RowError(field, "is empty")
-    _check_whole(field, value)
+    _check_characters(field, value)
     return value
 
 
@@ -396,7 +394,7 @@ def _names(row: Mapping[str, Any]) -> str:
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") or "no fields"
 
 
-def _check_whole(field: str, text: str) -> None:
+def _check_characters(field: str, text: str) -> None:
     if half := _HALF_CHARACTER.search(text):
         shown = f"\\u{ord(half[0]):04x}"
         raise RowError(field, f"holds {shown}, half of a character: complete or remove it")
@@ -421,7 +419,7 @@ def _message(field: str, number: int, message: Any) -> Message:
     known = {"assistant": (*_REASONING, "tool_calls"), "tool": ("name", "tool_call_id")}
     for key in more:
         if key not in known.get(role, ()):
-            raise RowError(field, f"{where} has {str(key)[:40]!r}, which {_UNREAD}; remove it")
+            raise RowError(field, f"{where} has {str(key)[:40]!r}, which {_UNSUPPORTED}; remove it")
     read: Message = {}
     if "tool_calls" in more:
         read["tool_calls"] = _calls(field, where, more.pop("tool_calls"))
@@ -438,7 +436,7 @@ def _message(field: str, number: int, message: Any) -> Message:
     for key, text in read.items():
         if key != "tool_calls" and not isinstance(text, str):
             raise RowError(field, f"{where} has {type(text).__name__} in {key}, expected text")
-    _check_whole(field, json.dumps(read, ensure_ascii=False, default=str))
+    _check_characters(field, json.dumps(read, ensure_ascii=False, default=str))
     return read
 
 
@@ -470,7 +468,7 @@ def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise RowError("tools", "is not a list of {type, function: {name, ...}}, or JSON of it")
-    _check_whole("tools", json.dumps(tools, ensure_ascii=False, default=str))
+    _check_characters("tools", json.dumps(tools, ensure_ascii=False, default=str))
     return tools
 
 
@@ -484,9 +482,9 @@ def _parsed(text: str) -> Any:
 def _prompt(row: Mapping[str, Any]) -> Messages:
     """A row's prompt: plain text, or a dialogue that ends with a user turn."""
     prompt = row.get("prompt")
-    messages = [_said("user", prompt)] if isinstance(prompt, str) else prompt
+    messages = [_turn("user", prompt)] if isinstance(prompt, str) else prompt
     messages = _messages("prompt", messages)
-    if not _asks(messages):
+    if not _ends_with_prompt(messages):
         raise RowError("prompt", "must end with a user message")
     return messages
 
@@ -495,16 +493,16 @@ def _answer(field: str, row: Mapping[str, Any], prompt: Messages) -> Message:
     """An answer: plain text, one message, or the whole dialogue."""
     value = row.get(field)
     if isinstance(value, str) or value is None:
-        return _trimmed(_said("assistant", _any_text(field, row)))
+        return _trimmed(_turn("assistant", _any_text(field, row)))
     messages = _messages(field, value)
-    if len(messages) > 1 and _spoken(messages[:-1]) != _spoken(prompt):
+    if len(messages) > 1 and _words_by_role(messages[:-1]) != _words_by_role(prompt):
         raise RowError(field, "holds messages other than the prompt and one answer")
     if messages[-1]["role"] != "assistant":
         raise RowError(field, "must end with an assistant message")
     return _trimmed(messages[-1])
 
 
-def _spoken(messages: Messages) -> list[tuple[str, list[str]]]:
+def _words_by_role(messages: Messages) -> list[tuple[str, list[str]]]:
     return [(message["role"], text_of(message).split()) for message in messages]
 
 

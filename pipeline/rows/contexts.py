@@ -145,25 +145,22 @@ def iter_contexts(
                 ((_, ids),) = write(model, [touched.pop(place)], sampling, 1)
                 forget_length(model)
                 yield place, ids
+        parallel = (
+            write is _mix_sequentially and engine == "parallel" and _readable(model, touched, warn)
+        )
+        if parallel:
+            write = _mix_by_jacobi
         # Longest first, so that slots stay busy to the end. Sequential batches decode in lockstep,
         # so there it is the length of the answer that counts.
-        size = _answer_length
-        if write is _mix_sequentially and engine == "parallel" and _readable(model, touched, warn):
-            write, size = _mix_by_jacobi, _whole_length
-        order = sorted(touched, key=lambda place: -size(touched[place]))
+        length = {
+            place: row.longest if parallel else len(row.ids) for place, row in touched.items()
+        }
+        order = sorted(touched, key=length.__getitem__, reverse=True)
         done = write(model, [touched[place] for place in order], sampling, batch_size)
         for number, ids in done:
             yield order[number], ids
     finally:
         model.train(was_training)
-
-
-def _answer_length(row: Row) -> int:
-    return len(row.ids)
-
-
-def _whole_length(row: Row) -> int:
-    return row.longest
 
 
 def replaced_positions(

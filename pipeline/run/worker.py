@@ -24,9 +24,9 @@ from typing import Any
 from pipeline.errors import EXIT_FAILED, EXIT_STOPPED, BashracError, StepFailedError, StepHeldError
 from pipeline.hardware.precision import (
     choose,
-    precision_to_resume,
     hardware,
     of_earlier_version,
+    precision_to_resume,
     read_precision,
 )
 from pipeline.hardware.precision import warning as precision_warning

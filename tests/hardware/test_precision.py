@@ -10,7 +10,7 @@ from conftest import first_step, problems_of
 
 from pipeline.errors import InputError, StepFailedError
 from pipeline.hardware import precision
-from pipeline.hardware.precision import Hardware, Precision, choose, precision_to_resume, hardware
+from pipeline.hardware.precision import Hardware, Precision, choose, hardware, precision_to_resume
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.run import worker
@@ -227,7 +227,9 @@ def test_weights_that_are_trained_are_never_float16(recipe_dict, write_recipe, o
 
 @pytest.mark.parametrize("options", [{"lora": None}, {"lora": LORA, "trainer": {"bf16": False}}])
 def test_float16_weights_train_with_loss_scaling_only(options):
-    with pytest.raises(InputError, match=r"replace it by precision: float16, which scales the loss"):
+    with pytest.raises(
+        InputError, match=r"replace it by precision: float16, which scales the loss"
+    ):
         choose({"dtype": "float16", "trainer": {}} | options, T4)
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from pipeline.hardware import threads
-from pipeline.hardware.threads import ADAPT, Threads, threads_to_use, threads_of_launch
+from pipeline.hardware.threads import ADAPT, Threads, threads_of_launch, threads_to_use
 from pipeline.recipe.shipped import read_launch
 from pipeline.run.launcher import environment
 
