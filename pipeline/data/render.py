@@ -37,10 +37,10 @@ _READS_REASONING = re.compile("reasoning|thinking")
 _EMPTY_BLOCK = re.compile(r"<([\w|-]+)>\s*</\1>|\[([A-Z]+)\]\s*\[/\2\]")
 _OPENED = re.compile(r"(<|\[)([\w|-]+)(>|\])\Z")
 _REFUSES = "the model's chat template refuses it"
-_MISPLACED = "the model's chat template does not write the answer where it asks for one"
+_MISPLACED = "the model's chat template does not put the answer right after its generation prompt"
 _WAY_OUT = (
-    "give rows with reasoning_content, or chat_template_kwargs: {enable_thinking: false} where the "
-    "template knows that, or take a model whose generation prompt is how its answered turns begin"
+    "provide rows with reasoning_content, or write chat_template_kwargs: {enable_thinking: false} "
+    "if the template supports it, or use a model whose answered turns begin with that prompt"
 )
 _NO_TEMPLATE = "has tools, calls or reasoning, but the model has no chat template to render them"
 _DIRECTIVES = "aAbBcdDeFfgGhHIjklmMnpPrRStTuUVwWxXyYzZ"
@@ -277,7 +277,7 @@ class Renderer:
             return answer["content"]
         whole = self._answered_text(example, answer)
         if not whole.startswith(asked):
-            raise RowError("", f"{_MISPLACED}: it asks with {asked[-40:]!r}; {_WAY_OUT}")
+            raise RowError("", f"{_MISPLACED}, which ends with {asked[-40:]!r}; {_WAY_OUT}")
         text, end, _ = whole[len(asked) :].rpartition(self.end_of_turn)
         text = (text if end else whole[len(asked) :]).strip()
         parts = [answer.get("reasoning_content", ""), answer["content"], *_names_of_calls(answer)]
@@ -288,7 +288,7 @@ class Renderer:
         """Raise RowError if the template puts more than white space around a plain answer."""
         before, found, after = self._answered_text(example, _PROBE_ANSWER).rpartition(_PROBE)
         if not found:
-            raise RowError("", "the model's chat template does not write answers")
+            raise RowError("", "the model's chat template does not render answers")
         if before.startswith(asked):
             between = before[len(asked) :]
         else:  # earlier turns may be rendered differently, but the answer's turn must start alike
@@ -299,12 +299,12 @@ class Renderer:
             if opened and f"{opened[1]}/{opened[2]}{opened[3]}" in text:
                 header = header[: opened.start()].rstrip()  # the answer has its own reasoning
             if not before.rstrip().endswith(header):
-                raise RowError("", f"{_MISPLACED}: it asks with {header[-40:]!r}; {_WAY_OUT}")
+                raise RowError("", f"{_MISPLACED}, which ends with {header[-40:]!r}; {_WAY_OUT}")
             between = ""
         after, end, _ = after.partition(self.end_of_turn)
         if between.strip() or (end and after.strip()):
             which = f"{between!r:.80} before it" if between.strip() else f"{after!r:.80} after it"
-            raise RowError("", f"{_MISPLACED}: it writes {which}; {_WAY_OUT}")
+            raise RowError("", f"{_MISPLACED}: it puts {which}; {_WAY_OUT}")
 
     def fit(self, example: Example) -> Example:
         """Return the example, its prompt cut to `max_prompt_length` if its task allows cuts."""

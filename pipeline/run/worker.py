@@ -191,9 +191,9 @@ def _load_own_task(step: StepContext) -> None:
 
 
 def settle_precision(step: StepContext) -> None:
-    """Choose what a step computes in, once for all its processes, and say so.
+    """Choose a step's precision, once for all its processes, and print it.
 
-    One that was stopped goes on in what it was begun in, or begins anew: see
+    A stopped step resumes in the precision of its first attempt, or starts over: see
     `pipeline.hardware.precision.precision_to_resume`.
     """
     here = hardware(step.device.type)

@@ -128,7 +128,7 @@ def test_the_date_is_recorded_and_part_of_identity_only_where_it_is_another(
         (CHAT_TEMPLATE.replace(ASK, "<|im_start|>"), "assistant"),
         (CHAT_TEMPLATE.replace("<|im_end|>", " (sic)<|im_end|>"), r"\(sic\)"),
         ("{% for message in messages %}{% if message.role == 'user' %}" + TURN
-         + "{% endif %}{% endfor %}", "does not write answers"),
+         + "{% endif %}{% endfor %}", "does not render answers"),
     ],
     ids=["think", "brackets", "empty block in the answer", "role", "after", "no answer"],
 )  # fmt: skip
