@@ -122,7 +122,7 @@ def test_the_date_is_recorded_and_part_of_identity_only_where_it_is_another(
 @pytest.mark.parametrize(
     ("template", "why"),
     [
-        (CHAT_TEMPLATE.replace(ASK, ASK + "<think>\n"), "asks with .*<think>"),
+        (CHAT_TEMPLATE.replace(ASK, ASK + "<think>\n"), "ends with .*<think>"),
         (CHAT_TEMPLATE.replace(ASK, ASK + "[THINK]"), "THINK"),
         (QWEN, "<think>"),
         (CHAT_TEMPLATE.replace(ASK, "<|im_start|>"), "assistant"),
