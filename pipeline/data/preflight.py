@@ -15,7 +15,7 @@ A row that must be wrong stops the run and is printed; one that may be is counte
 | padding token | | is an end token |
 
 `pipeline.data.load` counts rows cut and dropped, and special tokens in their text;
-`pipeline.data.render` checks that an answer stands where the chat template asks for one, and that
+`pipeline.data.render` checks that an answer follows the generation prompt of the template, and that
 rows, weights and answers were made with the same rendering.
 """
 

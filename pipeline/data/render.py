@@ -390,7 +390,7 @@ class Renderer:
     def _date_macro(self) -> str:
         """A Jinja macro that replaces transformers' strftime_now, which reads the clock."""
         day = datetime.fromisoformat(self.template_date)
-        named = {f"%{flag}{one}": "" for flag in ("-", "") for one in _DIRECTIVES}
+        named = {f"%{flag}{letter}": "" for flag in ("-", "") for letter in _DIRECTIVES}
         parts = {"%%": "\1", **{name: day.strftime(name) for name in named}, "\1": "%"}
         steps = (f"|replace({json.dumps(name)}, {json.dumps(to)})" for name, to in parts.items())
         return (

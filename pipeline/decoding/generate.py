@@ -139,7 +139,7 @@ def iter_answers(
         for place in long:
             yield place, _generate(model, [prompts[place]], how)[0]
             forget_length(model)
-        order = order[len(long) :]  # the long ones came first in it
+        order = order[len(long) :]  # sorted by length, so these were the first
         write = _by_transformers
         if engine == "auto" and order and can_read(model, _most_tokens(prompts[order[0]], how)):
             write = _by_jacobi

@@ -1,7 +1,7 @@
 """A slot-indexed, preallocated KV cache, and a reader that decodes rows at different positions.
 
-The cache is one tensor a layer, [slots, heads, columns, size]. A row occupies a slot, and its token
-at position p always lives in column p, so that
+The cache is one tensor per layer, [slots, heads, columns, size]. A row occupies a slot, and its
+token at position p is always in column p, so that
 
 - rows of one batch can be at different positions, and a pass can read several tokens of each;
 - rejected tokens (Jacobi decoding guesses ahead) need no rollback: their columns are overwritten

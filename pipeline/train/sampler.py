@@ -110,7 +110,7 @@ def grouped_by_length(
     order = torch.cat([longest, *(others[place] for place in shuffled), rest])
     # Sorting a batch changes how it splits into passes, but not which rows it holds.
     batches = order.split(batch_size)
-    return torch.cat([one[lengths[one].argsort(descending=True, stable=True)] for one in batches])
+    return torch.cat([ids[lengths[ids].argsort(descending=True, stable=True)] for ids in batches])
 
 
 class _Padding(TrainerCallback):
@@ -152,12 +152,12 @@ class _Padding(TrainerCallback):
 
 
 def describe_padding(share: float, positions: int, least: float, args: Any) -> str:
-    """Return a log line about padding, with a way to have less of it where that is much.
+    """Return a log line about padding, with a way to reduce it if there is much.
 
     Args:
         share: padding among the positions read, 0 to 1.
         positions: read by the model, padding included.
-        least: the share with one row a pass.
+        least: the share with one row per pass.
         args: the trainer's arguments.
     """
     line = f"padding: {100 * share:.1f} % of {positions:,} positions read"
