@@ -181,7 +181,7 @@ def decode(
         _prefill_shared_prefix(reader, slots)
         while _fill(reader, slots):
             left = int((slots.end_B - slots.read_B).max())
-            # Free answers have no guess: nothing after the first token of a window is accepted.
+            # Free answers have no guess, so a window wider than one token never pays off.
             rate = 1 if stop else ended / read
             width = _width(slots.device.type, len(slots.held), rate, most=left)
             accepted, wrong = _pass(reader, slots, width, seed, sample_token)
