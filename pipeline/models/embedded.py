@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.steps import artifact
 from pipeline.steps.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL, EMBEDDED_PACKAGE, cache_folder
 
 
@@ -59,9 +59,7 @@ def _convert_gguf(file: Path, folder: Path) -> None:
     plain = type(loaded)(type(loaded.config)(**settings))
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    plain.bfloat16().save_pretrained(temporary)
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    tokenizer.save_pretrained(temporary)
-    temporary.rename(folder)
+    with artifact.atomic_folder(folder) as temporary:
+        plain.bfloat16().save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

@@ -188,21 +188,20 @@ def diverged(step: StepContext, what: str) -> StepFailedError:
 def _save(step: StepContext, trainer: Any, whole: dict[str, Any] | None) -> None:
     """Save a plain model or adapter; `whole` are the gathered weights of a sharded one."""
     if step.state.is_main_process:
-        temporary = step.directory / f".{MODEL_FOLDER}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
         restore_config(step, trainer.model)
         # Without DPO's reference, a frozen copy of the adapter.
         adapter = (
             {"selected_adapters": ["default"]} if hasattr(trainer.model, "peft_config") else {}
         )
-        trainer.model.save_pretrained(str(temporary), state_dict=whole, **adapter)
-        trainer.processing_class.save_pretrained(str(temporary))
-        (temporary / "README.md").unlink(missing_ok=True)
-        _finish_adapter_config(step, temporary / "adapter_config.json")
-        if whole is not None:
-            _name_dtype(temporary / "config.json", whole)
+        # An attempt that was killed before its record may have left one.
         shutil.rmtree(step.directory / MODEL_FOLDER, ignore_errors=True)
-        temporary.rename(step.directory / MODEL_FOLDER)
+        with artifact.atomic_folder(step.directory / MODEL_FOLDER) as temporary:
+            trainer.model.save_pretrained(str(temporary), state_dict=whole, **adapter)
+            trainer.processing_class.save_pretrained(str(temporary))
+            (temporary / "README.md").unlink(missing_ok=True)
+            _finish_adapter_config(step, temporary / "adapter_config.json")
+            if whole is not None:
+                _name_dtype(temporary / "config.json", whole)
     step.state.wait_for_everyone()
 
 
