@@ -102,7 +102,7 @@ def degrade(model: str, folder: Path, noise: float) -> None:
             if weight.dim() > 1:
                 drawn = torch.randn(weight.shape, generator=generator)
                 weight += noise * weight.std() * drawn
-    with artifact.whole_folder(folder) as place:
+    with artifact.atomic_folder(folder) as place:
         loaded.save_pretrained(place)
         load_tokenizer(model).save_pretrained(place)
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO, cast
 
 from eval.graders.length_control import as_gamed
 from pipeline.errors import InputError
-from pipeline.steps.artifact import whole_file
+from pipeline.steps.artifact import atomic_file
 
 # The fields below are checked; the files of others may have more.
 Entry = dict[str, Any]
@@ -118,7 +118,7 @@ def _write_json(path: str | Path, rows: list[Entry]) -> None:
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: entry {number} cannot be written as JSON: {error}") from None
     text = "[\n" + ",\n".join(entries) + "\n]\n"
-    with whole_file(Path(path)) as file:
+    with atomic_file(Path(path)) as file:
         if Path(path).suffix == ".gz":
             # No timestamp, so that equal rows give equal files.
             cast(TextIO, file).buffer.write(gzip.compress(text.encode(), mtime=0))

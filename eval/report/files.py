@@ -28,6 +28,6 @@ def write_report(report: Report, plan: Plan, runs: Path) -> str:
     texts = {form: report_text(report, form, plan, runs) for form in FORMS}
     folder = runs / plan.recipe.name
     for form, text in texts.items():
-        with artifact.whole_file(folder / f"report.{form}") as file:
+        with artifact.atomic_file(folder / f"report.{form}") as file:
             file.write(text + "\n")
     return f"{texts['md']}\n\nwritten to {folder}/report.md, .csv, .json, .html"

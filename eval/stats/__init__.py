@@ -1,1 +1,1 @@
-"""Statistics: measures, intervals, seeds."""
+"""Statistics: measures, intervals, p-values over seeds."""

@@ -1,4 +1,4 @@
-"""Closed forms for right and wrong answers: Wilson's interval, McNemar's exact test.
+"""Closed forms for binary scores: Wilson's interval, McNemar's exact test.
 
 Imports only the standard library and numpy: `bashrac report` has to start in under 0.5 s, and
 importing scipy.stats alone takes 0.9 s. The tests compare every result with scipy or statsmodels.
@@ -53,15 +53,15 @@ def as_scores(values: Sequence[float], *, name: str) -> np.ndarray:
     """Return the scores as a float64 vector; a missing score must not become a number.
 
     Raises:
-        ValueError: If there are none, one is not finite, or there are more axes than one.
+        ValueError: If there are no scores, a score is not finite, or there is more than one axis.
     """
     scores_N = np.asarray(values, dtype=np.float64)
     if scores_N.ndim != 1:
-        raise ValueError(f"{name} has {scores_N.ndim} axes, valid is one score an example")
+        raise ValueError(f"{name} has {scores_N.ndim} axes, expected one score per example")
     if scores_N.size == 0:
         raise ValueError(f"{name} is empty: an empty evaluation is an error, not 0.0")
     if not np.isfinite(scores_N).all():
-        raise ValueError(f"{name} holds NaN or an infinity: leave no score unset")
+        raise ValueError(f"{name} contains NaN or infinity: every score must be a finite number")
     return scores_N
 
 
@@ -71,5 +71,5 @@ def mcnemar_exact(wins: int, losses: int) -> float:
     if discordant == 0:
         return 1.0
     tail = sum(math.comb(discordant, k) for k in range(min(wins, losses) + 1))
-    # Integers up to the last step: 2**1319 is no float, but a quotient of two such integers is.
+    # Integers up to the division: 2**1319 overflows a float, the quotient does not.
     return min(1.0, 2 * tail / 2**discordant)

@@ -1,7 +1,7 @@
-"""A measure: one score an example, their mean and its interval.
+"""A measure: one score per example, their mean and its interval.
 
-Scores are shares between 0 and 1, null where an example could not be scored. Values are in percent
-unless a measure names another unit.
+Scores are fractions between 0 and 1, null for an example that could not be scored. Values are in
+percent unless a measure names another unit.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Curve(Scored):
 
 
 def scale_of(unit: str) -> int:
-    """What scores are multiplied by to be values: those in percent are stored as shares."""
+    """The factor from scores to values: percentages are stored as fractions."""
     return 100 if unit == "%" else 1
 
 
@@ -66,16 +66,16 @@ def measure(
 ) -> ScoredMeasure:
     """Return a measure: the mean score with its 95 % interval, and the scores.
 
-    The interval is Wilson's where every score is 0 or 1, else that of a t test over examples.
+    The interval is Wilson's if every score is 0 or 1, otherwise that of a t test over examples.
 
     Args:
-        scores: One an example, None where it could not be scored; shares where the unit is "%".
+        scores: One per example, None if it could not be scored; fractions if the unit is "%".
         unit: "%" or the unit of the scores.
-        better: whether "higher" or "lower" numbers are.
-        verdicts: whether scores are a judge's verdicts (`eval.stats.seeds.mean_over_seeds`).
+        better: Whether "higher" or "lower" values are better.
+        verdicts: Whether scores are a judge's verdicts (`eval.stats.seeds.mean_over_seeds`).
 
     Raises:
-        ValueError: If there is no score at all.
+        ValueError: If no example has a score.
     """
     from eval.stats.intervals import wilson_interval
     from eval.stats.seeds import mean_over_seeds
@@ -106,17 +106,17 @@ def measure(
 
 
 def is_right_or_wrong(scores: Sequence[float], unit: str) -> bool:
-    """Whether scores are shares of 0 and 1 only."""
+    """Whether all scores are 0 or 1."""
     return unit == "%" and all(score in (0.0, 1.0) for score in scores)
 
 
 def replicated(
     value: float, interval: Interval | None, n: int, replicates: list[float]
 ) -> ReplicatedMeasure:
-    """Return a measure that is no mean of scores, in percent.
+    """Return a measure that is not a mean of scores, in percent.
 
-    `replicates` are its values on bootstrap resamples of the examples; two results on the same
-    examples have the same resamples, so their differences are paired.
+    `replicates` are its values on bootstrap resamples of the examples. Results on the same examples
+    share the resamples, so their differences are paired.
     """
     low, high = (value, value) if interval is None else (interval.low, interval.high)
     return {
@@ -130,8 +130,8 @@ def replicated(
 
 
 def curve(ids: Sequence[int], measures: Mapping[str, Measure]) -> Curve:
-    """Return one curve of a result: a measure for each place on the x axis, and its own examples.
+    """Return a curve of a result: a measure for each x value, and the ids of its examples.
 
-    It is shaped as a result is, so that seeds and stages are compared point by point alike.
+    It has the structure of a result, so that seeds and stages are compared at each point as there.
     """
     return {"ids": list(ids), "measures": dict(measures)}

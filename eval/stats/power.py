@@ -1,10 +1,11 @@
-"""Which true difference between two arms a report would find, before anything is trained.
+"""Power: which true difference between two arms a report would detect, before any training.
 
-The answer follows `eval.stats.seeds`, for two arms that are right on half of the examples as those
-are that `benchmarks/protocol.py` simulates. Variance of an example's difference is partly the same
-for every seed and partly not, and each arm's accuracy varies over seeds. With hundreds of examples
-all of that is known almost exactly, except what few seeds vary by: its estimate is chi-squared with
-one degree of freedom less than there are seeds, and shares of reports are means over it.
+This follows the model of `eval.stats.seeds`, for two arms with an accuracy of one half, as in the
+simulations of `benchmarks/protocol.py`. One part of the variance of an example's difference is
+common to all seeds, another is not, and each arm's accuracy varies over seeds. With hundreds of
+examples all variances are known almost exactly, except the variance over a few seeds: its estimate
+is chi-squared distributed with one degree of freedom less than there are seeds, and the power is a
+mean over that distribution.
 
 Imports only the standard library: `bashrac plan` has to start in under 0.5 s.
 """
@@ -16,20 +17,20 @@ from functools import cache
 
 from eval.stats.student import t_quantile
 
-# Variances of an example's difference between right (1) and wrong (0), of the arms above: what
-# every seed shares, since arms find different examples easy, and what is new for each seed.
+# Variances of the difference of an example's scores (0 or 1) between these arms: the part that all
+# seeds share, since arms find different examples easy, and the part that differs between seeds.
 SHARED, CHANCE = 0.0496, 0.2825
 SCATTER = 1.0  # points: standard deviation of an arm's accuracy over seeds
 _NODES = 30
 
 
 def share_found(points: float, n: int, seeds: int, *, scatter: float = SCATTER) -> float:
-    """The share of reports that tell a true difference from 0 (p below 0.05).
+    """The power: the share of reports in which a true difference is significant (p below 0.05).
 
     Args:
-        points: the true difference.
-        n: test items.
-        seeds: of each arm, two at least.
+        points: the true difference, in points.
+        n: number of test examples.
+        seeds: per arm, at least two.
         scatter: standard deviation of an arm's accuracy over its seeds, in points.
     """
     true, (spread, needed) = points / 100, _needed(n, seeds, scatter)
@@ -41,7 +42,7 @@ def share_found(points: float, n: int, seeds: int, *, scatter: float = SCATTER) 
 
 
 def detectable(n: int, seeds: int, *, scatter: float = SCATTER) -> float:
-    """The true difference in points that four of five reports find."""
+    """The true difference, in points, with a power of 0.8."""
     low, high = 0.0, 400.0
     for _ in range(16):
         middle = (low + high) / 2
@@ -51,7 +52,7 @@ def detectable(n: int, seeds: int, *, scatter: float = SCATTER) -> float:
 
 
 def seeds_needed(points: float, n: int, *, most: int = 20) -> int | None:
-    """The fewest seeds with which four of five reports find a difference; None above `most`."""
+    """The fewest seeds with a power of 0.8 for a difference; None if more than `most`."""
     low, high = 1, most
     if share_found(points, n, high) < 0.8:
         return None
@@ -63,17 +64,20 @@ def seeds_needed(points: float, n: int, *, most: int = 20) -> int | None:
 
 @cache
 def _needed(n: int, seeds: int, scatter: float) -> tuple[float, list[tuple[float, float]]]:
-    """Spread of the measured difference, and the least that has such a p: (probability, least)."""
+    """Standard deviation of the measured difference, and the least significant difference.
+
+    The latter depends on the estimated variance over seeds: a list of (probability, difference).
+    """
     if seeds < 2:
-        raise ValueError(f"seeds is {seeds}: one seed tells nothing of other seeds")
+        raise ValueError(f"seeds is {seeds}: one seed says nothing about the variance over seeds")
     residual, of_seed = CHANCE / (seeds * n), 2 * (scatter / 100) ** 2 / seeds
     spread = math.sqrt(SHARED / n + residual + of_seed)
-    examples = (SHARED + 2 / n) / n + residual  # with the example that is added for either side
+    examples = (SHARED + 2 / n) / n + residual  # with one added example for each side
     needed, df = [], seeds - 1
     width = 4.5 / math.sqrt(2 * df)
     first = max(0.0, 1 - width)
     for node in range(_NODES):
-        chi = first + (1 + width - first) * (node + 0.5) / _NODES  # estimated over true spread
+        chi = first + (1 + width - first) * (node + 0.5) / _NODES  # estimated / true deviation
         weight = math.exp((df - 1) * math.log(chi) - df * (chi * chi - 1) / 2)
         by_seeds = (of_seed + residual) * chi * chi
         both = max(examples + max(0.0, by_seeds - residual), by_seeds)

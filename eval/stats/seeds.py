@@ -1,21 +1,21 @@
-"""One model of two sources of chance: which seeds were trained, and which examples were asked.
+"""Means and differences with two sources of chance: the seeds trained and the examples evaluated.
 
-Scores x_sn of seed s on example n (or differences of two stages, paired) are a mean, an effect of
-the seed, one of the example, and a residual. From the three mean squares of the table come, for the
-mean of all scores,
+A score x_sn of seed s on example n (or a paired difference of two stages) is the sum of a mean, an
+effect of the seed, an effect of the example, and a residual. The three mean squares of the table
+give the parts of the variance of the mean of all scores:
 
-    seeds    = MS_seeds / (S N)       what seeds vary by, residual included
-    examples = MS_examples / (S N)    what examples vary by, residual included
-    residual = MS_residual / (S N)    in both, so one of them is taken off again
+    seeds    = MS_seeds / (S N)       of seeds, residual included
+    examples = MS_examples / (S N)    of examples, residual included
+    residual = MS_residual / (S N)    in both, so subtracted once
 
     variance = examples + max(0, seeds - residual), but not below `seeds`
     1 / df   = (seeds / variance)^2 / (S - 1) + (examples / variance)^2 / (N - 1)
 
 (Satterthwaite 1946, Biometrics Bulletin 2, p. 110), and mean +- t(df) sqrt(variance) is an
-interval. A few seeds that agree by chance make it too narrow, so a second must hold as well, that
-of the seeds alone: mean +- t(S - 1) sqrt(seeds). The wider one is the result, and the larger p: the
-interval excludes 0 exactly where p is below 1 - level. With one seed this is the paired t test over
-examples, and says nothing of other seeds. `benchmarks/protocol.py` simulates how often it is right.
+interval. It is too narrow when a few seeds agree by chance, so the interval of the seeds alone,
+mean +- t(S - 1) sqrt(seeds), is computed too. The result is the wider interval and the larger p, so
+the interval excludes 0 exactly when p is below 1 - level. With one seed this is the paired t test
+over examples, and says nothing about other seeds. `benchmarks/protocol.py` simulates the coverage.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 from eval.stats.intervals import as_scores
 from eval.stats.student import t_quantile, two_sided_t
 
-# Added to scores between 0 and 1, which may be alike by chance only. To a mean: two failures and
+# Added to scores between 0 and 1, which may all be equal by chance. To a mean: two failures and
 # two successes (Agresti and Coull 1998, The American Statistician 52, p. 119). To a difference: one
 # example that either side wins (Bonett and Price 2012, J. Educ. Behav. Stat. 37, p. 479).
 _ADDED_TO_MEANS = (-0.5, -0.5, 0.5, 0.5)  # around one half
@@ -42,9 +42,9 @@ class Estimate(NamedTuple):
 
     Attributes:
         spread: standard deviation of the seeds' means (ddof=1), None for one seed.
-        p_value: two-sided, of a true mean of 0; below 1 - level exactly where the interval
+        p_value: two-sided, for a true mean of 0; below 1 - level exactly when the interval
             excludes 0.
-        detectable: the true mean that would have had such a p in four of five cases.
+        detectable: the true mean that would be significant in four of five cases.
     """
 
     value: float
@@ -58,7 +58,7 @@ class Estimate(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What the variance of a mean consists of; see above. Floats, or arrays of one shape."""
+    """A mean and the parts of its variance, as above: floats, or arrays of one shape."""
 
     mean: Any
     seeds: Any
@@ -76,10 +76,10 @@ def mean_over_seeds(
     """Return the mean score of a stage over its seeds and examples.
 
     Args:
-        per_seed: For each seed, one score an example, the examples in the same order.
-        verdicts: Whether scores are verdicts between 0 and 1, for which few alike prove little:
-            the interval then counts two failures and two successes more.
-        shares: Whether scores are between 0 and 1 at all, as verdicts are: so is the interval.
+        per_seed: For each seed, one score per example, with the examples in the same order.
+        verdicts: Whether scores are verdicts between 0 and 1. A few equal verdicts prove little, so
+            the interval then counts two more failures and two more successes.
+        shares: Whether scores, and so the interval, are between 0 and 1; implied by `verdicts`.
         level: Confidence level, a fraction strictly between 0 and 1.
 
     Raises:
@@ -101,14 +101,14 @@ def mean_over_seeds(
 def difference_over_seeds(
     per_seed: Sequence[Sequence[float]], *, verdicts: bool = False, level: float = 0.95
 ) -> Estimate:
-    """Return the mean of paired differences, as `mean_over_seeds`.
+    """Return the mean of paired differences, as `mean_over_seeds` does for scores.
 
-    With `verdicts` they reach from -1 to 1, and one example more is counted for either side.
+    With `verdicts` they are between -1 and 1, and one more win is counted for each side.
     """
     table = _table(per_seed)
     if not verdicts:
         found = _estimate(table, table, level)
-        if found.low == found.high and found.p_value >= 1 - level:  # too few signs to exclude 0
+        if found.low == found.high and found.p_value >= 1 - level:  # equal, but too few
             found = found._replace(low=min(found.value, 0.0), high=max(found.value, 0.0))
         return found
     found = _estimate(table, added_to(table), level)
@@ -122,22 +122,23 @@ def estimate_of_replicates(
     *,
     level: float = 0.95,
 ) -> Estimate:
-    """The same of a number that is no mean of scores, from its bootstrap replicates.
+    """Return the same for a statistic that is not a mean of scores, from bootstrap replicates.
 
-    Resampling gives what examples and residual add to the variance of the mean, and of each seed.
+    The variance over resamples of the mean over seeds is the part of examples; that of a single
+    seed includes more of the residual.
 
     Args:
-        values: For each seed, its number.
-        replicates: For each seed, its number on the same resamples of the examples.
+        values: For each seed, its statistic.
+        replicates: For each seed, its statistic on the same resamples of the examples.
         n_examples: How many examples a resample draws.
         level: Confidence level, a fraction strictly between 0 and 1.
 
     Raises:
         ValueError: If there are no seeds, or the seeds differ in their number of replicates.
     """
-    rows = [as_scores(one, name=f"replicates[{i}]") for i, one in enumerate(replicates)]
+    rows = [as_scores(row, name=f"replicates[{i}]") for i, row in enumerate(replicates)]
     if len({len(row) for row in rows}) != 1 or len(rows) != len(values):
-        raise ValueError("every seed needs a number and replicates, all on the same resamples")
+        raise ValueError("every seed needs a value, and replicates on the same resamples")
     values_S, replicates_SR = as_scores(values, name="values"), np.stack(rows)
     n_seeds = len(rows)
     examples = _variance(replicates_SR.mean(axis=0))
@@ -148,7 +149,7 @@ def estimate_of_replicates(
 
 
 def parts_of(scores_SN: np.ndarray) -> Parts:
-    """The parts of tables of scores, [..., seeds, examples]."""
+    """The parts for tables of scores, [..., seeds, examples]."""
     n_seeds, n_examples = scores_SN.shape[-2:]
     seeds_S, examples_N = scores_SN.mean(axis=-1), scores_SN.mean(axis=-2)
     mean = seeds_S.mean(axis=-1)
@@ -156,7 +157,7 @@ def parts_of(scores_SN: np.ndarray) -> Parts:
     examples = (
         examples_N.var(axis=-1, ddof=1) / n_examples if n_examples > 1 else np.zeros_like(mean)
     )
-    # Sums of squares add up: all of them less those of seeds and of examples.
+    # The residual sum of squares: the total minus those of seeds and of examples.
     total = scores_SN.var(axis=(-2, -1)) * n_seeds * n_examples
     rest = total - n_examples * n_seeds * ((n_seeds - 1) * seeds + (n_examples - 1) * examples)
     df = (n_seeds - 1) * (n_examples - 1)
@@ -165,13 +166,13 @@ def parts_of(scores_SN: np.ndarray) -> Parts:
 
 
 def added_to(differences_SN: np.ndarray) -> np.ndarray:
-    """Tables of paired differences of verdicts, [..., seeds, examples], with what is added."""
+    """Append the added examples to tables of paired differences, [..., seeds, examples]."""
     added = np.broadcast_to(_ADDED_TO_DIFFERENCES, (*differences_SN.shape[:-1], 2))
     return np.concatenate([differences_SN, added], axis=-1)
 
 
 def two_sided_p(parts: Parts, n_seeds: int, n_examples: int, *, true: float = 0.0) -> Any:
-    """The p of a true mean; parts may be arrays of any shape."""
+    """The p-value of a true mean; parts may be arrays of any shape."""
     off = np.abs(parts.mean - true)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.maximum.reduce(
@@ -208,7 +209,7 @@ def _with_interval(parts: Parts, means_S: np.ndarray, n_examples: int, level: fl
     n_seeds, mean = len(means_S), float(parts.mean)
     spread = float(means_S.std(ddof=1)) if n_seeds > 1 else None
     sources = [(float(v), float(df)) for v, df in _sources(parts, n_seeds, n_examples)]
-    if sources[0][0] <= 1e-20 * mean**2:  # all alike: what is left is the sign of each example
+    if sources[0][0] <= 1e-20 * mean**2:  # all equal: use the sign test
         p = 1.0 if mean == 0 else min(1.0, 2.0 ** (1 - n_examples))
         return Estimate(mean, mean, mean, n_seeds, n_examples, spread, p, 0.0)
     half = max(t_quantile(df, level) * math.sqrt(variance) for variance, df in sources)
@@ -221,10 +222,10 @@ def _with_interval(parts: Parts, means_S: np.ndarray, n_examples: int, level: fl
 def _table(per_seed: Sequence[Sequence[float]]) -> np.ndarray:
     rows = [as_scores(scores, name=f"per_seed[{i}]") for i, scores in enumerate(per_seed)]
     if len({len(row) for row in rows}) != 1:
-        raise ValueError("every seed needs scores, all of the same examples")
+        raise ValueError("every seed needs scores of the same examples")
     return np.stack(rows)
 
 
 def _variance(values_N: np.ndarray) -> float:
-    """The sample variance, and 0 of one value."""
+    """The sample variance; 0 for a single value."""
     return float(values_N.var(ddof=1)) if len(values_N) > 1 else 0.0

@@ -53,7 +53,7 @@ def _fraction(x: float, a: float, b: float) -> float:
 
 @cache
 def t_quantile(df: float, level: float = 0.95) -> float:
-    """The t beyond which, on both sides, 1 - level of Student's distribution lies."""
+    """The t with P(|T| > t) = 1 - level."""
     t = NormalDist().inv_cdf((1 + level) / 2)
     scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(math.pi * df) / 2
     for _ in range(50):  # Newton on log p over log t, which is a line in the tail

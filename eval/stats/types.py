@@ -1,4 +1,4 @@
-"""What a graded example can be, and the counts and intervals made of many; stdlib only."""
+"""Outcomes of graded examples, their tally, and intervals; standard library only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """What became of one example; every example has exactly one outcome."""
+    """The outcome of grading an example; every example has exactly one."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -36,7 +36,7 @@ class Interval:
     level: float = 0.95
 
     def __post_init__(self) -> None:
-        """Refuse ends that are out of order and levels that are no probability."""
+        """Refuse ends that are out of order and levels that are not a probability."""
         # Written as "not (a <= b)" so that NaN, for which every comparison is false, is refused.
         if not self.low <= self.high:
             raise ValueError(f"interval ends are not in order: low={self.low}, high={self.high}")
@@ -84,13 +84,10 @@ class Tally:
         """Count outcomes.
 
         Args:
-            outcomes: One outcome an example, or its value ("correct") as read back from JSON.
-
-        Returns:
-            The tally over all of them.
+            outcomes: One per example, or its value ("correct") as read back from JSON.
 
         Raises:
-            ValueError: If there are none, or one is no outcome.
+            ValueError: If there are none, or a value is not an outcome.
         """
         counts = Counter(Outcome(outcome) for outcome in outcomes)
         by_name = {outcome.value: counts[outcome] for outcome in Outcome}
@@ -98,5 +95,5 @@ class Tally:
 
     @property
     def accuracy(self) -> float:
-        """Correct examples over all n examples, a fraction: what failed counts as not correct."""
+        """Correct examples over all n, a fraction: examples that failed count as not correct."""
         return self.correct / self.n

@@ -357,7 +357,7 @@ def _copy(given: Any) -> int:
     if given.file.exists():
         raise InputError(f"{given.file} exists; choose another name, nothing is overwritten")
     variants = variants_of(source)
-    with artifact.whole_file(given.file) as file:
+    with artifact.atomic_file(given.file) as file:
         file.write(source.read_text(encoding="utf-8"))
     print(f"{given.file} written; edit it, then run `bashrac check {given.file}`")
     if variants:

@@ -1,1 +1,1 @@
-"""Rows from outside: read, checked, rendered to tokens."""
+"""External data: reading, checking, rendering to tokens."""

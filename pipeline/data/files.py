@@ -1,7 +1,7 @@
-"""Rows of JSONL, JSON, CSV and Parquet files, read strictly, each with the place where it stands.
+"""Strict readers of JSONL, JSON, CSV and Parquet files, which yield each row with its location.
 
-Not through `datasets`, whose readers drop half characters, take text such as NA for nothing, give
-a column one type, cannot say which line is wrong, and end the process at deep nesting.
+The readers of `datasets` are not used: they drop lone surrogates, read text such as NA as null,
+force one type per column, cannot name a bad line, and crash the process on deeply nested JSON.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ _LONGEST_CELL = 2**31 - 1
 
 
 def rows_of_file(path: Path) -> Iterator[PlacedRow]:
-    """Yield a file's rows in order, each with its place as a person would look for it.
+    """Yield a file's rows in order, each with its location, such as 'rows.jsonl:3'.
 
     Raises:
-        InputError: where the file cannot be read on, is empty, or has no row to read; it names
-            the line.
+        InputError: if the file is empty or cannot be parsed; it names the line.
     """
     reader = READERS.get(path.suffix)
     if reader is None:
@@ -38,7 +37,7 @@ def rows_of_file(path: Path) -> Iterator[PlacedRow]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield every line, its end included, with its place."""
+    """Yield every line, including its line end, with its location."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -57,7 +56,7 @@ def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:
 
 
 def _json_rows(path: Path) -> Iterator[PlacedRow]:
-    """Yield the entries of one list, or one object a line, as many .json files hold."""
+    """Yield the entries of a list, or one object per line, as in many .json files."""
     first = next((line for _, line in _lines(path) if line.strip()), "")
     if not first.lstrip().startswith("["):
         yield from _jsonl_rows(path)
@@ -75,7 +74,7 @@ def _parsed(place: str, text: str) -> Any:
         reason = "nested too deeply"
     except ValueError as error:
         reason = str(error).partition(";")[0]
-    raise InputError(f"{place}: not valid JSON ({reason}); write one JSON object a line")
+    raise InputError(f"{place}: not valid JSON ({reason}); write one JSON object per line")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -106,7 +105,7 @@ def _csv_rows(path: Path) -> Iterator[PlacedRow]:
             if head is None:
                 head = cells
                 if twice := [name for name in head if head.count(name) > 1]:
-                    raise InputError(f"{place}: two columns are called {twice[0]!r}: rename one")
+                    raise InputError(f"{place}: two columns are named {twice[0]!r}; rename one")
             elif len(cells) != len(head):
                 raise InputError(
                     f"{place}: {len(cells)} cells in {len(head)} columns; put a cell that holds a "
@@ -131,12 +130,13 @@ def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{path}: not a whole Parquet file, read up to row {number} ({reason}); write it again"
+            f"{path}: not a complete Parquet file, read up to row {number} ({reason}); write the "
+            "file again"
         ) from None
 
 
 def without_nulls(value: Any) -> Any:
-    """A value of a table without the fields that only other rows' mappings have."""
+    """A table's value without the null fields that it only has because other rows have them."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value

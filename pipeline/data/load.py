@@ -1,4 +1,4 @@
-"""Reads rows of any source, checks every one, and cuts what is too long."""
+"""Reads the rows of any source, checks every row, and cuts those that are too long."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class TokenRow:
         prompt: prompt ids.
         answer: ids of the reference answer with its end-of-turn token, perhaps cut at the end.
         example: the text it came from, its prompt perhaps cut.
-        room: most answer tokens beside this prompt.
-        whole: whether the answer is not cut.
+        room: most answer tokens after this prompt.
+        whole: whether the answer is complete.
     """
 
     row_id: int
@@ -60,17 +60,17 @@ def load_examples(
     """Read a source's rows as examples of a task.
 
     Args:
-        source: where the rows are.
-        task: what they hold.
-        warn: is told how many rows are left out, where the source says `skip_unusable: true`, and
-            how many have special tokens in their text.
-        renderer: of the model that the rows are for, whose chat template may refuse some.
-        answered: whether their references are going to be tokenised.
-        train_on: 'all' for an example of each answer of a dialogue, 'last' for one of the last.
+        source: the source, or its mapping in a recipe.
+        task: the task's name.
+        warn: called with the number of rows left out under `skip_unusable: true`, and with the
+            number that have special tokens in their text.
+        renderer: that of the model, whose chat template may refuse rows.
+        answered: whether references will be tokenised.
+        train_on: 'all' for one example per answer of a dialogue, 'last' for the last answer only.
 
     Raises:
-        InputError: for a source that cannot be read, is empty, or has a row that cannot be used;
-            the file, line and field are named.
+        InputError: for a source that cannot be read, is empty, or has an unusable row; it names
+            file, line and field.
     """
     source = _source(source)
     if source.parts is not None:
@@ -82,7 +82,7 @@ def load_examples(
         every = example.each_answer() if train_on == "all" else [example]
         if renderer is None:
             return every
-        return [renderer.admit(one, answered=answered) for one in every]
+        return [renderer.admit(each, answered=answered) for each in every]
 
     return _read_each(source, partial(example_of, task), admit, renderer, warn)
 
@@ -90,9 +90,9 @@ def load_examples(
 def warn_of_repeats(
     examples: Sequence[Example], source: Source, warn: Callable[[str], None]
 ) -> None:
-    """Say how many test rows ask what an earlier one asks, with the same reference.
+    """Warn about test rows that repeat the prompt and reference of an earlier row.
 
-    They are kept, since ids and published numbers go by position, and so each counts towards n.
+    They are kept, since ids and published numbers depend on positions, so each counts towards n.
     """
     seen: set[str] = set()
     repeats = []
@@ -116,7 +116,7 @@ def load_preferences(
     warn: Callable[[str], None] = print,
     renderer: Renderer | None = None,
 ) -> list[PreferencePair]:
-    """Read a source's rows as preference pairs; otherwise as `load_examples`."""
+    """Read a source's rows as preference pairs; see `load_examples`."""
 
     def admit(pair: PreferencePair) -> list[PreferencePair]:
         return [pair if renderer is None else renderer.admit_pair(pair)]
@@ -129,7 +129,7 @@ def fit_prompt(
 ) -> tuple[Example, list[int], int] | None:
     """Return the example, its prompt cut to fit, its prompt ids, and the room for answer tokens.
 
-    None when the prompt stays over `max_prompt_length` or leaves no room within `max_length`.
+    None if the prompt still exceeds `max_prompt_length`, or leaves no room within `max_length`.
     """
     fitted = renderer.fit(example)
     prompt = renderer.prompt_ids(fitted)
@@ -142,9 +142,8 @@ def tokenise(
 ) -> tuple[list[TokenRow], dict[str, int]]:
     """Turn examples into token rows of at most `max_length` tokens.
 
-    Prompts are cut as the renderer cuts them. One that is still too long, or leaves no room for an
-    answer token, is dropped; an answer that does not fit is cut at the end, and so has no
-    end-of-turn label.
+    The renderer cuts prompts. A row whose prompt is still too long, or leaves no room for an answer
+    token, is dropped; an answer that does not fit is cut, and so has no end-of-turn label.
 
     Returns:
         The rows, and counts: rows, dropped, cut, prompts_cut.
@@ -174,12 +173,12 @@ def tokenise(
 def describe_losses(
     counts: dict[str, int], *, max_length: int | None, max_prompt_length: int | None
 ) -> str | None:
-    """Return a sentence about dropped and cut rows, or None when there are none."""
+    """Describe dropped and cut rows; None if there are none."""
     rows = counts["rows"]
     parts = []
     if counts["dropped"]:
         parts.append(
-            f"{counts['dropped']} of {rows + counts['dropped']} rows dropped: the prompt is over "
+            f"{counts['dropped']} of {rows + counts['dropped']} rows dropped: the prompt exceeds "
             f"max_prompt_length ({max_prompt_length}) or leaves no room in max_length "
             f"({max_length})"
         )
@@ -187,7 +186,8 @@ def describe_losses(
         parts.append(f"{counts['cut']} of {rows} rows cut in the answer at max_length {max_length}")
     if counts.get("chosen_cut"):
         parts.append(
-            f"{counts['chosen_cut']} of these in the chosen answer, which then has no end to prefer"
+            f"{counts['chosen_cut']} of these in the chosen answer, which then has no end of turn "
+            "to prefer"
         )
     if counts["prompts_cut"]:
         parts.append(prompts_cut(counts["prompts_cut"], rows, max_prompt_length))
@@ -200,10 +200,9 @@ def prompts_cut(count: int, rows: int, max_prompt_length: int | None) -> str:
 
 
 def _mixed(source: Source, parts: list[tuple[Source, list[Example]]]) -> list[Example]:
-    """Rows of several sources in their shares, from the first of each, until one has no more.
+    """Mix the rows of several sources in their shares, in order, until one source runs out.
 
-    Each next row is of the source that is farthest behind its share, so that the first rows of a
-    mixture are in the same shares as all. Without shares, all rows of all sources.
+    Without shares, all rows of all sources are used.
     """
     total = sum(len(rows) for _, rows in parts)
     shares = [
@@ -213,7 +212,8 @@ def _mixed(source: Source, parts: list[tuple[Source, list[Example]]]) -> list[Ex
     mixed: list[Example] = []
     taken = [0] * len(parts)
     while len(mixed) < min(total, source.limit or total):
-        behind = [share * (len(mixed) + 1) - one for share, one in zip(shares, taken, strict=True)]
+        # From the source farthest behind its share, so that any first rows have these shares too.
+        behind = [share * (len(mixed) + 1) - had for share, had in zip(shares, taken, strict=True)]
         place = behind.index(max(behind))
         part, rows = parts[place]
         if taken[place] == len(rows):
@@ -225,7 +225,7 @@ def _mixed(source: Source, parts: list[tuple[Source, list[Example]]]) -> list[Ex
 
 
 def count_parts(examples: Iterable[Example]) -> Metrics:
-    """How many examples each part of a mixture gives, for a record; nothing for one source."""
+    """The number of examples per source of a mixture, for the record; {} for a single source."""
     counts = Counter(example.part for example in examples)
     return {"sources": dict(counts)} if any(counts) else {}
 
@@ -258,26 +258,24 @@ def _read_each(
         if source.skip and not unusable:
             total = sum(1 for _ in _placed_rows(source))
             raise InputError(
-                f"{source.source}: skip {source.skip} leaves none of its {total} rows; lower it"
+                f"{source.source}: skip {source.skip} leaves none of its {total} rows; lower skip"
             )
         first = f"; the first of {len(unusable)}: {unusable[0]}" if unusable else ""
-        raise InputError(
-            f"{source.source}: there are no {'usable ' * bool(first)}rows in it{first}"
-        )
+        raise InputError(f"{source.source}: it has no {'usable ' * bool(first)}rows{first}")
     if unusable:
         total = usable + len(unusable)
         warn(f"{len(unusable)} of {total} rows left out (skip_unusable), the first: {unusable[0]}")
     if marked:
         warn(
             f"{len(marked)} of {usable} rows have special tokens in their text, first "
-            f"{marked[0]}: the model reads them as such, as the begin or end of a turn; take them "
-            "out where they are meant as text"
+            f"{marked[0]}: the model reads them as control tokens, such as the start or end of a "
+            "turn; remove them if they are meant as text"
         )
     return items
 
 
 def _placed_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A source's rows, each with the place where it stands."""
+    """A source's rows, each with its location."""
     if source.builtin is not None:
         rows = builtin.builtin_rows(source.builtin, source.split or "train", limit=source.stop)
         return _numbered(source, rows)
@@ -295,7 +293,7 @@ def _numbered(
 
 
 def _from_datasets(source: Source, folder: Path | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows of a folder, whose files and splits `datasets` finds, or of the hub."""
+    """Rows of a folder, whose files and splits `datasets` resolves, or of the hub."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     split = source.split or "train"
@@ -316,38 +314,36 @@ def _from_datasets(source: Source, folder: Path | None) -> Iterator[tuple[str, M
         if "scripts are no longer supported" not in str(error):
             raise
         raise InputError(
-            f"{source.source}: holds a Python script, which is not run; give its rows as "
-            f"{', '.join(READERS)}, or a folder without it"
+            f"{source.source}: holds a Python script, which is not run; provide the rows as "
+            f"{', '.join(READERS)}, or a folder without the script"
         ) from None
 
 
 def _folder_builder(source: Source, folder: Path) -> Any:
     import datasets
 
-    # datasets knows its cached files by path and time; ours lie under what they hold.
+    # datasets identifies cached files by path and time; this cache is named after their content.
     cache = str(cache_folder() / "rows" / local_digest(folder)[:16])
     return datasets.load_dataset_builder(str(folder), source.name, cache_dir=cache)
 
 
 def _load_from_hub(source: Source) -> Any:
-    """Load the rows of the very commit.
-
-    Where the hub does not answer, `datasets` takes the newest rows in its cache, whichever commit
-    was asked for; so each commit has a cache of its own, and the shared one is looked into last.
-    """
+    """Load the rows of exactly the source's commit."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError
 
     commit = hub_commit(source.source, source.revision, repo_type="dataset")
-    own = artifact.fingerprint([source.source, source.name, commit])[:16]
+    # If the hub does not answer, `datasets` returns the newest rows in its cache, of any commit. So
+    # each commit has its own cache, and the shared one is tried last, with its commit checked.
+    folder = artifact.fingerprint([source.source, source.name, commit])[:16]
     reason = ""
-    for cache in (str(cache_folder() / "rows" / own), None):
+    for cache in (str(cache_folder() / "rows" / folder), None):
         try:
             builder = datasets.load_dataset_builder(
                 source.source, source.name, revision=commit, cache_dir=cache
             )
-        except DatasetNotFoundError:  # the hub does answer: there is no such thing
+        except DatasetNotFoundError:  # the hub does answer: it does not exist
             raise
         except (ConnectionError, HfHubHTTPError, FileNotFoundError) as error:
             reason = f" ({_cause(error)[:200]})"
@@ -356,8 +352,8 @@ def _load_from_hub(source: Source) -> Any:
             builder.download_and_prepare()
             return builder.as_dataset(split=source.split)
     raise InputError(
-        f"{source.source}: commit {commit} is not in the cache, and the hub does not give it"
-        f"{reason}; connect to it, pin revision: to a commit you have, or use a local file"
+        f"{source.source}: commit {commit} is not in the cache, and cannot be loaded from the hub"
+        f"{reason}; connect to the hub, pin revision: to a cached commit, or use a local file"
     )
 
 

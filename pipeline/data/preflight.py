@@ -1,21 +1,21 @@
-"""Checks the rows of a training step before weights are loaded, for what would spoil it unseen.
+"""Checks the rows of a training step, before weights are loaded, for silent mistakes.
 
-A row that cannot be right stops the run and is shown; what may be right is counted in a warning:
+A row that must be wrong stops the run and is printed; one that may be is counted in a warning:
 
-| looked at | stops | warns |
+| checked | stops | warns |
 | --- | --- | --- |
-| prompt | not the start of a row written by an earlier step, or carries loss | |
-| chat template | | writes a prompt differently once it is answered |
-| beginning token | stands twice | |
+| prompt | not the start of a row written by an earlier step, or has loss | |
+| chat template | | renders a prompt differently once it is answered |
+| beginning token | occurs twice | |
 | end token of a model without chat template | ends the prompt | |
-| end-of-turn token | not the last label of a whole answer, or a label nowhere | inside an answer |
-| labels | none in a row, or no row at all | |
-| length | over the model's window | |
+| end-of-turn token | not the last label of a complete answer, or never a label | inside an answer |
+| labels | none in a row, or no rows at all | |
+| length | exceeds the model's context length | |
 | token ids | beyond the model's embedding | |
 | padding token | | is an end token |
 
 `pipeline.data.load` counts rows cut and dropped, and special tokens in their text;
-`pipeline.data.render` checks that an answer stands where the chat template asks for one, and that
+`pipeline.data.render` checks that an answer follows the generation prompt of the template, and that
 rows, weights and answers were made with the same rendering.
 """
 
@@ -37,12 +37,12 @@ class Row:
     """A row as the trainer gets it.
 
     Attributes:
-        name: words for people, such as 'row 3, rejected'.
+        name: for messages, such as 'row 3, rejected'.
         prompt: the prompt's ids as generation renders them.
         input_ids: what the model reads.
-        labels: what it is trained to say; -100 where there is no loss.
-        whole: whether the labels are an answer that is not cut, and so must end the turn.
-        wanted: whether training makes the labels likelier (not those of a rejected answer).
+        labels: what it is trained to predict; -100 for positions without loss.
+        whole: whether the labels are a complete answer, and so must end the turn.
+        wanted: whether training makes the labels likelier; false for rejected answers.
     """
 
     name: str
@@ -54,13 +54,13 @@ class Row:
 
 
 def check_rows(step: StepContext, rows: Sequence[Row], renderer: Renderer) -> None:
-    """Stop at a row that cannot be right; warn of what may not be.
+    """Raise for a row that must be wrong; warn about rows that may be.
 
     Raises:
-        InputError: with the row shown, or where there is no row.
+        InputError: with the row printed, or if there are no rows.
     """
     if not rows:
-        raise InputError("there is no row to train on; raise max_length, or give more rows")
+        raise InputError("there are no rows to train on; raise max_length, or provide more rows")
     end = renderer.end_of_turn_id
     for row in rows:
         problem = _problem(row, renderer)
@@ -81,13 +81,13 @@ def check_rows(step: StepContext, rows: Sequence[Row], renderer: Renderer) -> No
         )
     if not renderer.prompt_starts_dialogue():
         step.warn(
-            "the chat template writes a prompt differently once it is answered: training and "
-            "generation here use it as it asks for the answer, other software may not"
+            "the chat template renders a prompt differently once it is answered: training and "
+            "generation here use the generation prompt, other software may not"
         )
     if renderer.tokenizer.pad_token_id in renderer.stop_ids:
         step.warn(
             f"the padding token {renderer.tokenizer.pad_token!r} is also an end token: training "
-            "here masks by position and is right, other software may mask the end of every answer"
+            "here masks by position and is correct, other software may mask the end of every answer"
         )
 
 
@@ -100,25 +100,25 @@ def _problem(row: Row, renderer: Renderer) -> str | None:
         return "has loss on its prompt"
     if begin is not None and list(row.input_ids[:2]) == [begin, begin]:
         return (
-            "starts with two beginning tokens, one of them in its text: take it out of the text "
-            "(or out of the chat template)"
+            "starts with two beginning tokens, one of them from its text: remove it from the text "
+            "(or from the chat template)"
         )
     if not renderer.has_template and row.prompt[-1] == renderer.end_of_turn_id:
         return (
-            "has an end token at the end of its prompt, put there by the tokenizer: set "
+            "has an end token at the end of its prompt, added by the tokenizer: set "
             "add_eos_token to false in its tokenizer_config.json"
         )
     if renderer.window is not None and len(row.input_ids) > renderer.window:
         return (
-            f"has {len(row.input_ids)} tokens, over the model's window of {renderer.window}: lower "
-            "max_length"
+            f"has {len(row.input_ids)} tokens, more than the model's context of {renderer.window}: "
+            "lower max_length"
         )
     if (unknown := renderer.unknown([*row.input_ids, *row.labels])) is not None:
         return f"holds a token that the model does not have: {renderer.describe_unknown(unknown)}"
     if all(label == -100 for label in row.labels):
-        return "has no label, so that nothing of it would be trained: take the row out"
+        return "has no label, so nothing of it would be trained: remove the row"
     if row.whole and row.labels[-1] != renderer.end_of_turn_id:
-        return "is a whole answer whose last label is not the end-of-turn token"
+        return "is a complete answer whose last label is not the end-of-turn token"
     return None
 
 
@@ -130,7 +130,7 @@ def _stop(row: Row, problem: str, renderer: Renderer) -> NoReturn:
 
 
 def _ends_of(ids: list[int], renderer: Renderer) -> str:
-    """The first and last tokens as text, special tokens included."""
+    """The first and last tokens as text, including special tokens."""
     half = _SHOWN_TOKENS // 2
     parts = [ids] if len(ids) <= _SHOWN_TOKENS else [ids[:half], ids[-half:]]
     return " ... ".join(repr(renderer.tokenizer.decode(part)) for part in parts)

@@ -1,14 +1,14 @@
-"""Text to tokens, in one place: training, generation and evaluation all come through here.
+"""Renders text to tokens, in one place for training, generation and evaluation.
 
-Prompt and answer are tokenised apart and joined as ids, so the prompt is always a prefix of the
-row. Decisions: (1) a model with a chat template gets the template, one without gets the recipe's
-`chat_template:`, or else the task's plain prompt; (2) the answer ends with exactly one end-of-turn
+Prompt and answer are tokenised separately and joined as ids, so the prompt is always a prefix of
+the row. Decisions: (1) a model's own chat template is used if there is one, else the recipe's
+`chat_template:`, else the task's plain prompt; (2) an answer ends with exactly one end-of-turn
 token: the special token that the template puts after an assistant turn, else the tokenizer's end
 token; (3) a beginning token is added once, by the template or by the tokenizer, never by both;
-(4) a prompt longer than `max_prompt_length` is cut alike in training, generation and evaluation
-(see Example.shorter); (5) a template that prints today's date prints `template_date`; (6) an answer
-must follow the generation prompt as the template itself writes it there, or the row is refused;
-reasoning and calls of tools are text that the template writes.
+(4) a prompt longer than `max_prompt_length` is cut in the same way in training, generation and
+evaluation (see Example.shorter); (5) a template that prints today's date prints `template_date`;
+(6) an answer must follow the generation prompt exactly as the template renders it there, or the row
+is refused; reasoning and tool calls are text that the template renders.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class TemplateTerms(TypedDict):
 _PROBE = "bashrac-probe"
 _PROBE_ANSWER: Message = {"role": "assistant", "content": _PROBE}
 _READS_REASONING = re.compile("reasoning|thinking")
-# What opens and closes a model's reasoning: <think> and </think>, [THINK] and [/THINK].
+# The tags around a model's reasoning: <think> and </think>, [THINK] and [/THINK].
 _EMPTY_BLOCK = re.compile(r"<([\w|-]+)>\s*</\1>|\[([A-Z]+)\]\s*\[/\2\]")
 _OPENED = re.compile(r"(<|\[)([\w|-]+)(>|\])\Z")
 _REFUSES = "the model's chat template refuses it"
-_APART = "the model's chat template does not write the answer where it asks for one"
+_MISPLACED = "the model's chat template does not put the answer right after its generation prompt"
 _WAY_OUT = (
-    "give rows with reasoning_content, or chat_template_kwargs: {enable_thinking: false} where the "
-    "template knows that, or take a model whose generation prompt is how its answered turns begin"
+    "provide rows with reasoning_content, or write chat_template_kwargs: {enable_thinking: false} "
+    "if the template supports it, or use a model whose answered turns begin with that prompt"
 )
-_NO_TEMPLATE = "has tools, calls or reasoning, and the model no chat template that would write them"
+_NO_TEMPLATE = "has tools, calls or reasoning, but the model has no chat template to render them"
 _DIRECTIVES = "aAbBcdDeFfgGhHIjklmMnpPrRStTuUVwWxXyYzZ"
 
 
@@ -63,12 +63,12 @@ class Renderer:
         tokenizer: a transformers tokenizer.
         system: a system message put before every prompt that has none, or None.
         max_prompt_length: longest prompt in tokens, or None.
-        end_ids: tokens that the model's generation config names as ends.
-        window: most tokens the model can read, or None where its config does not say.
-        vocabulary: how many tokens the model has a row for, or None where its files do not say.
-        plain: whether a chat template and the system message are left aside, as lm-eval does.
-        template_date: the day that it is for the chat template, as YYYY-MM-DD.
-        template_options: what else the chat template is told, such as `enable_thinking`.
+        end_ids: the end tokens in the model's generation config.
+        window: the model's context length, or None if unknown.
+        vocabulary: the number of rows in the model's embedding, or None if unknown.
+        plain: whether chat template and system message are ignored, as lm-eval does.
+        template_date: today's date for the chat template, as YYYY-MM-DD.
+        template_options: further variables for the chat template, such as `enable_thinking`.
     """
 
     tokenizer: Any
@@ -82,31 +82,26 @@ class Renderer:
     template_options: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def _objects(self) -> dict[int, int]:
+    def _ints(self) -> dict[int, int]:
         return {}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """All special tokens: those with a name, and those that the tokenizer only marks (roles).
-
-        `all_special_ids` of transformers 5 holds the former only.
-        """
+        """All special tokens: named ones, and those that the tokenizer only marks (roles)."""
+        # In transformers 5, `all_special_ids` holds only the former.
         added = self.tokenizer.added_tokens_decoder.items()
         marked = {number for number, token in added if token.special}
         return frozenset(marked | set(self.tokenizer.all_special_ids))
 
     @cached_property
     def ids_without_token(self) -> tuple[int, ...]:
-        """Ids that the model can write and the tokenizer does not know.
-
-        Vocabularies are often padded to a round number; what stands there means nothing.
-        """
+        """Ids that the model can sample but the tokenizer lacks: padding of the vocabulary."""
         known = set(self.tokenizer.get_vocab().values())
         return tuple(number for number in range(self.vocabulary or 0) if number not in known)
 
     @property
     def has_template(self) -> bool:
-        """Whether prompts come from the model's chat template."""
+        """Whether prompts are rendered with a chat template."""
         return bool(getattr(self.tokenizer, "chat_template", None)) and not self.plain
 
     @cached_property
@@ -114,12 +109,12 @@ class Renderer:
         """The token that ends an answer.
 
         Raises:
-            InputError: when the tokenizer has no end token and the template shows none.
+            InputError: if neither the tokenizer nor the chat template has an end token.
         """
         if self.has_template:
             _, text = self._probe("a")
             after = self.tokenizer(text.split(_PROBE)[-1], add_special_tokens=False)["input_ids"]
-            # A template may put white space before the token, and text of a next turn after it.
+            # A template may put white space before the token, and the start of a turn after it.
             for token_id in after:
                 if token_id in self.special_ids:
                     return token_id
@@ -143,7 +138,7 @@ class Renderer:
         return list(dict.fromkeys([self.end_of_turn_id, *self.end_ids]))
 
     def digest(self) -> str:
-        """Sha256 of the tokens that probe dialogues become: the same for the same rendering."""
+        """Sha256 of rendered probe dialogues: equal if the rendering is equal."""
         turns = [("user", "One two.\n\n3"), ("assistant", "Four."), ("user", _PROBE)]
         messages = [{"role": role, "content": content} for role, content in turns]
         examples = [
@@ -155,7 +150,7 @@ class Renderer:
         return artifact.fingerprint(ids)
 
     def check_vocabulary(self) -> None:
-        """Refuse a tokenizer whose padding or template needs tokens that the model does not have.
+        """Refuse a tokenizer whose padding or template uses tokens that the model does not have.
 
         Raises:
             InputError: with the token.
@@ -169,28 +164,28 @@ class Renderer:
             raise InputError(self.describe_unknown(unknown))
 
     def unknown(self, ids: Sequence[int]) -> int | None:
-        """Return the largest of some ids where the model has no row for it."""
+        """Return the largest id if it is beyond the model's embedding, else None."""
         largest = max(ids, default=0)
         return largest if self.vocabulary is not None and largest >= self.vocabulary else None
 
     def describe_unknown(self, token_id: int) -> str:
-        """Return the sentence on a token that the model has no row for."""
+        """Describe a token beyond the model's embedding, and the way out."""
         return (
             f"the tokenizer has the token {self.tokenizer.decode([token_id])!r} ({token_id}), and "
-            f"the model's embedding has {self.vocabulary} rows, numbered from 0: take "
-            "the tokenizer that belongs to the model, or give it rows "
+            f"the model's embedding has {self.vocabulary} rows, numbered from 0: use "
+            "the tokenizer that belongs to the model, or resize the embedding "
             "(model.resize_token_embeddings(len(tokenizer)), then save both)"
         )
 
     def _known_ids(self, probe: Example) -> list[int] | None:
-        """A probe's prompt, with a system message if the template demands one; None if refused."""
+        """A probe's prompt, with a system message if the template needs one; None if refused."""
         try:
             return self.prompt_ids(probe)
         except InputError:
             return None if self.system else replace(self, system=_PROBE)._known_ids(probe)
 
     def _probe(self, prompt: str) -> tuple[str, str]:
-        """A prompt as the template writes it, and the same once it is answered by _PROBE."""
+        """A prompt as the template renders it, and the dialogue with the answer _PROBE."""
         asked = Example("chat", [{"role": "user", "content": prompt}], _PROBE)
         try:
             return self._prompt_text(asked), self._answered_text(asked, _PROBE_ANSWER)
@@ -198,7 +193,7 @@ class Renderer:
             return ("", "") if self.system else replace(self, system=_PROBE)._probe(prompt)
 
     def prompt_starts_dialogue(self) -> bool:
-        """Whether the template writes the same before an answer as it does to ask for one."""
+        """Whether the rendered prompt is a prefix of the rendered dialogue with an answer."""
         if not self.has_template:
             return True
         asked, answered = self._probe(_PROBE)
@@ -206,9 +201,9 @@ class Renderer:
 
     @cached_property
     def joint(self) -> str:
-        """White space that the template writes between its generation prompt and an answer.
+        """White space that the template puts between its generation prompt and an answer.
 
-        Empty where the tokenizer adds it by itself, as those do whose words begin with a space.
+        Empty if the tokenizer adds it itself, as those do that prefix words with a space.
         """
         asked, answered = self._probe("a")
         between = answered[len(asked) :].partition(_PROBE)[0]
@@ -219,33 +214,39 @@ class Renderer:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        texts = {one.content for one in self.tokenizer.added_tokens_decoder.values() if one.special}
+        added = self.tokenizer.added_tokens_decoder.values()
+        texts = {token.content for token in added if token.special}
         texts.update(self.tokenizer.all_special_tokens)
         return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
     def special_token_in(self, item: Example | PreferencePair) -> str | None:
-        """A special token in the text of a row, where it acts as one; None where there is none."""
+        """A special token in a row's text, which the tokenizer would parse as one, or None."""
         found = self._special.search(json.dumps(asdict(item), ensure_ascii=False, default=str))
         return found[0] if found else None
 
     def admit(self, example: Example, *, answered: bool = True) -> Example:
         """The example with its reference as the model should write it.
 
-        `answered` is false where references are not tokenised, as where test rows are answered.
+        Args:
+            example: the example.
+            answered: whether its reference will be tokenised; false for test rows to be answered.
 
         Raises:
-            RowError: when the chat template refuses the row, leaves out part of it, or does not
-                write the answer where it asks for one.
+            RowError: if the chat template refuses the row, leaves out a part of it, or does not
+                render the answer after its generation prompt.
         """
-        rich = [one for one in (*example.messages, example.answer) if one and _is_rich(one)]
+        messages = (*example.messages, example.answer)
+        rich = any(message and _is_rich(message) for message in messages)
         if not self.has_template:
             if example.tools or rich:
                 raise RowError("", _NO_TEMPLATE)
             return example
         asked = self._prompt_text(example)
-        self._check_written(example, asked)
+        self._check_complete(example, asked)
         try:
-            text = self._as_written(example, asked, example.answer or _says(example.reference))
+            text = self._rendered_answer(
+                example, asked, example.answer or _plain_answer(example.reference)
+            )
         except RowError:
             if answered:
                 raise
@@ -259,63 +260,63 @@ class Renderer:
             if pair.answers:
                 raise RowError("", _NO_TEMPLATE)
             return pair
-        answers = pair.answers or (_says(pair.chosen), _says(pair.rejected))
+        answers = pair.answers or (_plain_answer(pair.chosen), _plain_answer(pair.rejected))
         asked = self._prompt_text(example)
-        chosen, rejected = (self._as_written(example, asked, answer) for answer in answers)
+        chosen, rejected = (self._rendered_answer(example, asked, answer) for answer in answers)
         return PreferencePair(example, chosen, rejected)
 
-    def _check_written(self, example: Example, asked: str) -> None:
-        """Raise RowError where the template leaves out tools, their calls and results, thoughts."""
+    def _check_complete(self, example: Example, asked: str) -> None:
+        """Raise RowError if the template leaves out tools, their calls or results, or reasoning."""
         parts = [tool.get("function", tool)["name"] for tool in example.tools or ()]
         for message in example.messages:
             parts += _names_of_calls(message)
             parts += [message["content"]] if message["role"] == "tool" else []
             if "reasoning_content" in message and not _READS_REASONING.search(self._template):
-                parts.append(message["reasoning_content"])  # else it may leave out earlier thoughts
+                parts.append(message["reasoning_content"])  # templates may drop earlier reasoning
         _check_parts(parts, asked)
 
-    def _as_written(self, example: Example, asked: str, answer: Message) -> str:
-        """An answer as the template writes it after the prompt `asked`, without the end of turn.
+    def _rendered_answer(self, example: Example, asked: str, answer: Message) -> str:
+        """An answer as the template renders it after the prompt `asked`, without the end of turn.
 
         Raises:
-            RowError: when it does not write it there, or leaves out part of it.
+            RowError: if the template does not render it there, or leaves out a part of it.
         """
         if not _is_rich(answer):
-            self._check_joint(example, asked, answer["content"])
+            self._check_plain_answer(example, asked, answer["content"])
             return answer["content"]
         whole = self._answered_text(example, answer)
         if not whole.startswith(asked):
-            raise RowError("", f"{_APART}: it asks with {asked[-40:]!r}; {_WAY_OUT}")
+            raise RowError("", f"{_MISPLACED}, which ends with {asked[-40:]!r}; {_WAY_OUT}")
         text, end, _ = whole[len(asked) :].rpartition(self.end_of_turn)
         text = (text if end else whole[len(asked) :]).strip()
         parts = [answer.get("reasoning_content", ""), answer["content"], *_names_of_calls(answer)]
         _check_parts(parts, text)
         return text
 
-    def _check_joint(self, example: Example, asked: str, text: str) -> None:
-        """Raise RowError where the template has more than white space around a plain answer."""
+    def _check_plain_answer(self, example: Example, asked: str, text: str) -> None:
+        """Raise RowError if the template puts more than white space around a plain answer."""
         before, found, after = self._answered_text(example, _PROBE_ANSWER).rpartition(_PROBE)
         if not found:
-            raise RowError("", "the model's chat template does not write answers")
+            raise RowError("", "the model's chat template does not render answers")
         if before.startswith(asked):
             between = before[len(asked) :]
-        else:  # it may write all that is before otherwise, but must begin the answer's turn alike
+        else:  # earlier turns may be rendered differently, but the answer's turn must start alike
             question = example.messages[-1]["content"].strip()
             header = asked[asked.rfind(question) + len(question) :] if question in asked else asked
             header = _EMPTY_BLOCK.sub("", header).rstrip()
             opened = _OPENED.search(header)
             if opened and f"{opened[1]}/{opened[2]}{opened[3]}" in text:
-                header = header[: opened.start()].rstrip()  # the answer holds the thoughts itself
+                header = header[: opened.start()].rstrip()  # the answer has its own reasoning
             if not before.rstrip().endswith(header):
-                raise RowError("", f"{_APART}: it asks with {header[-40:]!r}; {_WAY_OUT}")
+                raise RowError("", f"{_MISPLACED}, which ends with {header[-40:]!r}; {_WAY_OUT}")
             between = ""
         after, end, _ = after.partition(self.end_of_turn)
         if between.strip() or (end and after.strip()):
             which = f"{between!r:.80} before it" if between.strip() else f"{after!r:.80} after it"
-            raise RowError("", f"{_APART}: it writes {which}; {_WAY_OUT}")
+            raise RowError("", f"{_MISPLACED}: it puts {which}; {_WAY_OUT}")
 
     def fit(self, example: Example) -> Example:
-        """Return the example, its prompt cut to `max_prompt_length` where its task can be cut."""
+        """Return the example, its prompt cut to `max_prompt_length` if its task allows cuts."""
         if self.max_prompt_length is None or self.fits(self.prompt_ids(example)):
             return example
         cuts = example.shorter()
@@ -330,7 +331,7 @@ class Renderer:
         """Token ids of the prompt, ready for the answer's first token."""
         if not self.has_template:
             before = f"{self.system}\n\n" if self.system and not self.plain else ""
-            return self._shared(self.tokenizer(f"{before}{example.plain_prompt}")["input_ids"])
+            return self._interned(self.tokenizer(f"{before}{example.plain_prompt}")["input_ids"])
         try:
             text = self._prompt_text(example)
         except RowError as error:
@@ -338,23 +339,23 @@ class Renderer:
         return self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
-        return self._shared(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._interned(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _prompt_text(self, example: Example) -> str:
-        return self._written(example.messages, example.tools, ask=True)
+        return self._render(example.messages, example.tools, ask=True)
 
     def _answered_text(self, example: Example, answer: Message) -> str:
-        return self._written([*example.messages, answer], example.tools)
+        return self._render([*example.messages, answer], example.tools)
 
-    def _written(self, messages: Messages, tools: Any, *, ask: bool = False) -> str:
-        """What the chat template makes of a dialogue.
+    def _render(self, messages: Messages, tools: Any, *, ask: bool = False) -> str:
+        """Render a dialogue with the chat template.
 
         Raises:
-            RowError: when it refuses it, by an error that it raises on purpose or runs into.
+            RowError: if the template refuses it, or fails.
         """
-        how: dict[str, Any] = {**self._told, **self.template_options}
+        how: dict[str, Any] = {**self._date_variables, **self.template_options}
         if "strftime_now" in self._template:
-            how["chat_template"] = self._clock + self.tokenizer.get_chat_template(None, tools)
+            how["chat_template"] = self._date_macro + self.tokenizer.get_chat_template(None, tools)
         try:
             return self.tokenizer.apply_chat_template(
                 with_system(messages, self.system),
@@ -373,32 +374,32 @@ class Renderer:
         return str(self.tokenizer.chat_template)
 
     def check_options(self) -> None:
-        """Raise InputError for options that no chat template reads, which would do nothing."""
+        """Raise InputError for options that the chat template does not read."""
         known = self._template if self.has_template else ""
         for name in self.template_options:
             if not re.search(rf"\b{re.escape(name)}\b", known):
                 raise InputError(
                     f"chat_template_kwargs: the model's chat template does not read {name!r}; "
-                    "take it out, or correct its spelling"
+                    "remove it, or correct its spelling"
                 )
 
     @property
     def reads_date(self) -> bool:
-        """Whether the chat template may print the day."""
+        """Whether the chat template may print the date."""
         return "strftime_now" in self._template or "date_string" in self._template
 
     @cached_property
-    def _told(self) -> dict[str, str]:
-        """The date as text, for templates that have one of their own where none is given."""
+    def _date_variables(self) -> dict[str, str]:
+        """The date as text, for templates with a hard-coded default date."""
         if self.template_date == TEMPLATE_DATE:
             return {}
         return {"date_string": date.fromisoformat(self.template_date).strftime("%d %b %Y")}
 
     @cached_property
-    def _clock(self) -> str:
-        """A Jinja macro in place of transformers' strftime_now, which has the time of day."""
+    def _date_macro(self) -> str:
+        """A Jinja macro that replaces transformers' strftime_now, which reads the clock."""
         day = datetime.fromisoformat(self.template_date)
-        named = {f"%{flag}{one}": "" for flag in ("-", "") for one in _DIRECTIVES}
+        named = {f"%{flag}{letter}": "" for flag in ("-", "") for letter in _DIRECTIVES}
         parts = {"%%": "\1", **{name: day.strftime(name) for name in named}, "\1": "%"}
         steps = (f"|replace({json.dumps(name)}, {json.dumps(to)})" for name, to in parts.items())
         return (
@@ -407,29 +408,29 @@ class Renderer:
         )
 
     def answer_ids(self, example: Example, text: str) -> list[int]:
-        """Token ids of an answer, ended by the end-of-turn token."""
+        """Token ids of an answer, with the end-of-turn token."""
         before = self.joint if self.has_template else example.plain_separator
         return [*self._ids(before + text), self.end_of_turn_id]
 
     def own_answer_ids(self, ids: list[int], *, finished: bool) -> list[int]:
-        """Generated ids as training reads them: one end-of-turn token, none where cut."""
-        return self._shared([*ids[:-1], self.end_of_turn_id] if finished else ids)
+        """Generated ids for training: one end-of-turn token, or none if the answer was cut."""
+        return self._interned([*ids[:-1], self.end_of_turn_id] if finished else ids)
 
-    def _shared(self, ids: list[int]) -> list[int]:
-        """The same ids, each as the one object that stands for it: 8 bytes a token, not 36."""
-        return [self._objects.setdefault(number, number) for number in ids]
+    def _interned(self, ids: list[int]) -> list[int]:
+        """The same ids as shared int objects: 8 bytes per token instead of 36."""
+        return [self._ints.setdefault(number, number) for number in ids]
 
     def answer_text(self, ids: list[int]) -> str:
         """The text of generated ids, without special tokens or surrounding space."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def _says(text: str) -> Message:
+def _plain_answer(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
 def _is_rich(message: Message) -> bool:
-    """Whether a message has more than text, which a chat template must write."""
+    """Whether a message has more than text, which only a chat template can render."""
     return message["role"] == "tool" or not {"tool_calls", "reasoning_content"}.isdisjoint(message)
 
 
@@ -438,14 +439,14 @@ def _names_of_calls(message: Message) -> list[str]:
 
 
 def _check_parts(parts: list[str], text: str) -> None:
-    """Raise RowError for a part that a text does not hold, as it is or as JSON writes it."""
+    """Raise RowError for a part that a text contains neither literally nor escaped as in JSON."""
     for part in map(str.strip, parts):
         if part not in text and json.dumps(part, ensure_ascii=False)[1:-1] not in text:
             raise RowError("", f"the model's chat template leaves out {part!r:.80}")
 
 
 def template_terms(options: TemplateOptions) -> TemplateTerms:
-    """What a step's options say to the chat template, as arguments of a Renderer."""
+    """The arguments of a Renderer that a step's options set for the chat template."""
     return {
         "template_date": options.get("template_date", TEMPLATE_DATE),
         "template_options": options.get("chat_template_kwargs", {}),
@@ -453,10 +454,10 @@ def template_terms(options: TemplateOptions) -> TemplateTerms:
 
 
 def renderer_for(step: StepContext[RenderedModelOptions]) -> Renderer:
-    """Return the renderer of a step, after comparing it with those of the steps it reads.
+    """Return a step's renderer, after comparing it with those of its inputs.
 
     Raises:
-        StepFailedError: when rows or weights it reads were made with another rendering.
+        StepFailedError: if its rows or weights were made with a different rendering.
     """
     from pipeline.models.load import end_ids_for, tokenizer_for, vocabulary_for, window_for
 
@@ -476,8 +477,8 @@ def renderer_for(step: StepContext[RenderedModelOptions]) -> Renderer:
     template = step.options.get("chat_template")
     if template is not None and renderer.tokenizer.chat_template != template:
         step.warn(
-            "the model has a chat template of its own, which is used: the recipe's chat_template "
-            "is for models that have none"
+            "the model has its own chat template, which is used: the recipe's chat_template is for "
+            "models that have none"
         )
     ours = step.metrics["rendering"] = renderer.digest()
     for name, folder in step.input_folders().items():

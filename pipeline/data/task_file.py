@@ -1,7 +1,7 @@
-"""Loads a task of one's own: a Python file that a recipe names in `task:`.
+"""Loads a user's own task: a Python file that a recipe names in `task:`.
 
-The file is run as the user's own code, wherever the recipe is checked and in every process of a
-step that uses it. What it does is recorded by its content, without what it imports.
+The file is run whenever the recipe is checked, and in every process of a step that uses it. Its
+content is part of the step's identity; what it imports is not.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pipeline.recipe.shipped import user_path
 
 
 def load_task(file: str) -> str:
-    """Run a task's file, once for each content, and return the name of its task in `TASKS`.
+    """Run a task's file, once per content, and return the name of its task in `TASKS`.
 
     Raises:
-        InputError: when it cannot be read or run, or defines no task; file and line are named.
+        InputError: if it cannot be read or run, or defines no task; it names file and line.
     """
     key = task_key(file)
     if key in TASKS:
         return key
-    loader = _AsItIsNow(file)
+    loader = _SourceLoader(file)
     spec = spec_from_loader(key.replace("-", "_"), loader)
-    assert spec is not None  # it is of a loader that is given
+    assert spec is not None
     module = module_from_spec(spec)
-    sys.modules[module.__name__] = module  # where dataclasses look for names in annotations
+    sys.modules[module.__name__] = module  # dataclasses resolve annotations through it
     try:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -46,19 +46,19 @@ def load_task(file: str) -> str:
     return key
 
 
-class _AsItIsNow(ExecutionLoader):
-    """Compiles a file from its text: no bytecode of an earlier text is read, and none written."""
+class _SourceLoader(ExecutionLoader):
+    """Compiles a file from source: bytecode, which may be outdated, is neither read nor written."""
 
     def __init__(self, file: str):
         self.file = file
 
     def get_filename(self, fullname: str) -> str:
-        """The file as the recipe names it, in tracebacks too."""
+        """The file as named in the recipe; tracebacks show it too."""
         del fullname
         return self.file
 
     def get_source(self, fullname: str) -> str:
-        """Its text."""
+        """The file's text."""
         del fullname
         return decode_source(user_path(self.file).read_bytes())
 
@@ -70,7 +70,7 @@ def _reader(read: Callable[[Any], Any], file: str) -> Callable[[Mapping[str, Any
         except Exception as error:
             names = ", ".join(map(str, row))
             place = _place_of(error, file)
-            raise RowError("", f"does not fit: {place}; the row has {names}") from None
+            raise RowError("", f"cannot be read: {place}; the row has {names}") from None
         if not isinstance(found, tuple) or len(found) != 2:
             message = f"read in {file} returns {type(found).__name__}, expected (prompt, reference)"
             raise RowError("", message)
@@ -96,7 +96,7 @@ def _grader(grade: Callable[[str, str], Any], file: str) -> Callable[[str, str],
 
 
 def _place_of(error: BaseException, file: str) -> str:
-    """An error in a task's file as a sentence: the file, the line of it, what was raised."""
+    """Describe an error in a task's file: file, line, and what was raised."""
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if isinstance(error, SyntaxError) and error.filename == file:
         return f"{file}, line {error.lineno}: {type(error).__name__}: {error.msg}"

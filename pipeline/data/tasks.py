@@ -1,18 +1,18 @@
-"""What a task's rows look like, and how a row becomes a prompt and a reference answer.
+"""Tasks: the fields of their rows, and how a row becomes a prompt and a reference answer.
 
-`Example.messages` is what the user says; `Example.plain_prompt` is the same for a model without a
-chat template. `pipeline.data.render` turns either into tokens, in one place for training,
-generation and evaluation.
+`Example.messages` is the prompt; `Example.plain_prompt` is the same for a model without a chat
+template. `pipeline.data.render` turns either into tokens, in one place for training, generation and
+evaluation.
 
-Decisions: (1) where the model is shown the reference (RAC), the reference stands before the prompt,
-so that the prompt ends as it does in training, and with its end-of-turn token, so that the model
-sees that the answer ends there; (2) a post that is too long is cut at a line end, a first paragraph
-that is too long by itself between words, and the prompt keeps its last line; a dialogue that is too
-long loses its oldest turns; a question is never cut; (3) a post reads the same wherever it comes
-from: the prompts of preferences take the form that rows with fields get; (4) a field that other
-software would render, or train by, is rendered here too, or refused by name; (5) an answer loses
-white space at its end, blank lines at its start, and the one space that separates it from a prompt
-in TRL's files, but not its indentation.
+Decisions: (1) a reference-conditioned prompt (RAC) has the reference before the prompt, so that the
+prompt ends as it does in training, and with its end-of-turn token, so that the model sees that the
+answer ends there; (2) a post that is too long is cut at a line end, or between words within its
+first paragraph, and the prompt keeps its last line; a dialogue that is too long loses its oldest
+turns; a question is never cut; (3) posts have the same form whatever their source: prompts of
+preferences are brought into the form of rows with fields; (4) a field that other software would
+render, or that affects its training, is rendered here too, or refused by name; (5) an answer loses
+white space at its end, blank lines at its start, and the single space that separates it from a
+prompt in TRL's files, but not its indentation.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from pipeline.recipe.shipped import user_path
 Message = dict[str, Any]
 Messages = list[Message]
 Tools = list[dict[str, Any]]  # JSON schemas of functions
-# Fields of a row that change what other software renders or trains on, and that nothing reads here.
-_NOT_READ = (
+# Fields that change what other software renders or trains on, and that are not supported here.
+_UNSUPPORTED_FIELDS = (
     "chat_template_kwargs", "documents", "functions", "function_call", "images", "image", "videos",
     "video", "audios", "audio", "reasoning", "reasoning_content", "thinking", "system",
     "system_prompt", "tool_calls", "train", "weight",
 )  # fmt: skip
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write one, no tokenizer can read it
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # valid in JSON, but not for tokenizers
 
 
 @dataclass(frozen=True)
 class Task:
-    """What rows hold, how they become prompts, and perhaps how answers are graded.
+    """How rows are read, how they become prompts, and optionally how answers are graded.
 
     Attributes:
-        read: row -> (prompt, reference); each is text, or messages that end with the user's turn
-            and one message of the assistant's. Raises where the row does not fit.
-        plain: the prompt for a model without a chat template, with `{prompt}` in it; None for
-            turns that start with `Human:` and `Assistant:`, as all dialogues get them.
-        shown: the last user message where the model is shown the reference (RAC), for labels token
-            by token, with `{prompt}` and `{reference}`, and `{end}` where an answer ends.
-        rewrite: the same where the model rewrites its whole answer, which is `{answer}`.
-        grade: (answer, reference) -> whether the answer is right; None where that cannot be told.
+        read: row -> (prompt, reference); the prompt is text, or messages that end with a user turn,
+            the reference text or one assistant message. Raises if the row does not fit.
+        plain: the prompt for a model without a chat template, containing `{prompt}`; None for turns
+            that start with `Human:` and `Assistant:`, which dialogues always get.
+        shown: the last user message of the reference-conditioned prompt (RAC), for token labels,
+            with `{prompt}`, `{reference}`, and `{end}` at the end of an answer.
+        rewrite: the same for rewriting the model's whole answer, which is `{answer}`.
+        grade: (answer, reference) -> whether the answer is correct; None if that is undecidable.
     """
 
     read: Callable[[Mapping[str, Any]], tuple[str | Messages, str | Message]]
@@ -65,7 +65,7 @@ class Task:
     grade: Callable[[str, str], bool] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no row could be read or shown with.
+        """Validate the fields.
 
         Raises:
             ValueError: with what is wrong.
@@ -94,11 +94,11 @@ class Example:
         task: its name in `TASKS` (AlpacaEval's instructions are chat).
         messages: the prompt as chat messages, ending with a user's turn or a tool's result.
         reference: the text of the reference answer, without end token.
-        plain_separator: what stands between plain prompt and answer.
+        plain_separator: the text between plain prompt and answer.
         shots: solved examples before a plain prompt (see `with_shots`).
         tools: descriptions of the functions that the model may call.
-        answer: the reference as a message, where it has reasoning or calls tools.
-        part: which source it is from, where several are mixed.
+        answer: the reference as a message, if it has reasoning or tool calls.
+        part: its source in a mixture of several, else empty.
     """
 
     task: str
@@ -131,7 +131,7 @@ class Example:
         return max(at for at, role in enumerate(roles) if role == "user")
 
     def with_question(self, content: str) -> Example:
-        """The same example with another text in the user's last message."""
+        """The same example with another last user message."""
         messages = list(self.messages)
         messages[self._last_user] = {**messages[self._last_user], "content": content}
         return replace(self, messages=messages)
@@ -141,39 +141,34 @@ class Example:
         earlier = [
             (self.messages[:at], _trimmed(message))
             for at, message in enumerate(self.messages)
-            if message["role"] == "assistant" and _asks(self.messages[:at])
+            if message["role"] == "assistant" and _ends_with_prompt(self.messages[:at])
         ]
         shorter: list[Example] = [
-            replace(self, messages=asked, reference=text_of(said), answer=_more_than_text(said))
-            for asked, said in earlier
+            replace(self, messages=asked, reference=text_of(answer), answer=_more_than_text(answer))
+            for asked, answer in earlier
         ]
         return [*shorter, self]
 
     def with_shots(self, solved: Sequence[Example]) -> Example:
-        """The example with solved ones before it in its plain prompt, in lm-eval's format."""
-        texts = [f"{one.plain_prompt}{one.plain_separator}{one.reference}" for one in solved]
+        """The example with solved examples before its plain prompt, in lm-eval's format."""
+        texts = [f"{shot.plain_prompt}{shot.plain_separator}{shot.reference}" for shot in solved]
         return replace(self, shots="".join(f"{text}\n\n" for text in texts))
 
     def shown(self, template: str, *, answer: str = "", end: str = "") -> Example:
-        """The example with the reference, and perhaps the model's own answer, in its prompt.
+        """The example with a reference-conditioned prompt.
 
-        `template` is the last user message, with `{prompt}`, `{reference}`, `{answer}` and `{end}`
-        (the end-of-turn token) in it.
+        `template` is its last user message, with `{prompt}`, `{reference}`, `{answer}` (the model's
+        own) and `{end}` (the end-of-turn token).
         """
-        texts = {
-            "prompt": self.question,
-            "reference": self.reference,
-            "answer": answer,
-            "end": end,
-        }
+        texts = {"prompt": self.question, "reference": self.reference, "answer": answer, "end": end}
         return self.with_question(
             re.sub(r"\{(prompt|reference|answer|end)\}", lambda found: texts[found[1]], template)
         )
 
     def shorter(self) -> list[Callable[[], Example]]:
-        """Ever longer cuts of a prompt that is too long (decision 2); none for a question.
+        """Cuts of a prompt that is too long, from short to long (decision 2); none for a question.
 
-        Each is made when it is called: all cuts of a long post do not fit into memory.
+        They are functions, because all cuts of a long post together may not fit into memory.
         """
         if self.task != "tldr":
             turns = [i for i, message in enumerate(self.messages) if message["role"] == "user"][1:]
@@ -199,7 +194,7 @@ class Example:
 
 
 def with_system(messages: Messages, system: str | None) -> Messages:
-    """The messages with a system message first, where there is one and they have none."""
+    """The messages, after the system message if there is one and they have none."""
     if system is None or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": system}, *messages]
@@ -209,7 +204,7 @@ def with_system(messages: Messages, system: str | None) -> Messages:
 class PreferencePair:
     """A prompt with a better and a worse answer.
 
-    `answers` holds both as messages, where one of them has reasoning or calls tools.
+    `answers` holds both as messages, if either has reasoning or tool calls.
     """
 
     example: Example
@@ -219,7 +214,7 @@ class PreferencePair:
 
 
 class RowError(ValueError):
-    """A row that cannot be used. `field` names the field at fault, '' where it is the whole row."""
+    """A row that cannot be used. `field` is the field at fault, '' for the whole row."""
 
     def __init__(self, field: str, message: str):
         self.field = field
@@ -227,7 +222,7 @@ class RowError(ValueError):
 
     @property
     def sentence(self) -> str:
-        """What is wrong, with the field."""
+        """The message, with the field."""
         return f"field {self.field!r} {self}" if self.field else str(self)
 
 
@@ -235,33 +230,31 @@ def example_of(task: str, row: Mapping[str, Any]) -> Example:
     """Read one row of a task.
 
     Raises:
-        RowError: when a field is missing, empty or of the wrong type.
+        RowError: if a field is missing, empty or of the wrong type.
     """
     if task == "alpaca":
         messages, answer = _alpaca(row)
         return Example("chat", messages, answer["content"])
-    key, read = task_key(task), task_named(task).read
-    if key not in BUILT_IN:  # every field is for its own code to read
-        messages, answer = said(*read(row))
-        return Example(key, messages, text_of(answer), answer=_more_than_text(answer))
-    _check_fields(row)
-    messages, answer = said(*read(row))
-    return Example(
-        key, messages, text_of(answer), tools=_tools(row), answer=_more_than_text(answer)
-    )
+    key = task_key(task)
+    built_in = key in BUILT_IN  # only a user's own code knows which fields its rows have
+    if built_in:
+        _check_fields(row)
+    messages, answer = as_messages(*task_named(task).read(row))
+    tools = _tools(row) if built_in else None
+    return Example(key, messages, text_of(answer), tools=tools, answer=_more_than_text(answer))
 
 
-def said(prompt: str | Messages, answer: str | Message) -> tuple[Messages, Message]:
-    """What a task reads of a row, as messages."""
-    messages = [_said("user", prompt)] if isinstance(prompt, str) else prompt
-    return messages, _said("assistant", answer) if isinstance(answer, str) else answer
+def as_messages(prompt: str | Messages, answer: str | Message) -> tuple[Messages, Message]:
+    """What a task's `read` returns, as messages."""
+    messages = [_turn("user", prompt)] if isinstance(prompt, str) else prompt
+    return messages, _turn("assistant", answer) if isinstance(answer, str) else answer
 
 
 def checked(prompt: Any, reference: Any) -> tuple[Messages, Message]:
-    """What code of one's own gives for a row, held to what files of messages are held to.
+    """Check what a user's `read` returned, as strictly as files of messages.
 
     Raises:
-        RowError: when it is no prompt, or no answer.
+        RowError: if it is not a prompt and an answer.
     """
     messages = _prompt({"prompt": prompt})
     given = [reference] if isinstance(reference, dict) else reference
@@ -272,7 +265,7 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     """Read one `prompt/chosen/rejected` row, conversational or plain text.
 
     Raises:
-        RowError: as `example_of`; also when chosen equals rejected.
+        RowError: as `example_of`, and if chosen equals rejected.
     """
     _check_fields(row)
     messages = _prompt(row)
@@ -280,7 +273,7 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     if chosen == rejected:
         raise RowError("rejected", "equals chosen, so there is no preference")
     if task == "tldr" and len(messages) == 1:
-        messages = [_said("user", _as_post(messages[0]["content"]))]
+        messages = [_turn("user", _as_post(messages[0]["content"]))]
     task, text = task_key(task), text_of(chosen)
     more = any(map(_more_than_text, (chosen, rejected)))
     example = Example(task, messages, text, tools=_tools(row), answer=_more_than_text(chosen))
@@ -288,7 +281,7 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
 
 
 def text_of(answer: Message) -> str:
-    """An answer as text for people; how a model writes it, its chat template knows."""
+    """An answer as readable text; what a model generates is up to its chat template."""
     calls = [json.dumps(call["function"], default=str) for call in answer.get("tool_calls", ())]
     parts = [answer.get("reasoning_content", ""), answer["content"], *calls]
     return "\n\n".join(part for part in parts if part)
@@ -303,14 +296,14 @@ def _gsm8k(row: Mapping[str, Any]) -> tuple[Messages, Message]:
 
     question, answer = _text("question", row), _text("answer", row)
     if extract_answer(answer) is None:
-        raise RowError("answer", "does not end with '#### number', which grading reads")
-    return [_said("user", question)], _said("assistant", answer)
+        raise RowError("answer", "does not end with '#### number', which grading needs")
+    return [_turn("user", question)], _turn("assistant", answer)
 
 
 def _tldr(row: Mapping[str, Any]) -> tuple[Messages, Message]:
     names = ("subreddit", "title", "post", "summary")
     subreddit, title, post, summary = (_text(name, row) for name in names)
-    return [_said("user", _post_prompt(subreddit, title, post))], _said("assistant", summary)
+    return [_turn("user", _post_prompt(subreddit, title, post))], _turn("assistant", summary)
 
 
 def _post_prompt(subreddit: str, title: str, post: str) -> str:
@@ -318,7 +311,7 @@ def _post_prompt(subreddit: str, title: str, post: str) -> str:
 
 
 def _as_post(prompt: str) -> str:
-    """A prompt as rows with fields are given it: white space around its parts is its source's."""
+    """Bring a prompt into the form of rows with fields: without white space around its parts."""
     head, _, rest = prompt.strip().removesuffix("TL;DR:").partition("\nTITLE:")
     title, _, post = rest.partition("\nPOST:")
     subreddit = head.removeprefix("SUBREDDIT:").strip().removeprefix("r/")
@@ -334,13 +327,13 @@ def _chat(row: Mapping[str, Any]) -> tuple[Messages, Message]:
         message = f"is missing, and so are prompt and completion; the row has {_names(row)}"
         raise RowError("messages", message)
     messages = _messages("messages", row["messages"])
-    if messages[-1]["role"] != "assistant" or not _asks(messages[:-1]):
+    if messages[-1]["role"] != "assistant" or not _ends_with_prompt(messages[:-1]):
         raise RowError("messages", "must end with a user message and the assistant's answer")
     return messages[:-1], _trimmed(messages[-1])
 
 
-def _asks(messages: Messages) -> bool:
-    """Whether messages end with a user's turn, or with what a tool found for one."""
+def _ends_with_prompt(messages: Messages) -> bool:
+    """Whether messages end with a user turn, or with a tool's result for one."""
     roles = [message["role"] for message in messages]
     return roles[-1:] == ["user"] or (roles[-1:] == ["tool"] and "user" in roles)
 
@@ -349,29 +342,29 @@ def _alpaca(row: Mapping[str, Any]) -> tuple[Messages, Message]:
     """A row of AlpacaEval's reference outputs."""
     instruction = row.get("instruction")
     if not isinstance(instruction, str) or not instruction.strip():
-        raise RowError("instruction", "is missing, empty or no text")
-    _check_whole("instruction", instruction)
-    # Difficulties and the judge's coin are keyed by the instruction to the last space.
-    return [_said("user", instruction)], _said("assistant", _text("output", row))
+        raise RowError("instruction", "is missing, empty or not text")
+    _check_characters("instruction", instruction)
+    # Not stripped: difficulties and the judge's coin are keyed by the exact instruction.
+    return [_turn("user", instruction)], _turn("assistant", _text("output", row))
 
 
-def _said(role: str, content: str) -> Message:
+def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
 def _check_fields(row: Mapping[str, Any]) -> None:
-    for name in _NOT_READ:
+    for name in _UNSUPPORTED_FIELDS:
         if not _is_empty(row.get(name)):
-            raise RowError(name, f"{_UNREAD}; take it out, or write it into the messages")
+            raise RowError(name, f"{_UNSUPPORTED}; remove it, or write it into the messages")
     if row.get("label") is False:
-        raise RowError("label", "says that the answer is a bad one, which would be trained on")
+        raise RowError("label", "marks the answer as bad, but it would be trained on")
 
 
-_UNREAD = "is not read here, and without it the row would mean something else"
+_UNSUPPORTED = "is not supported here, and without it the row would mean something else"
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a field holds nothing, as those of tables do that only other rows have."""
+    """Whether a field is empty, as in tables where only other rows have it."""
     return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
@@ -387,12 +380,12 @@ def _any_text(field: str, row: Mapping[str, Any]) -> str:
         raise RowError(field, f"is {type(value).__name__}, expected text")
     if not value.strip():
         raise RowError(field, "is empty")
-    _check_whole(field, value)
+    _check_characters(field, value)
     return value
 
 
 def _trimmed(answer: Message) -> Message:
-    """An answer without the white space around it that does not belong to it (decision 5)."""
+    """An answer without the white space around it (decision 5)."""
     text = re.sub(r"\A(?:[^\S\n]*\n)+", "", answer["content"].rstrip())
     return {**answer, "content": re.sub(r"\A (?=\S)", "", text)}
 
@@ -402,10 +395,10 @@ def _names(row: Mapping[str, Any]) -> str:
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") or "no fields"
 
 
-def _check_whole(field: str, text: str) -> None:
+def _check_characters(field: str, text: str) -> None:
     if half := _HALF_CHARACTER.search(text):
         shown = f"\\u{ord(half[0]):04x}"
-        raise RowError(field, f"holds {shown}, half of a character: write it whole or take it out")
+        raise RowError(field, f"holds {shown}, half of a character: complete or remove it")
 
 
 def _messages(field: str, value: Any) -> Messages:
@@ -427,7 +420,7 @@ def _message(field: str, number: int, message: Any) -> Message:
     known = {"assistant": (*_REASONING, "tool_calls"), "tool": ("name", "tool_call_id")}
     for key in more:
         if key not in known.get(role, ()):
-            raise RowError(field, f"{where} has {str(key)[:40]!r}, which {_UNREAD}; take it out")
+            raise RowError(field, f"{where} has {str(key)[:40]!r}, which {_UNSUPPORTED}; remove it")
     read: Message = {}
     if "tool_calls" in more:
         read["tool_calls"] = _calls(field, where, more.pop("tool_calls"))
@@ -444,7 +437,7 @@ def _message(field: str, number: int, message: Any) -> Message:
     for key, text in read.items():
         if key != "tool_calls" and not isinstance(text, str):
             raise RowError(field, f"{where} has {type(text).__name__} in {key}, expected text")
-    _check_whole(field, json.dumps(read, ensure_ascii=False, default=str))
+    _check_characters(field, json.dumps(read, ensure_ascii=False, default=str))
     return read
 
 
@@ -452,7 +445,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def _calls(field: str, where: str, calls: Any) -> list[dict[str, Any]]:
-    """Calls of tools as templates read them: arguments are a mapping, never JSON text."""
+    """Tool calls in the form that templates expect: arguments are a mapping, not JSON text."""
     read = []
     for given in calls if isinstance(calls, list) else [None]:
         call: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
@@ -468,7 +461,7 @@ def _calls(field: str, where: str, calls: Any) -> list[dict[str, Any]]:
 
 
 def _tools(row: Mapping[str, Any]) -> Tools | None:
-    """What a row says of the functions that its model may call; None where it says nothing."""
+    """A row's descriptions of the functions that the model may call, or None."""
     if _is_empty(tools := row.get("tools")):
         return None
     tools = _parsed(tools) if isinstance(tools, str) else tools
@@ -476,7 +469,7 @@ def _tools(row: Mapping[str, Any]) -> Tools | None:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise RowError("tools", "is not a list of {type, function: {name, ...}}, or JSON of it")
-    _check_whole("tools", json.dumps(tools, ensure_ascii=False, default=str))
+    _check_characters("tools", json.dumps(tools, ensure_ascii=False, default=str))
     return tools
 
 
@@ -488,11 +481,11 @@ def _parsed(text: str) -> Any:
 
 
 def _prompt(row: Mapping[str, Any]) -> Messages:
-    """The prompt of a row: plain text, or a dialogue that ends with the user's turn."""
+    """A row's prompt: plain text, or a dialogue that ends with a user turn."""
     prompt = row.get("prompt")
-    messages = [_said("user", prompt)] if isinstance(prompt, str) else prompt
+    messages = [_turn("user", prompt)] if isinstance(prompt, str) else prompt
     messages = _messages("prompt", messages)
-    if not _asks(messages):
+    if not _ends_with_prompt(messages):
         raise RowError("prompt", "must end with a user message")
     return messages
 
@@ -501,16 +494,16 @@ def _answer(field: str, row: Mapping[str, Any], prompt: Messages) -> Message:
     """An answer: plain text, one message, or the whole dialogue."""
     value = row.get(field)
     if isinstance(value, str) or value is None:
-        return _trimmed(_said("assistant", _any_text(field, row)))
+        return _trimmed(_turn("assistant", _any_text(field, row)))
     messages = _messages(field, value)
-    if len(messages) > 1 and _spoken(messages[:-1]) != _spoken(prompt):
-        raise RowError(field, "holds other messages than the prompt and one answer")
+    if len(messages) > 1 and _words_by_role(messages[:-1]) != _words_by_role(prompt):
+        raise RowError(field, "holds messages other than the prompt and one answer")
     if messages[-1]["role"] != "assistant":
         raise RowError(field, "must end with an assistant message")
     return _trimmed(messages[-1])
 
 
-def _spoken(messages: Messages) -> list[tuple[str, list[str]]]:
+def _words_by_role(messages: Messages) -> list[tuple[str, list[str]]]:
     return [(message["role"], text_of(message).split()) for message in messages]
 
 
@@ -543,15 +536,15 @@ TASKS: dict[str, Task] = {
         "A reply to correct:\n{answer}\n\n{prompt}",
     ),
 }
-BUILT_IN = tuple(TASKS)  # those of files come later: see pipeline.data.task_file
-OWN = "own-"  # what the names of these begin with
+BUILT_IN = tuple(TASKS)  # pipeline.data.task_file adds users' tasks later
+OWN = "own-"  # the prefix of their names
 
 
 def task_key(task: str) -> str:
-    """The name of a recipe's task in `TASKS` and in identities: of a file, after its content.
+    """The name of a recipe's task in `TASKS` and in identities; a file's name is its digest.
 
     Raises:
-        InputError: when the file cannot be read.
+        InputError: if the file cannot be read.
     """
     if not task.endswith(".py"):
         return task
@@ -559,10 +552,10 @@ def task_key(task: str) -> str:
         content = user_path(task).read_bytes()
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise InputError(f"{task}: {reason} (paths start at the working folder)") from None
+        raise InputError(f"{task}: {reason} (paths are relative to the working folder)") from None
     return f"{OWN}{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def task_named(task: str) -> Task:
-    """The task of a recipe, an example or a step; one from a file must have been loaded."""
+    """The task of a recipe, an example or a step; a user's task must have been loaded."""
     return TASKS.get(task) or TASKS[task_key(task)]

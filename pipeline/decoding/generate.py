@@ -139,7 +139,7 @@ def iter_answers(
         for place in long:
             yield place, _generate(model, [prompts[place]], how)[0]
             forget_length(model)
-        order = order[len(long) :]
+        order = order[len(long) :]  # sorted by length, so these were the first
         write = _by_transformers
         if engine == "auto" and order and can_read(model, _most_tokens(prompts[order[0]], how)):
             write = _by_jacobi
@@ -199,8 +199,9 @@ def _generate(model: Any, prompts: Sequence[Prompt], how: SamplingParams) -> lis
     from transformers import GenerationConfig, LogitsProcessorList
 
     input_ids, mask = pad_left([prompt.ids for prompt in prompts], model.device)
+    # `generate` itself would take the argmax of NaN without a word.
     processors: Any = LogitsProcessorList([_check_scores])
-    if how.excluded_ids:
+    if how.excluded_ids:  # on a copy, since `without` writes in place
         processors.append(lambda _, scores: without(scores.clone(), how.excluded_ids))
     if how.sampling:
         processors.append(_KeyedSampling(prompts, how.sampling, start=input_ids.shape[1]))
@@ -210,9 +211,9 @@ def _generate(model: Any, prompts: Sequence[Prompt], how: SamplingParams) -> lis
         logits_processor=processors,
         generation_config=GenerationConfig(
             max_new_tokens=how.max_new_tokens,
-            do_sample=False,
+            do_sample=False,  # _KeyedSampling adds the noise that makes greedy search sample
             eos_token_id=list(how.stop_ids),
-            pad_token_id=how.stop_ids[0],
+            pad_token_id=how.stop_ids[0],  # after an answer, where `_until_stop` cuts
             stop_strings=how.stop_text,
             use_cache=steps_of(model).cached,
         ),

@@ -41,7 +41,7 @@ _FREE = 0.25
 SampleToken = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Which rows end, judged by the last K tokens of each: [B, K] -> bool [B].
 Stop = Callable[[torch.Tensor], torch.Tensor]
-_TAIL = 16
+_TAIL = 16  # K; a stop text must lie within so many tokens
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ class _Slots:
     def __init__(self, rows: Sequence[Row], slots: int, longest: int, device: Any):
         self.rows, self.device = rows, device
         self.waiting = iter(range(len(rows)))
-        self.held = [-1] * slots
+        self.held = [-1] * slots  # per slot the index of its row, -1 if it is free
+        # One column more than the longest row: `_pass` also looks at the column after each one that
+        # it reads.
         self.ids_BL = torch.zeros(slots, longest + 1, dtype=torch.long, device=device)
         self.replaced_BL = torch.zeros(slots, longest + 1, dtype=torch.bool, device=device)
         zeros = torch.zeros(4, slots, dtype=torch.long, device=device)
@@ -91,7 +93,7 @@ class _Slots:
         self.prefix = _common_start([row.prompt[:-1] for row in rows])
 
     def busy(self) -> list[int]:
-        """The slots that hold a row."""
+        """The slots in use."""
         return [slot for slot, row in enumerate(self.held) if row >= 0]
 
     def fill(self) -> list[int]:
@@ -135,10 +137,13 @@ class _Slots:
         for slot in (self.read_B >= self.end_B).nonzero().flatten().tolist():
             place = self.held[slot]
             if place >= 0:
+                # The token after the last column read has been sampled too, but need not be read.
                 start, decided = int(self.answer_B[slot]), int(self.end_B[slot]) + 1
                 answer = self.ids_BL[slot, start:decided].tolist()
+                # What follows the last replaced position is the reference, as it was given.
                 done.append((place, answer + self.rows[place].ids[len(answer) :]))
                 self.held[slot] = -1
+                # A free slot still takes part in passes; with nothing left to read it is padding.
                 self.read_B[slot] = self.end_B[slot] = 0
         return done
 
@@ -176,12 +181,14 @@ def decode(
         _prefill_shared_prefix(reader, slots)
         while _fill(reader, slots):
             left = int((slots.end_B - slots.read_B).max())
+            # Free answers have no guess, so a window wider than one token never pays off.
             rate = 1 if stop else ended / read
             width = _width(slots.device.type, len(slots.held), rate, most=left)
             accepted, wrong = _pass(reader, slots, width, seed, sample_token)
             if stop:
                 slots.stop(stop)
             finished = slots.finished()
+            # The end of a row cuts a window short as a disagreement does, so it counts as one.
             ended, read = ended + wrong + len(finished), read + accepted
             yield from finished
 
@@ -194,7 +201,7 @@ def _fill(reader: Reader, slots: _Slots) -> bool:
         if filled:
             _prefill(reader, slots, filled)
             busy = slots.busy()
-        elif busy:
+        elif busy:  # no row is waiting: make the remaining passes smaller
             kept = torch.tensor(busy, device=slots.device)
             slots.keep(kept)
             reader.keep(kept)
@@ -208,7 +215,8 @@ def _prefill_shared_prefix(reader: Reader, slots: _Slots) -> None:
         columns_1W = torch.arange(len(slots.prefix), device=slots.device)[None]
         inside_1W = torch.ones_like(ids_1W, dtype=torch.bool)
         first = torch.tensor([0], device=slots.device)
-        reader.read(ids_1W, columns_1W, inside_1W, ~inside_1W, first)
+        no_logits_1W = ~inside_1W
+        reader.read(ids_1W, columns_1W, inside_1W, no_logits_1W, first)
         reader.share(len(slots.prefix))
 
 
@@ -229,10 +237,11 @@ def _prefill(reader: Reader, slots: _Slots, filled: list[int]) -> None:
             slots_R = torch.tensor(group, device=slots.device)
             columns_W = torch.arange(prefix, length[group[0]], device=slots.device)
             columns_RW = columns_W.expand(len(group), -1)
+            # In the rows of shorter prompts, the columns beyond the prompt are padding.
             inside_RW = columns_RW < slots.answer_B[slots_R, None]
-            none_RW = torch.zeros_like(inside_RW)
+            no_logits_RW = torch.zeros_like(inside_RW)
             ids_RW = slots.ids_BL[slots_R, prefix : length[group[0]]]
-            reader.read(ids_RW, columns_RW, inside_RW, none_RW, slots_R)
+            reader.read(ids_RW, columns_RW, inside_RW, no_logits_RW, slots_R)
         slots.read_B[group] = slots.answer_B[group] - 1
 
 
@@ -265,7 +274,9 @@ def _pass(
     column_W = torch.arange(width, device=slots.device)
     at_BW = slots.read_B[:, None] + column_W
     inside_BW = at_BW < slots.end_B[:, None]
+    # The window may reach beyond a row's end. That part is padding, and only needs valid indices.
     at_BW = at_BW.clamp(max=reader.longest - 1)
+    # Logits at a column predict the token of the next one.
     needed_BW = inside_BW & slots.replaced_BL.gather(1, at_BW + 1)
     logits_NV = reader.read(slots.ids_BL.gather(1, at_BW), at_BW, inside_BW, needed_BW)
     row_N, window_N = needed_BW.nonzero(as_tuple=True)
@@ -280,6 +291,8 @@ def _pass(
     first_B = torch.full_like(slots.read_B, width).scatter_reduce(
         0, row_N, torch.where(wrong_N, window_N, width), "amin"
     )
+    # All samples are stored: those after the first disagreement are guesses, which later passes
+    # read and, with the same noise, sample again.
     slots.ids_BL[row_N, next_N] = token_N
     accepted_B = torch.minimum((first_B + 1).clamp(max=width), inside_BW.sum(dim=1))
     slots.read_B += accepted_B

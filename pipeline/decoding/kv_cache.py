@@ -1,7 +1,7 @@
 """A slot-indexed, preallocated KV cache, and a reader that decodes rows at different positions.
 
-The cache is one tensor a layer, [slots, heads, columns, size]. A row occupies a slot, and its token
-at position p always lives in column p, so that
+The cache is one tensor per layer, [slots, heads, columns, size]. A row occupies a slot, and its
+token at position p is always in column p, so that
 
 - rows of one batch can be at different positions, and a pass can read several tokens of each;
 - rejected tokens (Jacobi decoding guesses ahead) need no rollback: their columns are overwritten
@@ -29,7 +29,7 @@ from pipeline.decoding.batching import without_adapter
 
 @dataclass
 class _Places:
-    """Where the coming pass writes, and how many columns it attends to."""
+    """Where the next pass writes, and how many columns it attends to; shared by all layers."""
 
     columns_RW: torch.Tensor
     slots_R: torch.Tensor | None = None  # None: all
@@ -47,6 +47,7 @@ class _PlacedLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate all columns of all slots."""
+        # Zeros: uninitialised memory may hold NaN, and attention multiplies masked values by 0.
         self.keys, self.values = (
             states.new_zeros(self.slots, states.shape[1], self.columns, states.shape[-1])
             for states in (key_states, value_states)
@@ -62,6 +63,8 @@ class _PlacedLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         slots_R, shown = self.places.slots_R, self.places.shown
         every = torch.arange(self.slots, device=key_states.device) if slots_R is None else slots_R
+        # With a slice between two index tensors, torch puts the indexed axes first: the left side
+        # is [R, W, heads, size].
         self.keys[every[:, None], :, self.places.columns_RW] = key_states.transpose(1, 2)
         self.values[every[:, None], :, self.places.columns_RW] = value_states.transpose(1, 2)
         keys, values = self.keys[:, :, :shown], self.values[:, :, :shown]
@@ -127,8 +130,10 @@ class Reader:
         places = self._places
         places.slots_R = slots_R
         places.columns_RW = torch.where(inside_RW, columns_RW, self.longest)
+        # Attention stops at the last column that this pass writes: later ones would all be masked.
         places.shown = int(torch.where(inside_RW, columns_RW, 0).max()) + 1
         seen_L = torch.arange(places.shown, device=ids_RW.device)
+        # Causal by column, which also hides what old rows and wrong guesses left in later columns.
         hidden_RWL = seen_L > columns_RW[:, :, None]
         mask = torch.zeros(hidden_RWL.shape, dtype=self.model.dtype, device=ids_RW.device)
         mask.masked_fill_(hidden_RWL, torch.finfo(mask.dtype).min)
@@ -164,4 +169,5 @@ class Reader:
         """
         assert self._needed_RW is not None
         picked = inputs[0][self._needed_RW]
+        # A prefill needs no logits; one token keeps the output layer's input from being empty.
         return ((picked if len(picked) else inputs[0][:1, 0])[None],)

@@ -15,7 +15,7 @@ REPLACE, SAMPLE, CHOOSE, LABEL = 1, 2, 3, 4
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
-_WIDTH = 1 << 52
+_WIDTH = 1 << 52  # not 53 bits: adding 0.5 must stay exact in float64
 _AT_ONCE_CPU, _AT_ONCE = 1 << 18, 1 << 26
 
 
@@ -31,7 +31,7 @@ def uniform(key: torch.Tensor) -> torch.Tensor:
     """Return float64 numbers strictly between 0 and 1, with 52 random bits each."""
     bits = _mixed_in_place(key + _GOLDEN)
     bits >>= 12
-    bits &= _WIDTH - 1
+    bits &= _WIDTH - 1  # int64 shifts copy the sign bit
     return bits.to(torch.float64).add_(0.5).div_(_WIDTH)
 
 

@@ -58,7 +58,7 @@ def can_read(model: Any, longest: int) -> bool:
     their own mask (BLOOM's ALiBi), measure a window from the last column (GPT-Neo), keep a
     recurrent state (Mamba) or do not accept such a cache.
     """
-    if longest < 2:
+    if longest < 2:  # a single token has no earlier columns to attend to
         return True
     config = without_adapter(model).config.get_text_config()
     if longest > min([rope_limit(model), *_windows(config)]):
@@ -66,6 +66,7 @@ def can_read(model: Any, longest: int) -> bool:
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     if not set(kinds or ()) <= _LAYERS:
         return False
+    # A model that passed with longer rows is not tested again with shorter ones.
     known, size = _READABLE.setdefault(model, {}), min(longest, _LONGEST)
     if not any(tried >= size for tried, fits in known.items() if fits):
         if size not in known:
@@ -78,6 +79,7 @@ def can_read(model: Any, longest: int) -> bool:
 def steps_of(model: Any) -> Steps:
     """The fastest way to decode a model token by token that leaves its logits unchanged."""
     if model not in _STEPS:
+        # Two lengths, so that the shorter row is padded.
         rows = [_drawn(model, size, seed) for seed, size in enumerate((20, 13))]
         plain = [_plain(model, row) for row in rows]
         _STEPS[model] = next(
@@ -112,6 +114,8 @@ def _reads_alike(model: Any, size: int) -> bool:
     rows = [_drawn(model, length, seed) for seed, length in enumerate((size, -(-size // 2)))]
     plain = [_plain(model, row) for row in rows]
     device = model.device
+    # Both rows end with _COMPARED tokens that are read in one pass, each row at its own columns;
+    # what comes before them is prefilled, as in Jacobi decoding.
     ids_RL = torch.tensor([row + [0] * (size - len(row)) for row in rows], device=device)
     sizes_R1 = torch.tensor([[len(row)] for row in rows], device=device)
     first_R1 = (sizes_R1 - _COMPARED).clamp(min=0)
@@ -147,7 +151,7 @@ def _steps_alike(
             logits, past = read_on(model, ids, mask, {}, steps)
             found = [logits]
             for at in range(start, 0):
-                if not past:
+                if not past:  # the model returned no cache, so this way does not exist for it
                     return False
                 ids = torch.tensor([[rows[place][at]] for place in group], device=model.device)
                 mask = torch.cat([mask, torch.ones_like(ids)], dim=1)

@@ -66,7 +66,7 @@ def greedy(
 def check_finite(scores_NV: torch.Tensor, token_N: torch.Tensor) -> None:
     """Check that the winning scores, those of `token_N`, are finite: argmax picks a NaN if any.
 
-    Without this a model that overflows in float16 would go on writing some arbitrary token.
+    Without this check, a model that overflows in float16 would write arbitrary tokens.
 
     Raises:
         StepFailedError: if one is NaN or infinite.
@@ -79,7 +79,7 @@ def warp(scores_NV: torch.Tensor, *, top_k: int, top_p: float) -> torch.Tensor:
     """Set scores outside the top k (0: all) or the top-p nucleus to -inf. [N, V] -> [N, V]."""
     from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-    unused: Any = None
+    unused: Any = None  # input ids, which these two warpers do not read
     if top_k:
         scores_NV = TopKLogitsWarper(top_k)(unused, scores_NV)
     return TopPLogitsWarper(top_p)(unused, scores_NV) if top_p < 1 else scores_NV

@@ -47,7 +47,7 @@ def read_on(
     """
     known = inspect.signature(type(without_adapter(model)).forward).parameters
     more: dict[str, Any] = {}
-    if "position_ids" in known:
+    if "position_ids" in known:  # a row's padding does not count: its first token has position 0
         more["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     if steps.masked or not past:
         more["attention_mask"] = mask

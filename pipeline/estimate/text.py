@@ -88,7 +88,8 @@ def _precision_lines(shown: Sequence[Estimate]) -> list[str]:
     found: dict[str, set[str]] = defaultdict(set)
     for one in shown:
         if one.precision:
-            found["training" if one.step.kind == "train" else "reading"].add(one.precision.words)
+            part = "training" if one.step.kind == "train" else "reading"
+            found[part].add(one.precision.description)
     words = {kind: " or ".join(sorted(several)) for kind, several in found.items()}
     if len(set(words.values())) > 1:
         return [f"precision  {kind} in {precision}" for kind, precision in words.items()]

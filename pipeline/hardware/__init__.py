@@ -1,1 +1,1 @@
-"""What the machine gives: precision, threads, processes."""
+"""Hardware of a step: precision, threads, processes."""

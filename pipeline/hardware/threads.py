@@ -1,12 +1,12 @@
 """How many threads a step computes with, on a CPU that it may share with other programs.
 
-The threads of an operation wait for each other at its end. If another program occupies the core of
-one, all of them wait, thousands of times a second: beside busy programs, two threads on two cores
-are slower than one (`benchmarks/busy.py` prints by how much). So a launch takes the cores that it
-may use (affinity, a container's quota), and a running step checks every few seconds which of those
-other programs leave free. If the user sets OMP_NUM_THREADS, nothing is adapted.
+The threads of an operation wait for each other when it ends. If another program occupies the core
+of one thread, all of them wait, thousands of times a second: on a busy machine, two threads on two
+cores are slower than one (`benchmarks/busy.py` prints by how much). So a launch uses the cores that
+are available to it (affinity, a container's quota), and a running step checks every few seconds how
+many of them other programs leave free. If the user sets OMP_NUM_THREADS, nothing is adapted.
 
-The number of threads decides the order of a CPU's additions, and so the last bits of results; a
+The number of threads decides the order of additions on a CPU, and so the last bits of results. A
 step's record lists every number of threads that its last attempt used.
 """
 
@@ -19,14 +19,20 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-# Set in launched processes whose OMP_NUM_THREADS we chose, not the user.
+# Set in launched processes if we, not the user, chose OMP_NUM_THREADS.
 ADAPT = "BASHRAC_ADAPT_THREADS"
 _SECONDS = 5.0  # between two measurements
-_NOT_BUSY = ("idle", "iowait", "guest", "guest_nice", "steal")  # guests are counted as user's too
+_NOT_BUSY = (
+    "idle",
+    "iowait",
+    "guest",
+    "guest_nice",
+    "steal",
+)  # user time includes guests
 
 
 def usable_cores() -> int:
-    """How many cores this process may use: affinity, and the quota of a container, rounded up."""
+    """How many cores this process may use: its affinity, and a container's quota, rounded up."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         cores = len(os.sched_getaffinity(0))
     else:
@@ -36,7 +42,7 @@ def usable_cores() -> int:
 
 
 def container_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """How many cores a container may use on average, None for all; reads cgroups v2 and v1."""
+    """A container's CPU quota in cores, None for no limit; reads cgroups v2 and v1."""
     try:
         if (root / "cpu.max").is_file():
             quota, period = (root / "cpu.max").read_text().split()
@@ -49,8 +55,8 @@ def container_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
         return None
 
 
-def threads_beside(others: float, *, cores: int, most: int) -> int:
-    """How many threads to compute with; a core that others use half of is left to them.
+def threads_to_use(others: float, *, cores: int, most: int) -> int:
+    """How many threads to compute with; a core of which others use half is left to them.
 
     Args:
         others: how many cores other programs used, on average.
@@ -60,8 +66,8 @@ def threads_beside(others: float, *, cores: int, most: int) -> int:
     return min(max(math.ceil(cores - others - 0.5), 1), most)
 
 
-class _Look(NamedTuple):
-    """Seconds on the clock, for which our cores were busy, and of those with this process."""
+class _Sample(NamedTuple):
+    """The clock, the busy time of our cores, and this process's share of it, all in seconds."""
 
     now: float
     busy: float
@@ -75,18 +81,18 @@ class Threads:
     def __init__(self, most: int):
         self.most = self.count = most
         self.used = {most}
-        self._last, self._looked = _look(), time.monotonic()
+        self._last, self._measured = _measure(), time.monotonic()
 
     def adapt(self) -> None:
-        """Use more threads, or fewer, as other programs leave more cores or fewer."""
-        if time.monotonic() - self._looked < _SECONDS:
+        """Set the number of threads to the number of cores that other programs leave free."""
+        if time.monotonic() - self._measured < _SECONDS:
             return
-        before, now = self._last, _look()
-        self._last, self._looked = now, time.monotonic()
+        before, now = self._last, _measure()
+        self._last, self._measured = now, time.monotonic()
         if before is None or now is None:
             return
         others = ((now.busy - before.busy) - (now.own - before.own)) / (now.now - before.now)
-        count = threads_beside(others, cores=now.cores, most=self.most)
+        count = threads_to_use(others, cores=now.cores, most=self.most)
         if count != self.count:
             import torch
 
@@ -97,12 +103,12 @@ class Threads:
 
 @cache
 def threads_of_launch() -> Threads | None:
-    """The threads of this process; None where their number is fixed."""
+    """The threads of this process; None if their number is fixed."""
     return Threads(int(os.environ["OMP_NUM_THREADS"])) if ADAPT in os.environ else None
 
 
-def _look() -> _Look | None:
-    """Measure now; None where the system does not say."""
+def _measure() -> _Sample | None:
+    """Measure the load now; None if the system does not report it."""
     import psutil
 
     try:
@@ -121,4 +127,4 @@ def _look() -> _Look | None:
         for name, seconds in core._asdict().items()
         if name not in _NOT_BUSY
     )
-    return _Look(time.monotonic(), busy, own.user + own.system, len(cores))
+    return _Sample(time.monotonic(), busy, own.user + own.system, len(cores))

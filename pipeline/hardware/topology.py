@@ -1,7 +1,7 @@
-"""Compares what a launch asks for with what runs, since accelerate silently changes much of it.
+"""Compares what a launch requests with what runs, since accelerate silently falls back.
 
-Without a GPU, FSDP and DeepSpeed become plain data parallelism, or separate processes that each
-believe to be the only one. Nothing is imported here that the caller has not imported.
+Without a GPU, FSDP and DeepSpeed become plain data parallelism, or independent processes that do
+not know of each other. This module imports nothing that its caller has not imported.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from pipeline.recipe.shipped import FSDP2, REPLICATED, zero
 
 
 def check_processes(state: Any, *, processes: int, use_cpu: bool, kind: str) -> None:
-    """Refuse to run on other hardware than was asked for.
+    """Refuse to run with other processes or hardware than requested.
 
     Args:
         state: `accelerate.PartialState`.
-        processes: how many were asked for.
-        use_cpu: whether CPUs were.
-        kind: how weights are to be distributed (`pipeline.recipe.shipped.Launch`).
+        processes: the requested number of processes.
+        use_cpu: whether CPUs are requested.
+        kind: the requested distribution of weights (`pipeline.recipe.shipped.Launch`).
 
     Raises:
-        InputError: when something else runs.
+        InputError: if they differ.
     """
     if state.num_processes != processes:
         raise InputError(
-            f"the launch config asks for {processes} processes but accelerate started "
+            f"the launch config requests {processes} processes, but accelerate started "
             f"{state.num_processes}; choose another with --launch"
         )
     if not use_cpu and state.device.type == "cpu":
-        raise InputError("the launch config asks for a GPU and there is none; use --launch cpu")
+        raise InputError("the launch config requests a GPU, but there is none; use --launch cpu")
     if kind != REPLICATED and _name(state.distributed_type) in ("NO", "MULTI_CPU"):
         raise _mismatch(kind, REPLICATED)
 
 
 def check_trainer(accelerator: Any, *, kind: str) -> None:
-    """Refuse to train with weights distributed differently from what was asked for.
+    """Refuse to train if weights are not distributed as requested.
 
     Raises:
-        InputError: when they are.
+        InputError: if they are not.
     """
     if (runs := running_kind(accelerator)) != kind:
         raise _mismatch(kind, runs)
@@ -57,10 +57,10 @@ def running_kind(accelerator: Any) -> str:
 
 
 def asked_by_environment() -> str:
-    """The kind of launch that the user started this process with.
+    """The kind of launch with which the user started this process.
 
     Raises:
-        InputError: when it is one that changes results.
+        InputError: if it would change results, or is not supported.
     """
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         raise InputError(
@@ -76,16 +76,18 @@ def asked_by_environment() -> str:
         return FSDP2
     if _is_set("ACCELERATE_USE_DEEPSPEED"):
         if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
-            raise InputError("a DeepSpeed file changes results; launch with --zero_stage instead")
+            raise InputError(
+                "a DeepSpeed config file changes results; launch with --zero_stage instead"
+            )
         return zero(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
     return REPLICATED
 
 
 def check_started(state: Any) -> None:
-    """Refuse processes, launched by the user, that each believe to be the only one.
+    """Refuse processes, launched by the user, that do not know of each other.
 
     Raises:
-        InputError: when they do, as on CPUs that nobody asked for.
+        InputError: if they do not, as on CPUs that were not requested.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != started:
@@ -96,7 +98,7 @@ def check_started(state: Any) -> None:
 
 
 def asked_for_cpu() -> bool:
-    """Whether the environment of a launched process asks for CPUs."""
+    """Whether the environment of a launched process requests CPUs."""
     return _is_set("ACCELERATE_USE_CPU")
 
 
@@ -110,6 +112,6 @@ def _name(distributed_type: Any) -> str:
 
 def _mismatch(kind: str, runs: str) -> InputError:
     return InputError(
-        f"the launch asks for {kind}, but accelerate runs {runs}, as it does on CPUs; choose "
+        f"the launch requests {kind}, but accelerate runs {runs}, as it does on CPUs; choose "
         "another with --launch"
     )

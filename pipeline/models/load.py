@@ -1,9 +1,8 @@
-"""Finds, loads and saves models: the embedded one, local folders, hub ids, and LoRA adapters.
+"""Loads and merges models: the embedded model, local folders, hub ids, and LoRA adapters.
 
-Decisions: (1) an adapter is only ever merged by a `merge` step, which a recipe asks for; (2) a
-model from outside may be a folder with a LoRA adapter: its base is what `adapter_config.json`
-names; (3) code and pickled weights among a model's files are refused, unless its recipe trusts
-them.
+Decisions: (1) only a `merge` step merges an adapter, and only if the recipe asks for it; (2) an
+external model may be a folder with a LoRA adapter, whose base is named by `adapter_config.json`;
+(3) Python code and pickled weights in a model's folder are refused unless the recipe trusts them.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def load_config(model: str, *, revision: str | None = None, trust: Trust = UNTRU
     """Load a model's configuration.
 
     Raises:
-        InputError: when the model is not there, or needs code that is not trusted.
+        InputError: when the model is not found, or needs code that is not trusted.
     """
     from transformers import AutoConfig
 
@@ -56,9 +55,9 @@ def load_config(model: str, *, revision: str | None = None, trust: Trust = UNTRU
 
 
 def _without_router_logits(config: Any) -> Any:
-    """Turn off what a mixture of experts may have been saved with by a trainer.
+    """Turn off `output_router_logits`, which a trainer may have saved with a mixture of experts.
 
-    Its forward pass would add up an auxiliary loss, which fails beside a cache of earlier tokens.
+    The forward pass would compute an auxiliary loss, which fails together with a KV cache.
     """
     text = config.get_text_config()
     if getattr(text, "output_router_logits", False):
@@ -67,7 +66,7 @@ def _without_router_logits(config: Any) -> Any:
 
 
 def window_of(model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED) -> int | None:
-    """Return how many tokens a model can read, where its config says."""
+    """Return the context length in a model's config, or None."""
     config = load_config(model, revision=revision, trust=trust)
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
@@ -75,10 +74,10 @@ def window_of(model: str, *, revision: str | None = None, trust: Trust = UNTRUST
 def vocabulary_of(
     model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED
 ) -> int | None:
-    """Return how many tokens a model's embedding has a row for, where its files say."""
+    """Return the number of rows in a model's embedding, or None if its files do not state it."""
     config = load_config(model, revision=revision, trust=trust)
-    own = getattr(config.get_text_config(), "vocab_size", None)
-    return resized_to(Path(locate(model))) or own
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return resized_to(Path(locate(model))) or size
 
 
 def load_tokenizer(
@@ -91,21 +90,21 @@ def load_tokenizer(
 ) -> Any:
     """Load a model's tokenizer.
 
-    An adapter that was saved without one has its base's. A padding token that is missing or is an
-    end token gives way to another, if there is one; `chat_template` is for a model that has none,
-    `chat_template_name` chooses among several, and the tokenizer is saved with it.
+    An adapter saved without a tokenizer uses that of its base. `chat_template` is for models that
+    have none; `chat_template_name` chooses among several, and is saved with the tokenizer.
 
     Raises:
-        InputError: when the model is not there, needs code that is not trusted, or has not the
-            chat template that is asked for.
+        InputError: when the model is not found, needs code that is not trusted, or does not have
+            the requested chat template.
     """
     from transformers import AutoTokenizer
 
     place = locate(model)
     if Path(place).is_dir() and not has_tokenizer(Path(place)):
-        # Of an adapter; any other folder holds one under another name, or none.
-        place = base_of(model)
+        place = base_of(model)  # unchanged if the folder does not hold an adapter
     tokenizer = _from_pretrained(AutoTokenizer, place, trust, revision=revision)
+    # Software that masks labels by padding token would mask the end of every answer, if both are
+    # the same token. Prefer a special token for padding, then the unknown token.
     unfit = (None, tokenizer.eos_token_id, *end_ids(model, revision=revision, trust=trust))
     if tokenizer.pad_token_id in unfit:
         added = tokenizer.added_tokens_decoder.items()
@@ -118,14 +117,14 @@ def load_tokenizer(
 
 
 def _chosen(templates: Any, name: str | None) -> Any:
-    """The chat template of a name; without one all, of which transformers takes the default."""
+    """The named chat template; without a name all, of which transformers uses the default."""
     names = sorted(templates) if isinstance(templates, dict) else []
     if name is not None and name not in names:
         there = f"its templates are {', '.join(names)}" if names else "it has no named templates"
         raise InputError(f"chat_template_name: the model has no chat template {name!r}: {there}")
     if name is None and names and "default" not in names:
         raise InputError(
-            f"the model has several chat templates and none is the default: choose one with "
+            "the model has several chat templates and no default: choose one with "
             f"chat_template_name: {', '.join(names)}"
         )
     return templates if name is None else templates[name]
@@ -134,7 +133,7 @@ def _chosen(templates: Any, name: str | None) -> Any:
 def end_ids(
     model: str, *, revision: str | None = None, trust: Trust = UNTRUSTED
 ) -> tuple[int, ...]:
-    """Return the end tokens of a model's generation config, or of its config where it has none."""
+    """Return the end tokens of a model's generation config, or else of its config."""
     from transformers import GenerationConfig
 
     try:
@@ -162,22 +161,25 @@ def load_model(
     """Load weights, with a LoRA adapter on top when there is one.
 
     Args:
-        base: hub id, folder, embedded name, or the folder of a step; perhaps of an adapter.
+        base: hub id, folder, embedded name, or the folder of a step; may hold an adapter.
         adapter: the folder of a step that trained an adapter.
         revision: hub revision of the base.
-        trust: what its files may do.
+        trust: what the model's files may do.
         dtype: 'float32', 'bfloat16' or 'float16'.
-        quantize: 'nf4' for a base in 4 bits (see pipeline/models/quantize.py).
-        device: where one in 4 bits is put; others are put nowhere else than on the CPU.
-        trainable_adapter: whether the adapter is going to be trained further.
+        quantize: 'nf4' for a 4-bit base (see pipeline/models/quantize.py).
+        device: where a 4-bit model is put; all others are loaded on the CPU.
+        trainable_adapter: whether the adapter will be trained further.
 
     Raises:
-        InputError: when the model is not there, or holds what is not trusted.
+        InputError: when the model is not found, or its files are not trusted.
     """
     whole = base_of(base)
     if whole != locate(base):
         if adapter is not None or trainable_adapter:
-            raise InputError(f"{base} is an adapter, and nothing can be trained on top of one here")
+            raise InputError(
+                f"{base} is an adapter, and cannot be trained further; merge it into its base, and "
+                "start from the result"
+            )
         adapter = base
     model = _load_whole(whole, revision, trust, dtype, quantize, device)
     if adapter is None:
@@ -190,10 +192,10 @@ def load_model(
     with readable_errors(place):
         if trainable_adapter:
             return PeftModel.from_pretrained(model, place, is_trainable=True)
-        # peft would keep the adapter in float32, as training wants it, and cast every activation.
+        # By default peft keeps the adapter in float32, for training, and casts every activation.
         adapted = PeftModel.from_pretrained(model, place, autocast_adapter_dtype=False)
-    # For one position of many rows, torch multiplies by a weight that needs no gradient in a way
-    # that first copies it once per row: 3.4 GB for 64 rows and this output layer.
+    # With one position per row, torch multiplies by a weight without requires_grad in a way that
+    # first copies it for each row: 3.4 GB for 64 rows and the embedded model's output layer.
     for weight in adapted.parameters():
         weight.requires_grad_(weight.is_floating_point())
     return adapted
@@ -209,8 +211,8 @@ def load_merged(
 ) -> Any:
     """Load weights with an adapter merged into them, all in float32.
 
-    Of a base in 4 bits, the weights that those mean are merged into: the adapter was trained on
-    them, and not on the ones they were made of.
+    A 4-bit base is dequantised first, because those are the weights that the adapter was trained
+    on, not the original ones.
 
     Raises:
         InputError: as `load_model`.
@@ -230,25 +232,27 @@ def load_merged(
 def _load_whole(
     place: str, revision: str | None, trust: Trust, dtype: str, quantize: str | None, device: Any
 ) -> Any:
-    """Load a model that is no adapter."""
+    """Load a model without an adapter."""
     import torch
     from transformers import AutoModelForCausalLM
 
     check_pickles(place, trust)
-    how = {"dtype": getattr(torch, dtype)} if quantize is None else loading_options(dtype, device)
+    options = (
+        {"dtype": getattr(torch, dtype)} if quantize is None else loading_options(dtype, device)
+    )
     safe = None if trust.pickles else True
     model = _from_pretrained(
-        AutoModelForCausalLM, place, trust, revision=revision, use_safetensors=safe, **how
+        AutoModelForCausalLM, place, trust, revision=revision, use_safetensors=safe, **options
     )
     _without_router_logits(model.config)
     return model if quantize is None else finish_loading(model, dtype)
 
 
 def load_for(step: StepContext[ComputingOptions], *, trainable_adapter: bool = False) -> Any:
-    """Load the model a step reads, its inputs `base` and `adapter`, in the step's precision.
+    """Load a step's model, its inputs `base` and `adapter`, in the step's precision.
 
     Raises:
-        InputError: when the model is not there, or a local one has changed since the plan.
+        InputError: when the model is not found, or is local and has changed since the plan.
     """
     return load_model(
         **weights_of(step),
@@ -260,7 +264,7 @@ def load_for(step: StepContext[ComputingOptions], *, trainable_adapter: bool = F
 
 
 def weights_of(step: StepContext[ModelOptions]) -> Weights:
-    """Return where the weights lie that a step reads, base, adapter, revision, and their trust.
+    """Return base, adapter, revision and trust of a step's model, as `load_model` takes them.
 
     Raises:
         InputError: when a local model has changed since the plan.
@@ -270,7 +274,7 @@ def weights_of(step: StepContext[ModelOptions]) -> Weights:
         forget()
         if model_identity(base, None) != planned:
             raise changed_error(base)
-    return {"base": base, "adapter": step.locations.get("adapter"), **_terms(step)}
+    return {"base": base, "adapter": step.locations.get("adapter"), **_access(step)}
 
 
 def load_to_read(step: StepContext[ComputingOptions]) -> Any:
@@ -279,41 +283,38 @@ def load_to_read(step: StepContext[ComputingOptions]) -> Any:
 
 
 def tokenizer_for(step: StepContext[RenderedModelOptions]) -> Any:
-    """Load the tokenizer of the model a step reads."""
-    chosen = isinstance(step.spec.inputs["base"], str)  # an earlier step saved the one it chose
+    """Load the tokenizer of a step's model."""
+    chosen = isinstance(step.spec.inputs["base"], str)  # a step saves only the template it chose
     return load_tokenizer(
         step.locations["base"],
         chat_template=step.options.get("chat_template"),
         chat_template_name=None if chosen else step.options.get("chat_template_name"),
-        **_terms(step),
+        **_access(step),
     )
 
 
 def end_ids_for(step: StepContext[ModelOptions]) -> tuple[int, ...]:
-    """Return the end tokens of the model a step reads."""
-    return end_ids(step.locations["base"], **_terms(step))
+    """Return the end tokens of a step's model."""
+    return end_ids(step.locations["base"], **_access(step))
 
 
 def config_for(step: StepContext[ModelOptions]) -> Any:
-    """Return the config of the model a step reads."""
-    return load_config(step.locations["base"], **_terms(step))
+    """Return the config of a step's model."""
+    return load_config(step.locations["base"], **_access(step))
 
 
 def vocabulary_for(step: StepContext[ModelOptions]) -> int | None:
-    """Return how many tokens the model a step reads has a row for, where its files say."""
-    return vocabulary_of(step.locations.get("adapter", step.locations["base"]), **_terms(step))
+    """Return `vocabulary_of` a step's model."""
+    return vocabulary_of(step.locations.get("adapter", step.locations["base"]), **_access(step))
 
 
 def window_for(step: StepContext[ModelOptions]) -> int | None:
-    """Return how many tokens the model a step reads can read, where its config says."""
-    return window_of(step.locations["base"], **_terms(step))
+    """Return the context length of a step's model, or None."""
+    return window_of(step.locations["base"], **_access(step))
 
 
 def merge(step: StepContext[RenderedModelOptions]) -> None:
-    """Step: merge an adapter into its base, in float32, and save plain weights.
-
-    The folder appears under its name only when whole.
-    """
+    """Step: merge an adapter into its base, in float32, and save plain weights."""
     weights, adapter = weights_of(step), step.locations["adapter"]
     model = load_merged(
         weights["base"], adapter=adapter, revision=weights["revision"], trust=weights["trust"]
@@ -322,15 +323,15 @@ def merge(step: StepContext[RenderedModelOptions]) -> None:
     if step.state.is_main_process:
         folder = step.directory / MODEL_FOLDER
         shutil.rmtree(folder, ignore_errors=True)
-        with artifact.whole_folder(folder) as temporary:
+        with artifact.atomic_folder(folder) as temporary:
             model.save_pretrained(temporary)
             tokenizer_for(step).save_pretrained(temporary)
 
 
-def _terms(step: StepContext[ModelOptions]) -> Terms:
-    """On what terms a step reads its model."""
+def _access(step: StepContext[ModelOptions]) -> Terms:
+    """The revision of a step's model, and the trust it is loaded with."""
     base = step.spec.inputs["base"]
-    whole = base.get("base", base) if isinstance(base, dict) else {}  # of an adapter its base
+    whole = base.get("base", base) if isinstance(base, dict) else {}  # for an adapter, its base
     return {
         "revision": whole.get("revision"),
         "trust": Trust(
@@ -341,10 +342,10 @@ def _terms(step: StepContext[ModelOptions]) -> Terms:
 
 
 def _from_pretrained(auto_class: Any, model: str, trust: Trust, **options: Any) -> Any:
-    # Given weights that are pickled, transformers would ask the hub to convert and publish them.
+    # For pickled weights, transformers would ask the hub to convert and publish them.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    # Under FSDP only one process a machine would read weights, and only training hands them on:
-    # the others would write rows, or take as DPO's reference, what happens to lie in memory.
+    # Under FSDP only one process per machine would read weights, and only training broadcasts them:
+    # the others would write rows, or build DPO's reference model, from uninitialised memory.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     with readable_errors(model):
         return auto_class.from_pretrained(model, trust_remote_code=trust.code, **options)

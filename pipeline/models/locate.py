@@ -1,4 +1,4 @@
-"""Where a model's files lie: the embedded one, a local folder, a hub id, or a step's folder."""
+"""Where a model's files are: the embedded model, a local folder, a hub id, or a step's folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def locate(model: str) -> str:
 
 
 def base_of(model: str) -> str:
-    """Return where the whole model lies: of an adapter's folder its base, else the place itself."""
+    """Return `locate` of the base model of an adapter, or of the model itself."""
     place = locate(model)
     base = adapter_base(Path(place))
     return place if base is None else locate(base)

@@ -1,13 +1,13 @@
-"""A base in 4 bits under an adapter (QLoRA, Dettmers et al. 2023), through bitsandbytes.
+"""A 4-bit base under an adapter (QLoRA, Dettmers et al. 2023), through bitsandbytes.
 
-Decisions: (1) nf4 with double quantisation, made of the float32 weights in every precision, so that
-every step reads the same 4 bits; what stays in 16 or 32 bits (embeddings, norms, output layer) and
-all arithmetic are in the step's precision; (2) one way of reading: on some CPUs bitsandbytes would
-read with a kernel of its own, whose scales and activations are bfloat16 even where float32 is asked
-for, and which packs the weights in place so that no gradient passes them any more; (3) the adapter
-stays in float32 (see pipeline/train/adapters.py), where TRL would round it to bfloat16;
-(4) what is merged is what the 4 bits mean, since that is what the adapter was trained on, and never
-in the middle of a recipe: quantised again, the sum would lose much of what the adapter learned.
+Decisions: (1) nf4 with double quantisation, made from the float32 weights in every precision, so
+that every step reads the same 4 bits; what stays in 16 or 32 bits (embeddings, norms, output layer)
+and all arithmetic are in the step's precision; (2) the same kernel everywhere: on some CPUs
+bitsandbytes would use a special kernel, whose scales and activations are bfloat16 even when float32
+is requested, and which packs the weights in place so that gradients no longer pass through them;
+(3) the adapter stays in float32 (see pipeline/train/adapters.py), where TRL would round it to
+bfloat16; (4) an adapter is merged into the dequantised weights, since it was trained on those, and
+never in the middle of a recipe: quantised again, the sum would lose much of what was learned.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pipeline.recipe.shipped import REPLICATED
 
 
 def quantize_problems(recipe: Recipe) -> list[Problem]:
-    """What a recipe with `quantize:` cannot do."""
+    """What is not possible in a recipe with `quantize:`."""
     if recipe.quantize is None:
         return []
     problems = []
-    training = {name: one for name, one in recipe.stages.items() if trainer_of(one.method)}
+    training = {name: stage for name, stage in recipe.stages.items() if trainer_of(stage.method)}
     whole = [name for name, stage in training.items() if recipe.lora_for(stage) is None]
     if whole:
         message = f"4-bit weights cannot be trained, as {', '.join(whole)} would; add lora:"
@@ -34,13 +34,13 @@ def quantize_problems(recipe: Recipe) -> list[Problem]:
         if stage.merge_adapter:
             message = (
                 "the sum of base and adapter would be rounded to 4 bits again, and lose much of "
-                "what was trained; go on with the same adapter (leave merge_adapter out), or "
-                "`bashrac merge` the stage before and start a recipe from what it writes"
+                "what was trained; continue with the same adapter (leave merge_adapter out), or "
+                "run `bashrac merge` on the previous stage and start a new recipe from its output"
             )
             problems.append(Problem(f"stages.{name}.merge_adapter", message))
     if recipe.generation.engine == "vllm":
         message = (
-            "vllm would read other weights than the 4-bit ones that are trained on; use auto, or "
+            "vllm would use different weights from the 4-bit ones used in training; use auto, or "
             "leave quantize out"
         )
         problems.append(Problem("generation.engine", message))
@@ -48,7 +48,7 @@ def quantize_problems(recipe: Recipe) -> list[Problem]:
 
 
 def loading_options(dtype: str, device: Any) -> dict[str, Any]:
-    """What `from_pretrained` takes so that linear layers are put in 4 bits as they are read."""
+    """Options of `from_pretrained` that quantise linear layers to 4 bits while they are loaded."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -65,7 +65,7 @@ def loading_options(dtype: str, device: Any) -> dict[str, Any]:
 
 
 def finish_loading(model: Any, dtype: str) -> Any:
-    """Bring what is not in 4 bits to `dtype`, and have one way of reading on every CPU."""
+    """Cast everything that is not in 4 bits to `dtype`, and use the same kernel on every CPU."""
     import torch
     from bitsandbytes.nn import Linear4bit
 
@@ -80,7 +80,7 @@ def finish_loading(model: Any, dtype: str) -> Any:
 
 
 def check_whole(kind: str) -> None:
-    """Refuse launches that would split weights over processes.
+    """Refuse launches that shard weights.
 
     Args:
         kind: of the launch (`pipeline.recipe.shipped.Launch.kind`).
@@ -90,6 +90,6 @@ def check_whole(kind: str) -> None:
     """
     if kind != REPLICATED:
         raise InputError(
-            f"quantize: 4-bit weights are whole on every process, and {kind} would split them; "
-            "use --launch single_gpu or ddp"
+            f"quantize: 4-bit weights cannot be sharded, as {kind} would; use --launch single_gpu "
+            "or ddp"
         )

@@ -1,7 +1,7 @@
-"""What the files of a model may do to whoever loads it, seen without loading them.
+"""Whether a model's files are safe to load, decided without loading them.
 
-Pickled weights can hold code, and a model's folder can hold Python files. Neither is read or run
-unless the recipe says so, and then only for the recipe's own `model:`.
+Pickled weights can hold code, and a model's folder can hold Python files. Neither is loaded unless
+the recipe allows it, and then only for the recipe's own `model:`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Trust:
-    """What a recipe lets the files of a model do.
+    """What a model's files may do.
 
     Attributes:
         code: Python files in the model's folder may run (`trust_remote_code`).
@@ -35,18 +35,18 @@ class Trust:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Trust:
-        """What a recipe lets the files of its `model:` do."""
+        """What a recipe allows the files of its `model:`."""
         return cls(code=recipe.trust_remote_code, pickles=recipe.pickled_weights)
 
 
 def pickled_problem(folder: Path) -> str | None:
-    """Return what is wrong with a folder whose weights are pickled, None for any other."""
+    """Describe the problem of a folder with only pickled weights; None for any other folder."""
     found = _pickled_file(folder)
     return found and describe_pickles(f"only pickled weights ({found})")
 
 
 def describe_pickles(what: str) -> str:
-    """Return the sentence for a model that holds `what`, to stand after its name."""
+    """Return the rest of a sentence that starts with the name of a model that holds `what`."""
     return (
         f"holds {what}, which can run code when loaded; convert them to safetensors, or, if it is "
         "the recipe's model: and you trust where it comes from, write pickled_weights: true"
@@ -85,12 +85,12 @@ def _first_pickled(folder: Path) -> str | None:
 
 @contextmanager
 def readable_errors(model: str) -> Iterator[None]:
-    """Turn what libraries raise where a model cannot be loaded into a sentence."""
+    """Turn the errors that libraries raise for a model that cannot be loaded into InputErrors."""
     try:
         yield
     except Exception as error:
         kind = type(error).__name__
-        # Not by its class, since nothing of ours imports pickle.
+        # By name: no module of ours imports pickle, not even for its exception class.
         if not isinstance(error, (OSError, ValueError)) and kind != "UnpicklingError":
             raise
         said = " ".join(str(error).split())
@@ -98,11 +98,11 @@ def readable_errors(model: str) -> Iterator[None]:
 
 
 def _why_not(model: str, said: str, kind: str) -> str:
-    """Why a model does not load, and the way out, to stand after its name."""
+    """Return the rest of a sentence that starts with the name of a model that does not load."""
     if "trust_remote_code=True" in said:
         return (
-            " needs Python code of its own, which is not run; take a model that transformers "
-            "knows, or, if it is the recipe's model: and you have read that code, write "
+            " needs its own Python code, which is not run; use a model that transformers supports, "
+            "or, if it is the recipe's model: and you have read that code, write "
             "trust_remote_code: true"
         )
     if "cannot be loaded with `safetensors`" in said:
@@ -110,10 +110,10 @@ def _why_not(model: str, said: str, kind: str) -> str:
     if "tokenizer" in said and Path(model).is_dir() and not has_tokenizer(Path(model)):
         return (
             " holds no tokenizer; copy the files of its tokenizer (tokenizer.json, "
-            "tokenizer_config.json) into it, from the model it was made from"
+            "tokenizer_config.json) into it from the model it was derived from"
         )
     if Path(model).is_dir():
         reason = f"the folder does not load: {said[:300]}"
     else:
-        reason = f"no such folder, and the hub does not give it: {kind}"
+        reason = f"no such folder, and it cannot be loaded from the hub ({kind})"
     return f": {reason}; give a folder with config.json and weights, a hub id, or {EMBEDDED_MODEL}"

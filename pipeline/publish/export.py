@@ -35,7 +35,7 @@ def write_model(found: FinishedStage, out: Path, *, dtype: str | None = None) ->
     """
     if out.exists():
         raise InputError(f"{out} exists; choose another name, nothing is overwritten")
-    with _quiet(), artifact.whole_folder(out) as temporary:
+    with _quiet(), artifact.atomic_folder(out) as temporary:
         how = _write_weights(found, temporary, dtype)
         _write_rest(found, temporary)
     return (

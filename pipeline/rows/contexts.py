@@ -130,7 +130,7 @@ def iter_contexts(
         )
         if replaced.any():
             touched[place] = Row(row.prompt, row.ids, row.row_id, replaced)
-        else:
+        else:  # nothing to sample: the context is the reference
             yield place, row.ids
     places = list(touched)
     for number, ids in fill(
@@ -164,31 +164,29 @@ def fill(
     model.eval()
     try:
         write = _mix_on_gold if context == "gold" else _mix_sequentially
+        # Above the RoPE limit a result would depend on the other rows of a batch.
         limit = rope_limit(model)
         for place in list(touched):
             if touched[place].longest > limit:
                 ((_, ids),) = write(model, [touched.pop(place)], sampling, 1)
                 forget_length(model)
                 yield place, ids
+        parallel = (
+            write is _mix_sequentially and engine == "parallel" and _readable(model, touched, warn)
+        )
+        if parallel:
+            write = _mix_by_jacobi
         # Longest first, so that slots stay busy to the end. Sequential batches decode in lockstep,
         # so there it is the length of the answer that counts.
-        size = _answer_length
-        if write is _mix_sequentially and engine == "parallel" and _readable(model, touched, warn):
-            write, size = _mix_by_jacobi, _whole_length
-        order = sorted(touched, key=lambda place: -size(touched[place]))
+        length = {
+            place: row.longest if parallel else len(row.ids) for place, row in touched.items()
+        }
+        order = sorted(touched, key=length.__getitem__, reverse=True)
         done = write(model, [touched[place] for place in order], sampling, batch_size)
         for number, ids in done:
             yield order[number], ids
     finally:
         model.train(was_training)
-
-
-def _answer_length(row: Row) -> int:
-    return len(row.ids)
-
-
-def _whole_length(row: Row) -> int:
-    return row.longest
 
 
 def replaced_positions(
@@ -202,9 +200,9 @@ def replaced_positions(
     """Return which tokens of a row's reference to replace: bool [len(reference_ids)]."""
     positions = torch.arange(len(reference_ids))
     key_T = noise.keys(seed, torch.tensor(row_id), positions, stream=noise.REPLACE)
-    chosen = noise.uniform(key_T) < beta
+    chosen = noise.uniform(key_T) < beta  # one draw for every beta: decision 4
     chosen[torch.isin(torch.tensor(reference_ids), torch.tensor(list(excluded_ids)))] = False
-    chosen[-1:] = False
+    chosen[-1:] = False  # a slice, since a reference may be empty
     return chosen
 
 
@@ -269,6 +267,7 @@ def _decode_batch(model: Any, rows: list[Row], sampling: Sampling) -> list[list[
         prefill = not past or not steps.cached or input_ids.shape[1] - 1 == limit
         new_ids = input_ids if prefill else input_ids[:, -1:]
         logits_BV, past = read_on(model, new_ids, mask, {} if prefill else past, steps)
+        # Rows that have ended continue with padding, which is cut off below.
         chosen = replaced_BT[:, position]
         if chosen.any():
             key = noise.keys(
@@ -296,6 +295,7 @@ def _mix_on_gold(model: Any, rows: list[Row], sampling: Sampling, batch_size: in
             positions = row.replaced.nonzero().flatten().to(device)
             row_id = torch.tensor(row.row_id, device=device)
             key = noise.keys(sampling.seed, row_id, positions, stream=noise.SAMPLE)
+            # Right padding leaves positions as they are; logits predict the next token, hence - 1.
             picked = sampling.sample(logits[number, len(row.prompt) - 1 + positions], key)
             ids = torch.tensor(row.ids)
             ids[positions.cpu()] = picked.cpu()

@@ -51,20 +51,22 @@ def read_correction_inputs(
             continue
         found = own[row.row_id]
         whole = renderer.own_answer_ids(found["ids"], finished=found["finished"])
+        # Training puts the answer after the plain prompt, so that is where it has to fit.
         answer = whole[: row.room]
         shown = row.example.shown(
             options["shown_prompt"], answer=found["answer"], end=renderer.end_of_turn
         )
         prompt = renderer.prompt_ids(shown)
+        # A sequence correction writes a new answer after the prompt; labels only score this one.
         size = options["max_new_tokens"] if options["correction"] == "sequence" else len(answer)
         if renderer.window is None or len(prompt) + size <= renderer.window:
             finished = found["finished"] and answer == whole
             inputs[row.row_id] = CorrectionInput(row, answer, finished, prompt)
     left_out = len(written) - len(inputs)
     sentence = (
-        f"{left_out} of {len(written)} own answers are not corrected: with the reference in the "
-        f"prompt they exceed the model's window of {renderer.window} tokens, or their plain prompt "
-        f"exceeds max_length {options['max_length']}"
+        f"{left_out} of {len(written)} self-generated answers are not corrected: with the "
+        f"reference in the prompt they exceed the model's {renderer.window} tokens of context, or "
+        f"their plain prompt exceeds max_length {options['max_length']}"
     )
     if not inputs:
         raise InputError(f"{sentence}; use shorter rows, or a shorter shown_prompt")

@@ -87,7 +87,7 @@ def correct(
         Own(list(shown), list(answer), row_id)
         for shown, answer, row_id in zip(shown_ids, answer_ids, row_ids, strict=True)
     ]
-    done = labels_as_done(
+    done = iter_labels(
         model,
         rows,
         label=label,
@@ -100,7 +100,7 @@ def correct(
 
 
 @torch.no_grad()
-def labels_as_done(
+def iter_labels(
     model: Any,
     rows: Sequence[Own],
     *,
@@ -160,8 +160,9 @@ def batches(model: Any, rows: Sequence[Own], batch_size: int) -> Iterator[list[i
         if sizes[place] > limit:
             order.remove(place)
             yield [place]
-            forget_length(model)
+            forget_length(model)  # by now the caller has run this batch
     while order:
+        # The order is by answer length, so any row of the batch may be the longest.
         longest = max(sizes[place] for place in order[:batch_size])
         size = max(min(batch_size, tokens // longest), 1)
         yield order[:size]
@@ -182,6 +183,7 @@ def logits_at_answers(model: Any, rows: list[Own]) -> Iterator[tuple[int, torch.
     # The logits at a position predict the next token, so those of a token are one position before.
     first_B1 = torch.tensor([[len(row.shown) - 1] for row in rows], device=model.device)
     at_BT = first_B1 + torch.arange(count, device=model.device)
+    # Beyond a shorter answer the logits mean nothing: callers ignore them.
     at_BT1 = at_BT.clamp(max=ids_BL.shape[1] - 1)[:, :, None]
     vocabulary = model.config.get_text_config().vocab_size
     chunk = max(_LOGITS // (len(rows) * vocabulary), 1)
@@ -218,6 +220,7 @@ def _label(
         label_N = greedy(logits_NV)
     else:
         positions = torch.arange(first, first + logits_BCV.shape[1])
+        # Keyed by position in the answer, so that chunks and batches do not change a sample.
         key_BC = noise.keys(seed, torch.tensor(row_ids)[:, None], positions, stream=noise.LABEL)
         sampling = Sampling(seed, temperature=1.0)
         key_N = key_BC.flatten().to(logits_NV.device)
@@ -240,6 +243,6 @@ def log_probabilities(logits_NV: torch.Tensor, label_N: torch.Tensor) -> torch.T
 
 
 def _parts(values: torch.Tensor, logits_NV: torch.Tensor | None = None) -> Sequence[torch.Tensor]:
-    """Split along the rows so that a float32 copy of a part stays small."""
+    """Split along N so that a float32 copy of a part stays small."""
     vocabulary = (values if logits_NV is None else logits_NV).shape[-1]
     return values.split(max(_COPIED_LOGITS // vocabulary, 1))

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pipeline.steps.context import StepContext
     from pipeline.steps.options import Threshold
 
-# Rows on which a loss is measured: thousands of labels, computed in a fraction of the time that it
-# took to generate them.
+# Rows on which a loss is measured: thousands of labels, in a fraction of the time it took to
+# generate them.
 _ROWS = 32
 # With fewer windows the best one is not meaningful.
 _WINDOWS = 3
@@ -146,7 +146,9 @@ def losses_as_done(
         ).to(model.device)
         loss_B = torch.zeros(len(batch), dtype=torch.float64)
         for first, logits_BCV in logits_at_answers(model, [rows[place] for place in batch]):
+            # Padding has label -100, so logits beyond a row's answer do not count.
             label_BC = label_BT[:, first : first + logits_BCV.shape[1]]
+            # Clamped, since -100 is not a valid index; masked out below.
             scores_N = log_probabilities(logits_BCV.flatten(0, 1), label_BC.flatten().clamp(min=0))
             scores_BC = scores_N.view(label_BC.shape).masked_fill(label_BC == -100, 0.0)
             loss_B -= scores_BC.cpu().double().sum(dim=1)

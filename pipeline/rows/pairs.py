@@ -71,6 +71,7 @@ def read_pairs(step: StepContext[TrainOptions], renderer: Renderer) -> list[tupl
         sides = []
         for name, answer in (("chosen", chosen), ("rejected", rejected)):
             ids = answer[:room]
+            # A cut answer has no end-of-turn label, which `check_rows` must not demand then.
             ends = ids == answer and answer[-1:] == [renderer.end_of_turn_id]
             labels = [-100] * len(prompt) + ids
             wanted = name == "chosen"

@@ -62,6 +62,7 @@ def write_in_shards(
         step.state.wait_for_everyone()  # no process may write before all have read
         pending = [item for item in items if key(item) not in done]
         pending.sort(key=lambda item: (-size(item), key(item)))
+        # Every n-th of the sorted items, so that all processes get a similar mix of lengths.
         mine = pending[step.state.process_index :: step.state.num_processes]
         groups = length_buckets(mine, size, step.runtime_options["batch_tokens"])
         rate = Rate(at_once=max((min(len(group), most) for group, most in groups), default=1))
@@ -69,7 +70,7 @@ def write_in_shards(
         _write_shards(folder, made, row_key)
         if rate.windows:
             step.metrics["tokens_per_second"] = rate.figures()
-        step.wait_for_slow_ones()
+        step.wait_for_all()
         _note_shares(step, len(mine))
         if step.state.is_main_process:
             _join(folder, joined, row_key, expected=len(items))
@@ -94,13 +95,13 @@ def _join(
             "processes do not see each other's files; put --runs on a shared file system and run "
             "the same command again"
         )
-    with artifact.whole_file(joined) as file:
+    with artifact.atomic_file(joined) as file:
         for _, shard, number in order:
             file.write(shards[shard].line(number).decode())
 
 
 def _note_shares(step: StepContext, mine: int) -> None:
-    """Record how many rows each process was given."""
+    """Record how many rows each process generated."""
     if step.state.num_processes > 1:
         from accelerate.utils import gather_object
 
@@ -134,6 +135,7 @@ def _write_shards(
     written = time.monotonic()
 
     def write() -> None:
+        # Named by its first row, so that neither other processes nor later attempts reuse a name.
         name = "-".join(str(part) for part in row_key(unwritten[0]))
         artifact.write_rows(folder / f"{name}.jsonl", cast(Any, unwritten))
         unwritten.clear()

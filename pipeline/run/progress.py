@@ -85,9 +85,9 @@ class Display:
 
     def _tell_precision(self, known: Any) -> None:
         """Say what steps compute in, each precision once."""
-        if (found := read_precision(known)) is not None and found.words not in self.told:
-            self.told.add(found.words)
-            self.say(f"computing in {found.words}")
+        if (found := read_precision(known)) is not None and found.description not in self.told:
+            self.told.add(found.description)
+            self.say(f"computing in {found.description}")
 
     def finish(self, step: StepSpec, warnings: list[str]) -> None:
         """A step is done; `warnings` are what its user should read."""

@@ -277,7 +277,7 @@ def _failure(
 
 def _likely_cause(runs: Path, log: Path, launcher_log: Path) -> str:
     """What often stands behind a process that ended without a word."""
-    if sentence := artifact.little_space(runs):
+    if sentence := artifact.low_disk_hint(runs):
         return sentence
     if "SIGKILL" in _last_line(launcher_log):
         return "it was killed, often for want of memory: lower micro_batch_size"

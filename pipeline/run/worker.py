@@ -24,9 +24,9 @@ from typing import Any
 from pipeline.errors import EXIT_FAILED, EXIT_STOPPED, BashracError, StepFailedError, StepHeldError
 from pipeline.hardware.precision import (
     choose,
-    goes_on,
     hardware,
     of_earlier_version,
+    precision_to_resume,
     read_precision,
 )
 from pipeline.hardware.precision import warning as precision_warning
@@ -166,7 +166,7 @@ def _execute(step: StepContext) -> None:
         return
     make(step)
     if not step.spec.main_process_only:
-        step.wait_for_slow_ones()  # the main process may have more to do
+        step.wait_for_all()  # the main process may have more to do
     if step.state.is_main_process:
         record = make_record(step, started=started, seconds=step.seconds())
         artifact.write_record(step.directory, record)
@@ -191,22 +191,22 @@ def _load_own_task(step: StepContext) -> None:
 
 
 def settle_precision(step: StepContext) -> None:
-    """Choose what a step computes in, once for all its processes, and say so.
+    """Choose a step's precision, once for all its processes, and print it.
 
-    One that was stopped goes on in what it was begun in, or begins anew: see
-    `pipeline.hardware.precision.goes_on`.
+    A stopped step resumes in the precision of its first attempt, or starts over: see
+    `pipeline.hardware.precision.precision_to_resume`.
     """
     here = hardware(step.device.type)
     chosen, emptied = choose(step.options, here), False
     progress = read_progress(step.directory)
-    if step.state.is_main_process and artifact.is_begun(step.directory):
+    if step.state.is_main_process and artifact.has_partial_results(step.directory):
         noted = read_precision(progress.get("precision") or progress.get("begun"))
-        kept = goes_on(noted or of_earlier_version(step.options), chosen, here)
+        kept = precision_to_resume(noted or of_earlier_version(step.options), chosen, here)
         chosen, emptied = kept or chosen, kept is None
     chosen, emptied = step.from_main_process([chosen, emptied])
     step.precision = chosen
     if step.state.is_main_process:
-        print(f"precision: {chosen.words}", flush=True)
+        print(f"precision: {chosen.description}", flush=True)
         if emptied:
             artifact.empty(step.directory)
             progress = NO_PROGRESS
@@ -248,6 +248,6 @@ def _known_failure(step: StepContext, error: BaseException) -> BashracError | No
     if "loss scale already at minimum" in str(error):  # DeepSpeed's own words
         return BashracError("gradients overflow float16 for good; write precision: float32")
     # What writes weights has many words for a full disk.
-    if sentence := artifact.little_space(step.directory):
+    if sentence := artifact.low_disk_hint(step.directory):
         return BashracError(f"{type(error).__name__}: {error}; {sentence}")
     return None

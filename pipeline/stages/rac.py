@@ -189,10 +189,10 @@ def _by_token(
     inputs: Sequence[CorrectionInput],
     at_once: int,
 ) -> Iterator[SelfGeneratedRow]:
-    from pipeline.rows.corrections import Own, labels_as_done
+    from pipeline.rows.corrections import Own, iter_labels
 
     options = step.options
-    done = labels_as_done(
+    done = iter_labels(
         model,
         [Own(item.shown, item.answer, item.row.row_id) for item in inputs],
         label=options["label"],

@@ -1,1 +1,1 @@
-"""A step: what it is, what it is given, what it leaves."""
+"""Steps: identity, context, folder, lock and record."""

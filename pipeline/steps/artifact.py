@@ -1,8 +1,8 @@
-"""Directories that hold results: how they are named, written, completed and trusted.
+"""Result directories: written atomically, completed by a record, verified before use.
 
-A directory without `record.json` is never a result. Files appear under their name only when whole:
-written beside it, flushed to disk, renamed. The record is written last, and holds the sha256 of
-every file and of itself, so that what has changed since is noticed before it is used.
+A directory without `record.json` is never a result. Files are written to a temporary name, flushed
+to disk and renamed, so that no partial file has a final name. The record is written last; it holds
+the sha256 of every file and of itself, so that later changes are noticed before the files are used.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from pipeline.steps.record import Record, Records
 
 JsonObject = dict[str, Any]
-# Errors of the place written to, not of the program.
+# Errors caused by the disk or its permissions, not by the program.
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-_LITTLE_DISK_MB = 64
+_LOW_DISK_MB = 64
 RECORD = "record.json"
 # Files that describe the run of a step rather than its result.
 SPEC = "step.json"
@@ -36,7 +36,7 @@ PROGRESS = "progress.json"
 LOCK = "lock"
 HOLDER = "holder.json"
 _NOT_RESULTS = (RECORD, SPEC, ERROR, PROGRESS, LOCK, HOLDER)
-# Large files, of which only the size is looked at unless all of them shall be read.
+# Large files, of which `verify` compares only the size by default: hashing is slow.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 SAMPLES = "samples.jsonl"  # a model's answers, stored before anything grades them
 RESULT = "result.json"
@@ -50,7 +50,7 @@ class FileDigest(TypedDict):
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON with one spelling per value; NaN, sets and objects are refused (TypeError)."""
+    """Return JSON with one spelling per value; refuses NaN (ValueError) and objects (TypeError)."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
@@ -92,13 +92,13 @@ def _result_files(directory: Path) -> list[Path]:
     )
 
 
-def is_begun(directory: Path) -> bool:
-    """Whether an attempt that was stopped has left rows or checkpoints to go on from."""
+def has_partial_results(directory: Path) -> bool:
+    """Whether a stopped attempt has left rows or checkpoints to resume from."""
     return bool(_result_files(directory))
 
 
 def empty(directory: Path) -> None:
-    """Remove what an attempt that was stopped has left, so that the step begins anew."""
+    """Remove what a stopped attempt has left, so that the step starts over."""
     for path in directory.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -107,7 +107,7 @@ def empty(directory: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what killed writers left half-written in a folder nobody else writes to."""
+    """Remove the temporary files of killed writers; the caller holds the folder's lock."""
     for path in list(directory.rglob(".*.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -116,7 +116,7 @@ def remove_leftovers(directory: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[str]]:
+def atomic_file(path: Path) -> Iterator[IO[str]]:
     """Open a text file that appears at `path` only when the block ends without an error.
 
     Raises:
@@ -138,11 +138,11 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to write in, which appears as `path` only when the block ends without an error.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder that is renamed to `path` only when the block ends without an error.
 
     Raises:
-        OSError: when something lies at `path`.
+        OSError: when `path` exists.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -155,27 +155,27 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def disk_error(path: Path, error: OSError) -> BashracError:
-    """Return the sentence for a write that failed (disk full, read-only, no permission)."""
+    """Return the error for a failed write (disk full, read-only, no permission)."""
     return BashracError(
         f"cannot write {path}: {error.strerror}; free space or choose another folder with "
         "--runs DIR, then run the same command again: finished steps are kept"
     )
 
 
-def little_space(place: Path) -> str | None:
-    """Return a sentence where a disk is so full that this is often why something failed."""
-    free = shutil.disk_usage(place).free >> 20
-    if free >= _LITTLE_DISK_MB:
+def low_disk_hint(path: Path) -> str | None:
+    """Return a hint when the disk is so full that this may be why something failed."""
+    free = shutil.disk_usage(path).free >> 20
+    if free >= _LOW_DISK_MB:
         return None
     return (
-        f"the disk of {place} has {free} MB free, often the cause: free space, or choose another "
-        "folder with --runs DIR; finished steps are kept"
+        f"the disk of {path} has {free} MB left, which is often the cause: free space, or choose "
+        "another folder with --runs DIR; finished steps are kept"
     )
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, indented for people."""
-    with whole_file(path) as file:
+    """Write a JSON file atomically, indented."""
+    with atomic_file(path) as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.write("\n")
 
@@ -184,18 +184,18 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: when it is not there or not whole; it names the file.
+        InputError: when the file is missing or incomplete; it names the file.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read ({error}); delete the folder it is in to have it made again"
+            f"{path} cannot be read ({error}); delete its folder, and the next run recreates it"
         ) from None
 
 
 def read_object(path: Path) -> JsonObject:
-    """Read a JSON object; an empty one for a file that is not there or holds something else."""
+    """Read a JSON object; {} if the file is missing, damaged or holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -204,9 +204,9 @@ def read_object(path: Path) -> JsonObject:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write rows as JSON lines, whole; returns how many."""
+    """Write rows as JSON lines, atomically; returns their number."""
     count = 0
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             count += 1
@@ -223,10 +223,10 @@ def read_rows(path: Path) -> list[JsonObject]:
 
 
 class StoredRows(Lazy[JsonObject]):
-    """Rows written by `write_rows`, read from their file when they are looked at.
+    """Rows written by `write_rows`, each read from the file when it is accessed.
 
     Raises:
-        InputError: as `read_rows`, for a damaged line when it is looked at.
+        InputError: as `read_rows`; a damaged line is reported when it is accessed.
     """
 
     def __init__(self, path: Path):
@@ -249,14 +249,15 @@ class StoredRows(Lazy[JsonObject]):
         return _row(self.path, number, self.line(number))
 
     def line(self, number: int) -> bytes:
-        """A row as it stands in the file, its line end included."""
+        """The bytes of a row, with its line end."""
         with self.path.open("rb") as file:
             file.seek(self._starts[number])
             return file.read(self._starts[number + 1] - self._starts[number])
 
 
 def _rows_of(path: Path) -> Iterator[JsonObject]:
-    # Bytes end lines at \n alone: answers may hold U+2028 and the like, which JSON leaves as it is.
+    # Binary files split at \n only. Answers may contain U+2028 and the like, which JSON does not
+    # escape.
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file):
@@ -270,7 +271,7 @@ def _row(path: Path, number: int, line: bytes) -> JsonObject:
         return json.loads(line)
     except ValueError:
         raise InputError(
-            f"{path}:{number + 1} is damaged; delete {path.parent} to have it made again"
+            f"{path}:{number + 1} is damaged; delete {path.parent}, and the next run recreates it"
         ) from None
 
 
@@ -284,7 +285,7 @@ def is_finished(directory: Path) -> bool:
 
 
 def write_record(directory: Path, record: Record) -> None:
-    """Write the record of a step, which makes it finished, with a digest of its own."""
+    """Write a step's record, which marks it as finished, with a digest of the record itself."""
     plain = json.loads(json.dumps({key: record[key] for key in record if key != "digest"}))
     write_json(directory / RECORD, {**plain, "digest": fingerprint(plain)})
 
@@ -293,7 +294,7 @@ def read_record(directory: Path) -> Record:
     """Read the record of a finished step.
 
     Raises:
-        InputError: when the step is not finished, or the record is not as it was written.
+        InputError: when the step is not finished, or its record was edited.
     """
     record = read_json(directory / RECORD)
     plain = dict(record) if isinstance(record, dict) else {}
@@ -303,42 +304,42 @@ def read_record(directory: Path) -> Record:
 
 
 def verify(directory: Path, *, weights: bool = False) -> None:
-    """See that a finished step holds just what it wrote.
+    """Check that a finished step's directory holds exactly the files it wrote.
 
     Args:
         directory: of the step.
-        weights: whether to read weights too, of which otherwise only the size is compared.
+        weights: whether to hash weights too; by default only their size is compared.
 
     Raises:
-        InputError: for a file that is changed, missing or added; it is named.
+        InputError: names a file that was changed, is missing or was added.
     """
     known = read_record(directory)["files"]
     verify_files(directory, known, weights=weights)
     for path in _result_files(directory):
         if path.relative_to(directory).as_posix() not in known:
-            raise InputError(f"{path} was not written by the step it lies in; move it elsewhere")
+            raise InputError(f"{path} was not written by this step; move it elsewhere")
 
 
 def finished_records(runs: Path) -> Records:
-    """The records of all finished steps by fingerprint; damaged ones are left out."""
+    """The records of all finished steps by fingerprint, without damaged records."""
     records: Records = {}
     for file in runs.glob("steps/*/record.json"):
         try:
             record = read_record(file.parent)
         except InputError:
-            continue  # `run` says what is wrong with it
+            continue  # `bashrac run` reports it, if a plan needs the step
         records[record["fingerprint"]] = record
     return records
 
 
 def verify_files(directory: Path, known: dict[str, FileDigest], *, weights: bool = False) -> None:
-    """See that some files of a finished step are as they were written; see `verify`."""
+    """Check some files of a finished step against their digests, as `verify` does."""
     for name, expected in known.items():
         path = directory / name
         if not path.is_file():
             raise _changed(directory, path, "is missing")
         if path.stat().st_size != expected["bytes"]:
-            size = f"has {path.stat().st_size} bytes, and had {expected['bytes']}"
+            size = f"has {path.stat().st_size} bytes instead of {expected['bytes']}"
             raise _changed(directory, path, size)
         is_read = weights or path.suffix not in _WEIGHTS
         if is_read and file_digest(path) != expected["sha256"]:
@@ -347,6 +348,6 @@ def verify_files(directory: Path, known: dict[str, FileDigest], *, weights: bool
 
 def _changed(directory: Path, path: Path, what: str) -> InputError:
     return InputError(
-        f"{path} {what}, so the step is not trusted; delete {directory} to have it made again, or "
-        "put the file back as it was"
+        f"{path} {what}, so this result is not used; restore the file, or delete {directory}, and "
+        "the next run recreates it"
     )

@@ -1,4 +1,4 @@
-"""What a step is given: step.json, as it is written for a launched process and read in it."""
+"""What a step's function receives: step.json, written by the scheduler and read by a worker."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Progress(TypedDict):
 
 NO_PROGRESS: Progress = {"done": 0, "total": 0, "unit": "", "left": None, "seconds": 0.0}
 _GROUP_TIMEOUT = 1800  # seconds: transformers' default of `ddp_timeout`
-_MEETINGS = count()  # of this process; all processes of a launch meet as often
+# Numbers this process's calls of `wait_for_all`; all processes of a launch make the same calls.
+_BARRIERS = count()
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class StepLaunch:
 
     Attributes:
         processes: how many the launch asks for.
-        use_cpu: whether on CPUs.
-        kind: how weights are to lie in them (`pipeline.recipe.shipped.Launch`).
-        judge_calls_left: most questions the step may put to a judge, or None for no limit.
-        log: the file for what the process says in the step, None where its parent sees to it.
+        use_cpu: whether they run on CPUs.
+        kind: how weights are distributed over them (`pipeline.recipe.shipped.Launch`).
+        judge_calls_left: how many more questions the step may send to a judge, None for no limit.
+        log: the file that the process's output goes to, None if the parent process redirects it.
     """
 
     processes: int
@@ -59,15 +60,15 @@ class StepLaunch:
 
 @dataclass
 class StepContext(Generic[OptionsT]):
-    """What a step's function is given: what to make, on what launch, and where.
+    """What a step's function receives: what to make, under which launch, and where.
 
     Attributes:
         directory: where results go.
-        spec: what to make; the properties below are its own.
+        spec: what to make; several properties below forward to it.
         launch: how its processes were started.
         metrics: figures for the record; the function adds to them.
-        stop_asked: whether SIGTERM has come.
-        stops_itself: whether the function looks at `stop_asked` rather than being interrupted.
+        stop_asked: whether SIGTERM has arrived.
+        stops_itself: whether the function polls `stop_asked` instead of being interrupted.
     """
 
     directory: Path
@@ -95,7 +96,7 @@ class StepContext(Generic[OptionsT]):
 
     @property
     def locations(self) -> dict[str, Any]:
-        """Input name -> folder of an earlier step, or where a model or data from outside lies."""
+        """Input name -> folder of an earlier step, or location of an outside model or data."""
         return self.spec.locations
 
     @property
@@ -105,7 +106,7 @@ class StepContext(Generic[OptionsT]):
 
     @property
     def seed(self) -> int:
-        """The seed."""
+        """The seed of this run of the stage."""
         return self.spec.seed
 
     @property
@@ -117,25 +118,22 @@ class StepContext(Generic[OptionsT]):
     def state(self) -> Any:
         """The processes of this launch, as `accelerate.PartialState`.
 
-        Whoever comes first makes the group that they talk in, so its time-out is set here: the
-        trainer's `ddp_timeout` alone would come too late.
+        The first PartialState of a process creates the process group, so the group's time-out is
+        set here: the trainer's `ddp_timeout` alone would come too late.
         """
         from accelerate import PartialState
 
         return PartialState(cpu=self.launch.use_cpu, timeout=group_timeout(self.spec))
 
-    def wait_for_slow_ones(self) -> None:
-        """Wait for every process, however long it takes: for work of which some have far more.
-
-        A barrier gives up after the group's time-out, ten minutes in torch. Processes count
-        themselves in the store through which the group came together; one that fails ends its
-        launch, and with it those that wait.
-        """
+    def wait_for_all(self) -> None:
+        """Wait for all processes without a time-out, after work that is unevenly distributed."""
         if self.state.num_processes == 1:
             return
+        # A barrier fails after the group's time-out, so processes poll a counter in the group's
+        # store instead. If one of them fails, the launcher ends those that wait.
         from torch.distributed.distributed_c10d import _get_default_store
 
-        store, key = _get_default_store(), f"bashrac/{next(_MEETINGS)}"
+        store, key = _get_default_store(), f"bashrac/{next(_BARRIERS)}"
         store.add(key, 1)
         while store.add(key, 0) < self.state.num_processes:
             time.sleep(0.2)
@@ -147,27 +145,27 @@ class StepContext(Generic[OptionsT]):
 
     @property
     def computes(self) -> bool:
-        """Whether the step runs the recipe's model, and so has a precision."""
+        """Whether the step runs the recipe's model, and therefore has a precision."""
         return "dtype" in self.options
 
     @cached_property
     def precision(self) -> Precision:
-        """What a new attempt computes in; one that goes on has been given its own."""
+        """The precision of a new attempt; the worker overwrites it for one that resumes."""
         return choose(self.options, hardware(self.device.type))
 
     def seed_of_round(self: StepContext[RoundOptions]) -> int:
-        """A seed of this step's round: rounds must not repeat each other's positions and noise."""
+        """The seed of this step's round, since rounds must not repeat positions and noise."""
         return self.seed * 1_000_003 + self.options["round"]
 
     def input_folders(self) -> dict[str, Path]:
         """The inputs that are earlier steps of this plan: name -> folder."""
-        known = self.spec.inputs  # of a step its fingerprint, of anything else a mapping
+        known = self.spec.inputs  # a fingerprint (str) for a step, a mapping for anything else
         return {
             name: Path(at) for name, at in self.locations.items() if isinstance(known[name], str)
         }
 
     def progress(self, done: int, total: int, unit: str) -> None:
-        """Say how far the step is, at most once a second, from the main process only."""
+        """Write progress.json, at most once a second, from the main process only."""
         if (threads := threads_of_launch()) is not None:
             threads.adapt()
         now = time.monotonic()
@@ -176,7 +174,8 @@ class StepContext(Generic[OptionsT]):
         if not self.state.is_main_process or (now - self._last_progress < 1 and done < total):
             return
         self._last_progress = now
-        # What was done before a stop, and loading the model, say nothing about the rest.
+        # The rate is measured from the first call, so that rows done before a stop and the time to
+        # load the model do not distort the estimate.
         began, before = self._first_progress
         left = (total - done) * (now - began) / (done - before) if done > before else None
         state: Progress = {
@@ -191,18 +190,18 @@ class StepContext(Generic[OptionsT]):
         artifact.write_json(self.directory / PROGRESS, state)
 
     def start_clock(self) -> None:
-        """Count seconds from now on, and those before a stop to them."""
+        """Start the clock, at the seconds that earlier attempts took."""
         self._seconds_before = read_progress(self.directory)["seconds"]
         self._began = time.monotonic()
         if (threads := threads_of_launch()) is not None:
             threads.used = {threads.count}
 
     def seconds(self) -> float:
-        """Seconds spent on the step so far, those before a stop included."""
+        """Seconds spent on the step so far, including earlier attempts."""
         return self._seconds_before + time.monotonic() - self._began
 
     def from_main_process(self, values: list[Any]) -> list[Any]:
-        """Return what the main process gives, in every process."""
+        """Return the main process's values in every process."""
         if self.state.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
@@ -210,10 +209,10 @@ class StepContext(Generic[OptionsT]):
         return values
 
     def source(self, role: str) -> Any:
-        """The place of a data input, if it still holds what the plan has seen.
+        """The source of a data input.
 
         Raises:
-            InputError: when it has changed since.
+            InputError: when its content has changed since it was planned.
         """
         from pipeline.recipe.schema import Source
         from pipeline.steps.identity import data_identity, forget
@@ -225,23 +224,23 @@ class StepContext(Generic[OptionsT]):
         return source
 
     def warn(self, sentence: str) -> None:
-        """Note something the user should read: in the log now, in the record afterwards."""
+        """Print a warning to the log, and keep it for the record."""
         if self.state.is_main_process:
             print(f"warning: {sentence}", flush=True)
             self.metrics.setdefault("warnings", []).append(sentence)
 
 
 def group_timeout(step: StepSpec) -> timedelta:
-    """How long the processes of a step's launch wait for each other, unless they say otherwise."""
+    """The time-out of collective operations between the processes of a step's launch."""
     trainer = step.runtime_options.get("trainer", {})
     return timedelta(seconds=trainer.get("ddp_timeout", _GROUP_TIMEOUT))
 
 
 def changed_error(place: str) -> InputError:
-    """Return the sentence for data or a model that is no longer what the plan has seen."""
+    """Return the error for data or a model that has changed since it was planned."""
     return InputError(
-        f"{place} has changed since this run began; run the same command again to use what it "
-        "holds now"
+        f"{place} has changed since this run began; run the same command again to use its new "
+        "content"
     )
 
 
@@ -263,7 +262,10 @@ def write_spec(
 
 
 def set_precision_aside(directory: Path) -> None:
-    """Keep what an attempt computed in under another name: the next one has not chosen yet."""
+    """Move the precision in progress.json to the key for that of the previous attempt.
+
+    Otherwise progress would show it as the choice of an attempt that has yet to choose.
+    """
     progress = read_progress(directory)
     if noted := progress.pop("precision", None):
         artifact.write_json(directory / PROGRESS, {**progress, "begun": noted})

@@ -1,8 +1,8 @@
-"""Which function makes a step: the name in its identity, where the function lies, and its version.
+"""Which function makes a step: its name in the identity, its module, and its version.
 
-A name is part of every fingerprint that was ever quoted, so it never changes, whatever file the
-function moves to. A version is raised when what a step means or writes changes; it is part of the
-identity from 2 on, so that rows of before are not taken for new ones.
+A name is part of every published fingerprint, so it never changes, even if the function moves to
+another file. A version is raised when what a step means or writes changes; versions above 1 are
+part of the identity, so that old rows are not mistaken for new rows.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pipeline.errors import InputError
 
 
 class Function(NamedTuple):
-    """Where a step's function lies, as 'module:function', and the version of what it makes."""
+    """A step's function as 'module:function', and the version of what it makes."""
 
     place: str
     version: int = 1
 
 
-# Of what is not listed, such as a method of one's own, the name is the place.
+# For any other name, such as that of a user's own method, the name is the place.
 _FUNCTIONS = {
     "eval.alpaca:grade_answers": Function("eval.benchmarks.alpaca:grade_answers"),
     "eval.contamination:check_overlap": Function("eval.benchmarks.overlap:check_overlap"),
@@ -57,5 +57,5 @@ def function_of(name: str) -> Callable[[Any], None]:
     """
     module, _, function = _FUNCTIONS.get(name, Function(name)).place.partition(":")
     if module.split(".")[0] not in ("pipeline", "eval"):
-        raise InputError(f"{name} is code outside bashrac, which no step runs")
+        raise InputError(f"{name} is code outside bashrac, which steps never run")
     return getattr(import_module(module), function)

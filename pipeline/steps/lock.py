@@ -1,8 +1,8 @@
-"""One writer a step: the lock on its folder, and who holds it.
+"""One writer per step: the lock on its folder, and who holds it.
 
-The operating system gives a lock back when its holder dies, however it dies; where a file system
-knows no such locks, filelock keeps the holder's process and host in the file, and takes over from
-one that is gone.
+The operating system releases a lock when its holder dies, however it dies. On a file system without
+such locks, filelock stores the holder's process and host in the file, and takes over the lock of a
+process that no longer exists.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pipeline.errors import InputError, StepHeldError
 from pipeline.steps import artifact
 from pipeline.steps.artifact import HOLDER, LOCK
 
-# A holder that has just been killed takes a moment to end, and one who looks holds it for as long.
+# A holder that was just killed takes a moment to exit, and `held_by` itself holds a lock briefly.
 _PATIENCE_SECONDS = 3
 
 
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Hold a step's folder, so that nobody else writes there.
+    """Hold the lock on a step's folder, so that no other process writes there.
 
     Raises:
-        StepHeldError: when another process holds it; it is named.
+        StepHeldError: when another process holds it; the message names that process.
     """
     from filelock import FileLock, Timeout
 
@@ -36,8 +36,8 @@ def held(directory: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise StepHeldError(
-            f"{directory} is being worked on by {_holder(directory)}; wait for it or stop it, then "
-            "run the same command again"
+            f"{directory} is in use by {_holder(directory)}; wait for it or stop it, then run the "
+            "same command again"
         ) from None
     try:
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -50,7 +50,7 @@ def held(directory: Path) -> Iterator[None]:
 
 
 def held_by(directory: Path) -> str | None:
-    """Return who works on a step, in words, or None when nobody does."""
+    """Describe the process that holds a step's lock; None if there is none."""
     from filelock import FileLock, Timeout
 
     if not (directory / LOCK).exists():
@@ -65,7 +65,7 @@ def held_by(directory: Path) -> str | None:
 def _holder(directory: Path) -> str:
     try:
         found = artifact.read_json(directory / HOLDER)
-        since = datetime.fromisoformat(found["since"]).astimezone()  # here, wherever it runs
+        since = datetime.fromisoformat(found["since"]).astimezone()  # to this machine's time zone
         is_today = since.date() == datetime.now(since.tzinfo).date()
         shown = since.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M")
         return f"process {found['process']} on {found['host']}, since {shown}"

@@ -1,4 +1,4 @@
-"""What a finished step says of itself: what, on what, with what, how long, and what it wrote."""
+"""The record of a finished step: identity, inputs, versions, hardware, time and files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _VERSIONED = (
 
 
 class Speed(TypedDict):
-    """Tokens per second, over so many windows."""
+    """Return the record of a step that has just finished."""
 
     mean: float
     best: float
@@ -130,29 +130,22 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of bashrac's own checkout, '+changes' when it has uncommitted ones."""
+    """The commit of bashrac's checkout, with '+changes' if the working tree is modified."""
     import subprocess
 
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:
-        command = [
-            "git",
-            "-C",
-            str(root),
-            "describe",
-            "--always",
-            "--abbrev=40",
-            "--dirty=+changes",
-        ]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        describe = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes"]
+        done = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def _threads() -> list[int]:
-    """How many threads computed; several where others used the machine for a time."""
+    """The thread counts used; several if they were adapted to other programs' load."""
     import torch
 
     known = threads_of_launch()
@@ -168,7 +161,7 @@ def _describe_device(step: StepContext) -> str:
 
 
 def reset_peak_memory(step: StepContext) -> None:
-    """Give back what an earlier step of this process left, and measure anew."""
+    """Free what an earlier step of this process left, and reset the peak."""
     gc.collect()
     if step.device.type == "cuda":
         import torch
@@ -176,13 +169,13 @@ def reset_peak_memory(step: StepContext) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # not glibc, or no right to: no harm
+        with contextlib.suppress(OSError, AttributeError):  # not glibc, or not permitted: harmless
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory(step: StepContext) -> int:
-    """Peak bytes of the main process in this step: of the GPU where there is one, else resident."""
+    """Peak bytes of the main process in this step: of the GPU if there is one, else resident."""
     if step.device.type == "cuda":
         import torch
 
@@ -191,4 +184,4 @@ def _peak_memory(step: StepContext) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         high_water = next(line for line in lines if line.startswith("VmHWM"))
         return int(high_water.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS; since the process began
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS; since the process started

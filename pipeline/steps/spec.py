@@ -1,8 +1,8 @@
-"""What a step is, and what it is known by.
+"""The specification of a step, and its identity.
 
 A step's identity is everything that decides its result: kind, options, seed, and the identities of
-its inputs. Hardware, process counts, paths and library versions are not in it (they are recorded).
-Two stages, or two recipes, that need the same step share its directory.
+its inputs. Hardware, process counts, paths and library versions are recorded, but not part of it.
+Stages and recipes that need the same step share its directory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.steps import artifact
 from pipeline.steps.functions import version_of
 from pipeline.steps.options import RuntimeOptions
 
-# Raised when the meaning of steps changes, so that results made before it are not taken for new.
+# Raised when the meaning of all steps changes, so that older results are not reused.
 FORMAT = 2
 # The type of a step's options: pipeline/steps/options.py
 OptionsT = TypeVar("OptionsT", bound=Mapping[str, Any], covariant=True)
@@ -26,7 +26,7 @@ STEP_FOLDER = re.compile(r"[a-z0-9_-]+-[0-9a-f]{16}")  # what `step_folder` retu
 
 
 def step_folder(kind: str, fingerprint: str) -> str:
-    """The name of the directory that holds a step's results."""
+    """The name of the directory of a step's results."""
     return f"{kind}-{fingerprint[:16]}"
 
 
@@ -64,16 +64,16 @@ class StepSpec(Generic[OptionsT]):
     Attributes:
         kind: what it makes: answers, contexts, corrections, pairs, train, merge, overlap,
             gap-contexts, gap-losses, or a benchmark's grades.
-        run: the name of the function that makes it, given a `pipeline.steps.context.StepContext`
-            (pipeline/steps/functions.py says where it lies).
-        options: everything but the inputs that decides the result.
-        inputs: name -> another step (in step.json its fingerprint), or the identity of data or a
-            model from outside.
-        locations: name -> where an input lies: the `Place` of data, a model's name, and in
-            step.json the folder of another step. Not part of identity.
-        title: words for people.
+        run: the name of the function that makes it, given a `pipeline.steps.context.StepContext`;
+            pipeline/steps/functions.py maps it to a module.
+        title: shown to users.
+        options: everything except the inputs that decides the result.
+        inputs: name -> another step (its fingerprint in step.json), or the identity of external
+            data or of an external model.
+        locations: name -> where to find an input: the `Place` of data, a model's name or, in
+            step.json, another step's folder. Not part of the identity.
         runtime_options: settings that do not change the result.
-        main_process_only: whether the main process does the work while the others of a launch wait.
+        main_process_only: whether the launch's other processes wait while the main one works.
     """
 
     kind: str
@@ -89,7 +89,7 @@ class StepSpec(Generic[OptionsT]):
 
     @cached_property
     def identity(self) -> Identity:
-        """What the fingerprint is taken of."""
+        """What the fingerprint is computed from."""
         identity: Identity = {
             "format": FORMAT,
             "kind": self.kind,
@@ -119,7 +119,7 @@ class StepSpec(Generic[OptionsT]):
         return runs / "steps" / step_folder(self.kind, self.fingerprint)
 
     def as_json(self, runs: Path) -> dict[str, Any]:
-        """The step as step.json holds it: what it reads of other steps lies in their folders."""
+        """The step as written to step.json, with the folders of the steps it reads as locations."""
         folders = {
             name: str(value.directory(runs).resolve())
             for name, value in self.inputs.items()
@@ -131,7 +131,7 @@ class StepSpec(Generic[OptionsT]):
 
 @dataclass(frozen=True)
 class Model:
-    """Weights a step starts from: a base (outside model, or a step) and perhaps a LoRA adapter."""
+    """A step's initial weights: a base (None: the recipe's model) and perhaps a LoRA adapter."""
 
     base: StepSpec | None
     adapter: StepSpec | None = None

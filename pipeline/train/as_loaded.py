@@ -1,9 +1,9 @@
-"""Has a trained model saved with the config it was loaded with.
+"""Restores the config that a trained model was loaded with, before it is saved.
 
-Trainers set what they need in the config of the live model: no cache, router logits, no dropout.
-Whoever loads the saved model would get that too: `generate` of a mixture of experts dies of router
-logits. Only the ids of special tokens stay as trainers set them, for they are the tokenizer's,
-which is saved beside the config.
+Trainers change the live model's config for their own needs: no cache, router logits, no dropout.
+Saved, these would affect everyone who loads the model: `generate` of a mixture of experts fails
+with router logits. Only the ids of special tokens stay as trainers set them, because they are those
+of the tokenizer, which is saved with the model.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _OF_SAVING = ("dtype", "architectures", "transformers_version")
 
 
 def restore_config(step: StepContext, model: Any) -> None:
-    """Set the config of a model that has been trained to what the step loaded."""
+    """Set a trained model's config to the one that the step loaded."""
     _restore(model.config, config_for(step))
 
 
 def _restore(config: Any, loaded: Any) -> None:
     for name, value in vars(loaded).items():
-        if isinstance(value, PreTrainedConfig):  # of a part, such as the text of a model of images
+        if isinstance(value, PreTrainedConfig):  # such as a multimodal model's text_config
             _restore(getattr(config, name), value)
         elif not name.startswith("_") and name not in (*_OF_THE_TOKENIZER, *_OF_SAVING):
             setattr(config, name, value)

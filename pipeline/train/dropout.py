@@ -1,7 +1,7 @@
-"""Turns off a model's noise in training, for losses that compare two passes of the same weights.
+"""Turns off dropout and jitter in training, for losses that compare two passes of the same weights.
 
-TRL's `disable_dropout` reaches dropouts that are `torch.nn.Dropout`. Many models hold a number
-instead, and read it when they compute: Llama's `attention_dropout`, OPT's `dropout` and
+TRL's `disable_dropout` covers `torch.nn.Dropout` modules only. Many models store a number instead,
+and read it in their forward pass: Llama's `attention_dropout`, OPT's `dropout` and
 `layerdrop`, Mixtral's `router_jitter_noise`. With any of them DPO's policy and reference differ
 from the first step on, by noise alone.
 """

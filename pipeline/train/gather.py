@@ -1,7 +1,7 @@
-"""Whole weights of a trained model whose weights lie in pieces in several processes.
+"""Gathers the weights of a model that was trained sharded over several processes.
 
-Transformers' own saving follows the launch config: it may write pieces, or weights rounded to
-bfloat16. Here the launch decides nothing: what comes out is what one process would have.
+How transformers saves depends on the launch config: it may write shards, or weights rounded to
+bfloat16. Here the result is what a single process would have saved, under every launch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pipeline.recipe.shipped import FSDP2, REPLICATED
 
 
 def whole_weights(trainer: Any) -> dict[str, Any] | None:
-    """Gather what a trainer's model needs to be saved; every process must call this.
+    """Gather the weights to save; every process must call this.
 
     Returns:
-        Name -> whole tensor in the main process's memory: of an adapter its trained weights, else
-        all. Empty in other processes. None where every process holds whole weights anyway.
+        Name -> full tensor, on the CPU, in the main process: an adapter's trained weights, or all
+        weights of a model without adapter. Empty in other processes. None if nothing is sharded.
     """
     from peft import PeftModel
 
@@ -28,7 +28,7 @@ def whole_weights(trainer: Any) -> dict[str, Any] | None:
     is_main = trainer.accelerator.is_main_process
     is_adapter = isinstance(trainer.model, PeftModel)
     found: dict[str, Any] = {}
-    names: dict[int, str] = {}  # of weights seen; tied ones are gathered once, and stay tied
+    names: dict[int, str] = {}  # id -> first name: tied weights are gathered once, and stay tied
     for name, weight in trainer.model.state_dict(keep_vars=True).items():
         if is_adapter and not weight.requires_grad:
             continue
@@ -36,6 +36,7 @@ def whole_weights(trainer: Any) -> dict[str, Any] | None:
         if first == name:
             whole = gather(weight, trainer.accelerator.device)
         if is_main:
+            # To the CPU one by one: a GPU may not have room for all of them.
             found[name] = whole.detach().cpu() if first == name else found[first]
     return found
 
@@ -43,7 +44,7 @@ def whole_weights(trainer: Any) -> dict[str, Any] | None:
 def _of_fsdp(weight: Any, device: Any) -> Any:
     from torch.distributed.tensor import DTensor
 
-    # Pieces kept in the machine's memory are gathered between GPUs all the same.
+    # Shards that are offloaded to the CPU are gathered between GPUs too.
     if not isinstance(weight, DTensor):
         return weight
     on_device: Any = weight.detach().to(device)
@@ -51,7 +52,7 @@ def _of_fsdp(weight: Any, device: Any) -> Any:
 
 
 def _of_deepspeed(weight: Any, device: Any) -> Any:
-    """The float32 weights that DeepSpeed updates, where it computes with a rounded copy of them."""
+    """The float32 weights that DeepSpeed updates, if it computes with a 16-bit copy of them."""
     import deepspeed  # pyright: ignore[reportMissingImports]
     import torch
     from deepspeed.utils import safe_get_full_fp32_param  # pyright: ignore[reportMissingImports]

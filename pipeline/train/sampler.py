@@ -1,10 +1,10 @@
-"""Which rows a training pass reads together, and how much of what it reads is padding.
+"""Length-grouped batches for training, and a count of the padding that remains.
 
-Rows of similar length are read together, so that little is padding. Which rows make up an optimizer
-step depends on lengths, batch_size, seed and epoch alone. The stock `group_by_length` does not keep
-to that: it draws from the generator that training itself draws from, so a training stopped after
-its first epoch goes on with other rows, and it groups by one process's share of the batch, so the
-number of processes changes what is trained.
+Rows of similar length share a forward pass, so that there is little padding. Which rows make up an
+optimizer step depends on lengths, batch_size, seed and epoch only. That is not true of the stock
+`group_by_length`: it draws from the generator that training itself uses, so a training stopped
+after its first epoch resumes with different rows, and it groups by one process's share of the
+batch, so the number of processes changes what is trained.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pipeline.errors import StepFailedError
 from pipeline.steps.context import StepContext
 from pipeline.steps.options import TrainOptions
 
-# What follows decides results: whoever changes it raises pipeline.steps.spec.FORMAT.
-# How many rows of similar length stay together: a quarter of a batch, so that every batch holds
-# rows of four lengths, but at least as many as are often read in one pass.
+# These constants affect results: if you change one, raise pipeline.steps.spec.FORMAT.
+# Rows per group of similar length: a quarter of a batch, so that every batch has four groups, but
+# at least a common micro-batch.
 _GROUP_SHARE, _GROUP_ROWS = 4, 8
-# Lengths are taken with this much noise, so that two rows of one length (a reference and a BASH
-# context made from it) seldom meet in a batch, and groups differ from epoch to epoch.
+# Relative noise on lengths, so that two rows of the same length (a reference and a BASH context
+# made from it) are rarely in the same batch, and groups differ between epochs.
 _LENGTH_NOISE = 0.03
 
 _MUCH_PADDING = 0.1
@@ -49,25 +49,25 @@ def micro_batches(batch_size: int, processes: int, largest: int) -> tuple[int, i
 def arrange_batches(
     step: StepContext[TrainOptions], trainer: Any, sizes: Sequence[tuple[int, ...]]
 ) -> None:
-    """Let a trainer read rows of similar length together, where options say so; count padding.
+    """Group a trainer's rows by length if its options ask for it, and count padding.
 
-    `sizes` holds, for each row of the trainer's data, the lengths of the sequences that the row
-    puts into a pass, all padded alike: one in SFT, chosen and rejected in DPO.
+    `sizes` holds, for each row of the trainer's data, the lengths of its sequences, which are
+    padded to the same length: one in SFT, chosen and rejected in DPO.
     """
     if trainer.args.train_sampling_strategy == "group_by_length":
         sampler = LengthGroups(
             [max(row) for row in sizes],
             batch_size=step.options["batch_size"],
             seed=step.seed,
-            # Not by `set_epoch`, which accelerate does not hand on where several processes resume.
+            # Not through `set_epoch`, which accelerate does not call when several processes resume.
             epoch=lambda: int(trainer.state.epoch or 0),
         )
-        trainer._get_train_sampler = lambda dataset=None: sampler  # there is no public way
+        trainer._get_train_sampler = lambda dataset=None: sampler  # no public API
     trainer.add_callback(_Padding(step, trainer, sizes))
 
 
 class LengthGroups(Sampler[int]):
-    """Gives every row once an epoch, in the order of `grouped_by_length`."""
+    """Yields every row once per epoch, in the order of `grouped_by_length`."""
 
     def __init__(
         self, lengths: Sequence[int], *, batch_size: int, seed: int, epoch: Callable[[], int]
@@ -88,16 +88,11 @@ class LengthGroups(Sampler[int]):
 def grouped_by_length(
     lengths: torch.Tensor, batch_size: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Return an order of rows in which neighbours are of similar length.
-
-    Rows are sorted by length, give or take `_LENGTH_NOISE`, and cut into groups. These come in
-    random order, but the longest rows first, so that too little memory shows at once, and one group
-    of fewer rows, whose place among the lengths is random, last. In the end each batch is sorted,
-    which changes how it falls into passes and not what it holds.
+    """Return an order of rows in which neighbours have similar lengths.
 
     Args:
         lengths: (rows,) in tokens.
-        batch_size: rows of an optimizer step, over all processes.
+        batch_size: rows per optimizer step, over all processes.
         generator: decides the order.
 
     Returns:
@@ -107,26 +102,30 @@ def grouped_by_length(
     size, _ = micro_batches(batch_size, 1, max(_GROUP_ROWS, batch_size // _GROUP_SHARE))
     noisy = lengths * (1 + _LENGTH_NOISE * (2 * torch.rand(rows, generator=generator) - 1))
     ranked = noisy.argsort(descending=True, stable=True)
+    # The incomplete group comes from a random place among the lengths, and goes last.
     full, fewer = divmod(rows, size)
     cut = size * int(torch.randint(1, full + 1, (), generator=generator)) if full else 0
     rest = ranked[cut : cut + fewer]
+    # Groups are shuffled, except that the longest rows go first: if memory is too small for them,
+    # training fails at once.
     longest, *others = torch.cat([ranked[:cut], ranked[cut + fewer :]]).split(size)
     shuffled = torch.randperm(len(others), generator=generator).tolist()
     order = torch.cat([longest, *(others[place] for place in shuffled), rest])
+    # Sorting a batch changes how it splits into passes, but not which rows it holds.
     batches = order.split(batch_size)
-    return torch.cat([one[lengths[one].argsort(descending=True, stable=True)] for one in batches])
+    return torch.cat([ids[lengths[ids].argsort(descending=True, stable=True)] for ids in batches])
 
 
 class _Padding(TrainerCallback):
-    """Counts what the model reads while it trains, and how much of that is padding.
+    """Counts the positions and tokens that the model is trained on, over all processes.
 
-    Counts are of all processes, and kept in the trainer's state, so that checkpoints hold them.
+    The counts are kept in the trainer's state, so that checkpoints include them.
     """
 
     def __init__(self, step: StepContext, trainer: Any, sizes: Sequence[tuple[int, ...]]):
         self.step = step
         self.trainer = trainer
-        # With one row a pass only the shorter side of a pair is padded.
+        # The least possible share: with one row per pass only the shorter side of a pair is padded.
         self.least = 1 - sum(map(sum, sizes)) / sum(len(row) * max(row) for row in sizes)
         self.new = torch.zeros(2, dtype=torch.long, device=step.device)  # positions, tokens
 
@@ -135,7 +134,7 @@ class _Padding(TrainerCallback):
         self.hook = more["model"].register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, model: Any, args: Any, inputs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():  # else it is the reference model's pass, through one adapter
+        if torch.is_grad_enabled():  # not in a forward pass of the reference
             size, mask = inputs["input_ids"].numel(), inputs.get("attention_mask")
             self.new[0] += size
             self.new[1] += size if mask is None else mask.sum().to(self.new.device)
@@ -156,12 +155,12 @@ class _Padding(TrainerCallback):
 
 
 def describe_padding(share: float, positions: int, least: float, args: Any) -> str:
-    """Return a log line about padding, with a way to have less of it where that is much.
+    """Return a log line about padding, with a way to reduce it if there is much.
 
     Args:
         share: padding among the positions read, 0 to 1.
         positions: read by the model, padding included.
-        least: the share with one row a pass.
+        least: the share with one row per pass.
         args: the trainer's arguments.
     """
     line = f"padding: {100 * share:.1f} % of {positions:,} positions read"

@@ -1,4 +1,4 @@
-"""What `report_to` names: below the runs folder, and one training after another."""
+"""Experiment trackers (`report_to`): they write below the runs folder, one run per training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STAY_HERE = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
 
 
 def keep_here(step: StepContext) -> None:
-    """Have trackers write below the runs folder and send nothing; the environment goes first."""
+    """Have trackers write below the runs folder, offline, unless the environment says otherwise."""
     for variable, value in _STAY_HERE.items():
         os.environ.setdefault(variable, value)
     shared = step.directory.parent.parent / FOLDER
@@ -25,11 +25,11 @@ def keep_here(step: StepContext) -> None:
     for variable in _FOLDERS:
         if Path(os.environ.get(variable, shared)).is_relative_to(shared):
             os.environ[variable] = str(folder)
-    # It reads the variable once in a process, which several steps may share.
+    # trackio reads this only once per process, so all steps of a process share a folder.
     os.environ.setdefault("TRACKIO_DIR", str(shared / "trackio"))
 
 
 def end() -> None:
-    """End what wandb has open: the next training of this process would go on in it."""
+    """Finish wandb's open run, which the next training of this process would continue otherwise."""
     if (wandb := sys.modules.get("wandb")) is not None:
         wandb.finish()

@@ -1,4 +1,4 @@
-"""What every training step shares: arguments for a stock TRL trainer, progress, resume, saving."""
+"""What all training steps share: arguments for a stock TRL trainer, progress, resuming, saving."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from pipeline.train.sampler import micro_batches
 CHECKPOINTS = "checkpoints"
 HISTORY = "history.json"
 _LAST_FILE = "checkpoint-*/trainer_state.json"
-# A kill loses at most so much training, and at most a twentieth of the time goes into checkpoints.
+# A kill loses at most so many seconds of training, unless checkpoints would then take more than a
+# twentieth of the time.
 _CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 600.0, 1 / 20
 
 
@@ -44,11 +45,11 @@ def training_arguments(step: StepContext[TrainOptions], config_class: Any, **mor
     trainer = {**step.options["trainer"], **step.runtime_options["trainer"]}
     if trainer.get("report_to"):
         trackers.keep_here(step)
-    if (
-        "gradient_checkpointing" not in trainer
-    ):  # the newer name, which does not make transformers warn
+    # TRL's default is on, which is slow on a CPU. The older name would make transformers warn.
+    if "gradient_checkpointing" not in trainer:
         trainer.setdefault("activation_checkpointing", step.device.type != "cpu")
     arguments = {
+        # Defaults, which the recipe may change.
         "report_to": [],
         "run_name": step.directory.name,
         "disable_tqdm": True,
@@ -56,7 +57,8 @@ def training_arguments(step: StepContext[TrainOptions], config_class: Any, **mor
         "dataloader_pin_memory": step.device.type != "cpu",
         **trainer,
         **{key: name == step.precision.autocast for key, name in AUTOCAST.items()},
-        # The first loss and any NaN must be logged; by default transformers would log NaN as 0.
+        # What the recipe may not change. DPO checks its first loss, and _Finite any NaN, which
+        # transformers would log as 0 by default.
         "logging_strategy": "steps",
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
@@ -89,8 +91,8 @@ def load_trainable(step: StepContext[TrainOptions]) -> tuple[Any, Any]:
     """Load the weights a training step starts from.
 
     Returns:
-        The model, and the LoraConfig the trainer should add (None when all weights are trained or
-        the model already carries the adapter to train).
+        The model, and the LoraConfig for the trainer to add (None if all weights are trained or the
+        model already has the adapter to train).
     """
     lora = step.options["lora"]
     if step.options.get("quantize"):
@@ -104,34 +106,35 @@ def load_trainable(step: StepContext[TrainOptions]) -> tuple[Any, Any]:
 
 
 def fit(step: StepContext, trainer: Any, *, tokens_per_epoch: int) -> None:
-    """Train, from the last whole checkpoint if there is one, and save model and loss history.
+    """Train, from the last complete checkpoint if there is one, and save model and loss history.
 
     Raises:
         StepFailedError: when the loss, a gradient or a weight is NaN or infinite.
-        KeyboardInterrupt: when a stop was requested; a checkpoint holds what was trained.
+        KeyboardInterrupt: when a stop was requested, after a checkpoint was written.
     """
     check_trainer(trainer.accelerator, kind=step.launch.kind)
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback)  # _Progress prints losses instead
     loss_scale = _LossScale(step, trainer.accelerator)
     for callback in (_Progress(step), _Checkpoints(step), _Finite(step), loss_scale):
         trainer.add_callback(callback)
     checkpoint = last_checkpoint(step.directory / CHECKPOINTS, layout(step))
-    step.state.wait_for_everyone()  # nobody may remove or write one before everybody has looked
+    step.state.wait_for_everyone()  # all must have looked before one is removed or written
     if step.state.is_main_process:
         for path in (step.directory / CHECKPOINTS).glob("checkpoint-*"):
-            if path != checkpoint:  # half-written, or of another sharding: in the way of later ones
-                print(f"{path} cannot be resumed from and is removed", flush=True)
+            if path != checkpoint:  # incomplete, or sharded differently: later ones need the name
+                print(f"removing {path}: incomplete, or of another launch", flush=True)
                 shutil.rmtree(path, ignore_errors=True)
         if checkpoint is not None:
             print(f"resuming from {checkpoint}", flush=True)
     step.state.wait_for_everyone()
-    step.stops_itself = True
+    step.stops_itself = True  # SIGTERM during an optimizer step ends in a checkpoint: _Checkpoints
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step.stops_itself = False
     trackers.end()
     if step.stop_asked:
         raise KeyboardInterrupt
     loss_scale.check()
+    # A loss is computed before its update: only the weights show whether the last one was finite.
     whole = whole_weights(trainer)
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     weights = trained if whole is None else whole.values()
@@ -151,22 +154,25 @@ def fit(step: StepContext, trainer: Any, *, tokens_per_epoch: int) -> None:
     unset_hf_deepspeed_config()  # else ZeRO-3 would shard what a later step of this process loads
     if step.state.is_main_process:
         artifact.write_json(step.directory / HISTORY, history)
+        # Only now that the model is saved: until then a stopped step resumes from them.
         shutil.rmtree(step.directory / CHECKPOINTS, ignore_errors=True)
 
 
 def layout(step: StepContext) -> str:
-    """How a checkpoint of this launch is sharded: only such a launch can read it."""
-    many = step.launch.kind.startswith("ZeRO")  # its shards belong to a number of processes
-    return f"{step.launch.kind} of {step.launch.processes}" if many else step.launch.kind
+    """How checkpoints of this launch are sharded: only the same kind of launch can read them."""
+    if step.launch.kind.startswith("ZeRO"):  # one shard per process
+        return f"{step.launch.kind} of {step.launch.processes}"
+    return step.launch.kind
 
 
-def last_checkpoint(folder: Path, pieces: str = REPLICATED) -> Path | None:
-    """Return the newest complete checkpoint that is sharded in this way, or None."""
+def last_checkpoint(folder: Path, sharding: str = REPLICATED) -> Path | None:
+    """Return the newest complete checkpoint with this `layout`, or None."""
+    # trainer_state.json is written last, so a checkpoint with one is complete.
     found = [(path.parent, artifact.read_object(path)) for path in folder.glob(_LAST_FILE)]
     whole = [
         path
         for path, state in found
-        if state and state.get("stateful_callbacks", {}).get("layout", REPLICATED) == pieces
+        if state and state.get("stateful_callbacks", {}).get("layout", REPLICATED) == sharding
     ]
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
@@ -181,28 +187,27 @@ def diverged(step: StepContext, what: str) -> StepFailedError:
 
 
 def _save(step: StepContext, trainer: Any, whole: dict[str, Any] | None) -> None:
-    """Save a plain model or adapter; `whole` are its gathered weights where it is sharded."""
+    """Save a plain model or adapter; `whole` are the gathered weights of a sharded one."""
     if step.state.is_main_process:
-        temporary = step.directory / f".{MODEL_FOLDER}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
         restore_config(step, trainer.model)
-        # Not DPO's frozen copy of the adapter, its reference.
+        # Without DPO's reference, a frozen copy of the adapter.
         adapter = (
             {"selected_adapters": ["default"]} if hasattr(trainer.model, "peft_config") else {}
         )
-        trainer.model.save_pretrained(str(temporary), state_dict=whole, **adapter)
-        trainer.processing_class.save_pretrained(str(temporary))
-        (temporary / "README.md").unlink(missing_ok=True)
-        _finish_adapter_config(step, temporary / "adapter_config.json")
-        if whole is not None:
-            _name_dtype(temporary / "config.json", whole)
+        # An attempt that was killed before its record may have left one.
         shutil.rmtree(step.directory / MODEL_FOLDER, ignore_errors=True)
-        temporary.rename(step.directory / MODEL_FOLDER)
+        with artifact.atomic_folder(step.directory / MODEL_FOLDER) as temporary:
+            trainer.model.save_pretrained(str(temporary), state_dict=whole, **adapter)
+            trainer.processing_class.save_pretrained(str(temporary))
+            (temporary / "README.md").unlink(missing_ok=True)
+            _finish_adapter_config(step, temporary / "adapter_config.json")
+            if whole is not None:
+                _name_dtype(temporary / "config.json", whole)
     step.state.wait_for_everyone()
 
 
 def _name_dtype(config_file: Path, whole: dict[str, Any]) -> None:
-    """Name the dtype that weights were saved in, not that of the 16-bit copy which computed."""
+    """Write the dtype of the saved weights to the config, not that of the 16-bit compute copy."""
     if config_file.is_file():
         (dtype,) = {str(weight.dtype) for weight in whole.values() if weight.is_floating_point()}
         config = artifact.read_json(config_file)
@@ -210,14 +215,11 @@ def _name_dtype(config_file: Path, whole: dict[str, Any]) -> None:
 
 
 def _finish_adapter_config(step: StepContext, adapter_config: Path) -> None:
-    """Name the adapter's base so that peft alone finds it, from any folder.
-
-    `target_modules` is a set in peft, whose order differs between processes: it is sorted, so that
-    the same training writes the same file.
-    """
+    """Write the adapter's base so that peft finds it from any working folder."""
     if not adapter_config.is_file():
         return
     config = artifact.read_json(adapter_config)
+    # A set in peft, whose order differs between processes: sorted, so that files are reproducible.
     if isinstance(config.get("target_modules"), list):
         config["target_modules"].sort()
     base = step.spec.inputs["base"]
@@ -270,21 +272,21 @@ class _LossScale(TrainerCallback):
     overflow, and every later step would be skipped too.
     """
 
-    _LEFT_OUT_IN_A_ROW = 20  # from 2^16 to below 1, and a few more
-    _SHARE = 0.05  # of all steps, from where on it is worth a warning
+    _MOST_IN_A_ROW = 20  # 17 halvings take the scale from 2^16 to below 1
+    _SHARE = 0.05  # of all steps; more are worth a warning
 
     def __init__(self, step: StepContext, accelerator: Any):
         self.step, self.accelerator = step, accelerator
-        self.steps = self.left_out = self.in_a_row = 0
+        self.steps = self.skipped = self.in_a_row = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         skipped = bool(args.fp16 and self.accelerator.optimizer_step_was_skipped)
-        # Kept in the trainer's state, so that checkpoints carry it.
+        # Kept in the trainer's state, so that checkpoints include it.
         before = state.stateful_callbacks.get("left_out", [0, 0])
-        self.steps, self.left_out = before[0] + 1, before[1] + skipped
-        state.stateful_callbacks["left_out"] = [self.steps, self.left_out]
+        self.steps, self.skipped = before[0] + 1, before[1] + skipped
+        state.stateful_callbacks["left_out"] = [self.steps, self.skipped]
         self.in_a_row = self.in_a_row + 1 if skipped else 0
-        if self.in_a_row >= self._LEFT_OUT_IN_A_ROW:
+        if self.in_a_row >= self._MOST_IN_A_ROW:
             raise self._failed("the last ones in a row: they overflow float16 at every loss scale")
 
     def check(self) -> None:
@@ -293,26 +295,26 @@ class _LossScale(TrainerCallback):
         Raises:
             StepFailedError: when most steps were skipped, so that the model is hardly trained.
         """
-        if 2 * self.left_out > self.steps:
-            raise self._failed("most of them, so that the model is hardly trained")
-        if self.left_out:
-            self.step.metrics["optimizer_steps_left_out"] = self.left_out
-        if self.left_out > self._SHARE * self.steps:
+        if 2 * self.skipped > self.steps:
+            raise self._failed("most of them, so the model is hardly trained")
+        if self.skipped:
+            self.step.metrics["optimizer_steps_left_out"] = self.skipped
+        if self.skipped > self._SHARE * self.steps:
             self.step.warn(
-                f"{self.left_out} of {self.steps} optimizer steps were left out, for gradients "
-                "overflowed float16; precision: float32 leaves none out"
+                f"{self.skipped} of {self.steps} optimizer steps were skipped because gradients "
+                "overflowed float16; precision: float32 skips none"
             )
 
     def _failed(self, which: str) -> StepFailedError:
         shutil.rmtree(self.step.directory / CHECKPOINTS, ignore_errors=True)
         return StepFailedError(
-            f"{self.left_out} of {self.steps} optimizer steps were left out, for gradients "
+            f"{self.skipped} of {self.steps} optimizer steps were skipped because gradients "
             f"overflowed float16, {which}; write precision: float32"
         )
 
 
 class _Checkpoints(TrainerCallback):
-    """Requests a checkpoint when enough work is at stake, and when a stop was requested."""
+    """Requests a checkpoint when enough work would be lost, and when a stop was requested."""
 
     def __init__(self, step: StepContext):
         self.step = step

@@ -163,7 +163,7 @@ def test_rows_that_cannot_be_read_are_left_out_and_counted_where_the_source_says
         f"2 of 3 rows left out (skip_unusable), the first: {source['source']}:1: "
         "field 'rejected' equals chosen, so there is no preference"
     ]
-    with pytest.raises(InputError, match=r"no usable rows in it; the first of 1: .*rows.jsonl:1"):
+    with pytest.raises(InputError, match=r"it has no usable rows; the first of 1: .*rows.jsonl:1"):
         load_preferences({**source, "limit": 1}, "chat")
 
 
@@ -193,7 +193,7 @@ def test_skip_counts_rows_as_a_file_has_them(tmp_path):
     with pytest.raises(InputError, match=r"rows.jsonl:3: field 'answer'"):
         load_examples({"source": source, "skip": 1}, "gsm8k")
     assert len(load_examples({"source": source, "skip": 2}, "gsm8k")) == 1
-    with pytest.raises(InputError, match="skip 3 leaves none of its 3 rows; lower it"):
+    with pytest.raises(InputError, match="skip 3 leaves none of its 3 rows; lower skip"):
         load_examples({"source": source, "skip": 3}, "gsm8k")
 
 

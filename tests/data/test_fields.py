@@ -46,7 +46,7 @@ def test_a_row_with_a_field_that_is_not_read_is_refused_by_name(name, task):
 def test_an_answer_that_is_marked_as_bad_is_not_trained_on():
     """Rows of KTO: prompt, completion, and whether the completion is a good one."""
     row = {"prompt": "Hi", "completion": "Go away."}
-    with pytest.raises(RowError, match="bad one"):
+    with pytest.raises(RowError, match="marks the answer as bad"):
         example_of("chat", row | {"label": False})
     assert example_of("chat", row | {"label": True}) == example_of("chat", row)
 

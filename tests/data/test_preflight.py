@@ -66,7 +66,7 @@ def test_a_row_that_cannot_be_right_stops_the_run_and_is_shown(renderer, change,
 
 
 def test_no_row_at_all_stops_the_run(renderer):
-    with pytest.raises(InputError, match="there is no row to train on"):
+    with pytest.raises(InputError, match="there are no rows to train on"):
         check_rows(Step(), [], renderer)
 
 

@@ -122,13 +122,13 @@ def test_the_date_is_recorded_and_part_of_identity_only_where_it_is_another(
 @pytest.mark.parametrize(
     ("template", "why"),
     [
-        (CHAT_TEMPLATE.replace(ASK, ASK + "<think>\n"), "asks with .*<think>"),
+        (CHAT_TEMPLATE.replace(ASK, ASK + "<think>\n"), "ends with .*<think>"),
         (CHAT_TEMPLATE.replace(ASK, ASK + "[THINK]"), "THINK"),
         (QWEN, "<think>"),
         (CHAT_TEMPLATE.replace(ASK, "<|im_start|>"), "assistant"),
         (CHAT_TEMPLATE.replace("<|im_end|>", " (sic)<|im_end|>"), r"\(sic\)"),
         ("{% for message in messages %}{% if message.role == 'user' %}" + TURN
-         + "{% endif %}{% endfor %}", "does not write answers"),
+         + "{% endif %}{% endfor %}", "does not render answers"),
     ],
     ids=["think", "brackets", "empty block in the answer", "role", "after", "no answer"],
 )  # fmt: skip

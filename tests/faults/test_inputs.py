@@ -400,7 +400,7 @@ DAMAGED = {
     "only a head": ("a.csv", "question,answer\n", "no rows"),
     "no list entry": ("a.json", "[]", "no rows"),
     "UTF-16": ("a.csv", "question,answer\na,#### 2\n".encode("utf-16"), "a.csv:1: not UTF-8"),
-    "no Parquet": ("a.parquet", "PAR1" + "\0" * 100 + "PAR1", "not a whole Parquet file"),
+    "no Parquet": ("a.parquet", "PAR1" + "\0" * 100 + "PAR1", "not a complete Parquet file"),
     "NUL": ("a.jsonl", "\0" * 100, "a.jsonl:1: not valid JSON"),
 }  # fmt: skip
 

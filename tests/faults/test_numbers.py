@@ -158,7 +158,7 @@ def test_labels_that_are_all_dropped_stop_the_step(recipe, write_recipe, run_ste
             {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]},
             "'messages' message 1 (assistant) has no text",
         ),
-        ("tldr", None, "there are no rows in it"),
+        ("tldr", None, "it has no rows"),
     ],
 )
 def test_a_row_without_an_answer_is_named(

@@ -10,7 +10,7 @@ from conftest import first_step, problems_of
 
 from pipeline.errors import InputError, StepFailedError
 from pipeline.hardware import precision
-from pipeline.hardware.precision import Hardware, Precision, choose, goes_on, hardware
+from pipeline.hardware.precision import Hardware, Precision, choose, hardware, precision_to_resume
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.run import worker
@@ -90,7 +90,7 @@ def test_a_cpu_takes_bfloat16_only_where_it_has_it(monkeypatch, capabilities, be
 
 def test_a_torch_that_does_not_tell_what_a_cpu_has_takes_float32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert hardware("cpu").best == "float32" and "tells nothing" in hardware("cpu").why
+    assert hardware("cpu").best == "float32" and "does not report" in hardware("cpu").why
 
 
 @pytest.mark.parametrize(("converts", "best"), [(True, "bfloat16"), (False, "float32")])
@@ -205,7 +205,7 @@ def test_float16_on_a_cpu_is_refused_before_anything_is_loaded(
     for command in (["check"], ["plan"], ["run"]):
         done = bashrac(*command, path, "--set", asking)
         assert done.returncode == 2, done.stdout + done.stderr
-        assert "float16 is asked for" in done.stderr and "precision: auto" in done.stderr
+        assert "float16 is requested" in done.stderr and "precision: auto" in done.stderr
     assert not (tmp_path / "runs" / "steps").exists()
     # A GPU may have it, whatever the machine that plans has.
     assert bashrac("plan", path, "--set", asking, "--launch", "single_gpu").returncode == 0
@@ -213,7 +213,7 @@ def test_float16_on_a_cpu_is_refused_before_anything_is_loaded(
 
 def test_a_step_on_a_cpu_refuses_float16_too():
     """Where no parent has looked: processes that the user launches."""
-    with pytest.raises(InputError, match="float16 is asked for"):
+    with pytest.raises(InputError, match="float16 is requested"):
         choose({"dtype": "float16"}, NEW_CPU)
 
 
@@ -227,7 +227,9 @@ def test_weights_that_are_trained_are_never_float16(recipe_dict, write_recipe, o
 
 @pytest.mark.parametrize("options", [{"lora": None}, {"lora": LORA, "trainer": {"bf16": False}}])
 def test_float16_weights_train_with_loss_scaling_only(options):
-    with pytest.raises(InputError, match=r"precision: float16 scales the loss"):
+    with pytest.raises(
+        InputError, match=r"replace it by precision: float16, which scales the loss"
+    ):
         choose({"dtype": "float16", "trainer": {}} | options, T4)
 
 
@@ -238,7 +240,7 @@ def test_a_sixteen_that_is_false_beside_its_name_is_a_contradiction(recipe_dict,
 
 @pytest.mark.parametrize(
     ("found", "dtype", "why"),
-    [(OLD_CPU, "bfloat16", "the recipe says so"), (NEW_CPU, "bfloat16", NEW_CPU.why)],
+    [(OLD_CPU, "bfloat16", "set in the recipe"), (NEW_CPU, "bfloat16", NEW_CPU.why)],
 )
 def test_the_reason_is_of_what_decided(found, dtype, why):
     """Without autocast the base's dtype decides; else autocast, which is the hardware's."""
@@ -248,9 +250,9 @@ def test_the_reason_is_of_what_decided(found, dtype, why):
 @pytest.mark.parametrize(
     ("trainer", "lora", "why"),
     [
-        ({"bf16": False}, None, "the recipe says so"),  # as precision: float32 comes to
+        ({"bf16": False}, None, "set in the recipe"),  # as precision: float32 comes to
         ({"bf16": False}, LORA, NEW_CPU.why),  # the base's dtype is still the hardware's
-        ({"bf16": True}, None, "the recipe says so"),
+        ({"bf16": True}, None, "set in the recipe"),
         ({}, None, NEW_CPU.why),
     ],
 )
@@ -283,7 +285,7 @@ def test_plan_names_the_key_and_the_estimate_what_it_comes_to(recipe_dict, write
 
 def test_an_estimate_for_a_gpu_that_is_not_here_says_so():
     found = precision.hardware_of_launch(use_cpu=False)
-    assert "there is none here to ask" in found.why or torch.accelerator.is_available()
+    assert "this machine has none to query" in found.why or torch.accelerator.is_available()
 
 
 def test_what_is_asked_for_and_emulated_warns_with_its_cost(
@@ -344,7 +346,7 @@ FLOAT16 = Precision("float16", "float16", "float16", "x")
     ("begun", "now", "found", "expected"),
     [
         (BFLOAT16, BFLOAT16, NEW_CPU, BFLOAT16),
-        (FLOAT32, BFLOAT16, NEW_CPU, FLOAT32),  # goes on as it was begun
+        (FLOAT32, BFLOAT16, NEW_CPU, FLOAT32),  # resumes in the first attempt's
         (FLOAT16, FLOAT16, T4, FLOAT16),
         (FLOAT32, FLOAT16, T4, FLOAT32),
         (BFLOAT16, FLOAT32, OLD_CPU, None),  # emulated here: begins anew
@@ -353,7 +355,7 @@ FLOAT16 = Precision("float16", "float16", "float16", "x")
     ],
 )
 def test_a_step_goes_on_in_what_it_was_begun_in_or_begins_anew(begun, now, found, expected):
-    kept = goes_on(begun, now, found)
+    kept = precision_to_resume(begun, now, found)
     assert (kept and kept.compute) == (expected and expected.compute)
 
 
@@ -395,8 +397,10 @@ def test_what_an_earlier_version_left_was_bfloat16(recipe_dict, write_recipe):
     options = next(s for s in make_plan(load_recipe(path)).steps if s.kind == "train").options
     before = precision.of_earlier_version(options)
     assert before.short == "bfloat16"
-    assert goes_on(before, choose(options, NEW_CPU), NEW_CPU) == choose(options, NEW_CPU)
-    assert goes_on(before, choose(options, OLD_CPU), OLD_CPU) is None
+    assert precision_to_resume(before, choose(options, NEW_CPU), NEW_CPU) == choose(
+        options, NEW_CPU
+    )
+    assert precision_to_resume(before, choose(options, OLD_CPU), OLD_CPU) is None
     trained = {"dtype": "float16", "trainer": {"bf16": False}, "lora": None}
     assert precision.of_earlier_version(trained).short == "float16"  # refused now, done then
 

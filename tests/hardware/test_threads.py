@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from pipeline.hardware import threads
-from pipeline.hardware.threads import ADAPT, Threads, threads_beside, threads_of_launch
+from pipeline.hardware.threads import ADAPT, Threads, threads_of_launch, threads_to_use
 from pipeline.recipe.shipped import read_launch
 from pipeline.run.launcher import environment
 
@@ -31,7 +31,7 @@ from pipeline.run.launcher import environment
     ],
 )
 def test_a_step_takes_the_cores_that_others_leave(others, cores, most, expected):
-    assert threads_beside(others, cores=cores, most=most) == expected
+    assert threads_to_use(others, cores=cores, most=most) == expected
 
 
 def test_a_launch_takes_the_cores_that_it_may_use():

@@ -40,7 +40,7 @@ TWO = ("--num_processes", "2", "--num_machines", "1")
         (("--multi_gpu", *TWO, "--mixed_precision", "no"), {},
          "2 processes were launched, but accelerate sees 1"),
         (("--use_fsdp", "--fsdp_version", "2", *TWO, "--mixed_precision", "no"),
-         {"ACCELERATE_USE_CPU": "true"}, "asks for FSDP2, but accelerate runs whole weights"),
+         {"ACCELERATE_USE_CPU": "true"}, "requests FSDP2, but accelerate runs whole weights"),
     ],
     ids=["no GPU for two", "FSDP on CPUs"],
 )  # fmt: skip

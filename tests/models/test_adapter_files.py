@@ -70,7 +70,9 @@ def test_an_adapter_on_a_resized_embedding_loads_as_it_was_trained(
 def test_an_adapter_without_the_rows_it_was_trained_on_is_a_sentence(tiny_model, tmp_path):
     lora = {"target_modules": ["embed_tokens", "q_proj"]}
     save_adapter(tiny_model, tmp_path, tokens=403, save=False, **lora)
-    with pytest.raises(InputError, match=r"trained on 403 tokens, its base has 400.*save it again"):
+    with pytest.raises(
+        InputError, match=r"trained on 403 tokens, its base has 400.*save the adapter again"
+    ):
         load_model(str(tmp_path))
 
 
@@ -84,7 +86,7 @@ def test_a_base_that_has_moved_is_a_sentence_that_names_the_key(
     config.write_text(config.read_text().replace(tiny_model, moved_to))
     forget()
     with pytest.raises(
-        InputError, match=r"adapter_config.json.*write where its base lies now"
+        InputError, match=r"adapter_config.json.*set base_model_name_or_path to where"
     ) as told:
         model_identity(str(tmp_path), None)
     assert moved_to in str(told.value) and "base_model_name_or_path" in str(told.value)

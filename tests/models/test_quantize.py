@@ -151,5 +151,5 @@ def test_8_bit_optimizers_train_on_a_cpu(qlora, write_recipe, tmp_path, optimize
 def test_a_launch_that_would_split_4_bit_weights_is_refused(qlora, write_recipe, tmp_path, kind):
     step = training_step(write_recipe(qlora), tmp_path / "runs")
     step.launch = replace(step.launch, kind=kind)
-    with pytest.raises(InputError, match=f"{kind} would split"):
+    with pytest.raises(InputError, match=f"cannot be sharded, as {kind} would"):
         load_trainable(step)

@@ -203,6 +203,8 @@ def test_without_the_hub_the_rows_are_those_of_the_very_commit_or_an_error(
     assert read(first, second) == known
     *found, refused = read(first, second, third, HF_HUB_OFFLINE="1")
     assert found == known
-    assert f"me/rows: commit {third} is not in the cache, and the hub does not give it" in refused
+    assert (
+        f"me/rows: commit {third} is not in the cache, and cannot be loaded from the hub" in refused
+    )
     injected("the hub gone", "rows of 3 commits, 2 of them fetched", times=3,
              outcome="rows of the very commit, or a sentence")  # fmt: skip

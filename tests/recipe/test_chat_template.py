@@ -60,7 +60,7 @@ def test_a_model_with_a_template_keeps_it_and_the_report_says_so(
     step = plan.models["sft", 0].base
     assert rendering(step, runs) == Renderer(load_tokenizer(recipe_dict["model"])).digest()
     (warning,) = artifact.read_record(step.directory(runs))["metrics"]["warnings"]
-    assert warning.startswith("the model has a chat template of its own, which is used")
+    assert warning.startswith("the model has its own chat template, which is used")
 
 
 def test_it_is_part_of_what_steps_are_known_by_only_where_given(

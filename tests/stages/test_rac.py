@@ -173,7 +173,7 @@ def test_answers_over_the_models_window_with_the_reference_shown_are_counted(
     plan, runs = run_steps_here(write_recipe(recipe))
     written, _, record = rows_and_answers(plan, runs)
     assert [row["id"] for row in written] == [0]
-    assert "1 of 2 own answers are not corrected" in record["metrics"]["warnings"][0]
+    assert "1 of 2 self-generated answers are not corrected" in record["metrics"]["warnings"][0]
 
 
 @pytest.mark.parametrize("allowed", [False, True])

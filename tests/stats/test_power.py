@@ -16,7 +16,7 @@ def test_more_seeds_and_items_find_smaller_differences():
         5, 600, needed
     )
     assert seeds_needed(1, 600) is None and seeds_needed(50, 600) == 2
-    with pytest.raises(ValueError, match="one seed tells nothing"):
+    with pytest.raises(ValueError, match="one seed says nothing about the variance"):
         detectable(600, 1)
 
 

@@ -29,7 +29,7 @@ def test_a_damaged_row_is_named_by_file_and_line(tmp_path):
 def test_a_file_that_could_not_be_finished_leaves_the_old_one(tmp_path):
     path = tmp_path / "file.json"
     artifact.write_json(path, {"version": 1})
-    with pytest.raises(RuntimeError, match="stopped"), artifact.whole_file(path) as file:
+    with pytest.raises(RuntimeError, match="stopped"), artifact.atomic_file(path) as file:
         file.write("half")
         raise RuntimeError("stopped")
     assert json.loads(path.read_text()) == {"version": 1}

@@ -1,1 +1,1 @@
-"""The built-in sets: word problems, posts and dialogues, made from templates."""
+"""Built-in data sets: word problems, posts and dialogues, generated from templates."""

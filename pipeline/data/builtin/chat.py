@@ -135,7 +135,7 @@ def _fill(value: Any, slots: Slots) -> Any:
     return value.format(**slots) if isinstance(value, str) else value
 
 
-# Families whose slots are all drawn from lists have none.
+# Families whose slots are all drawn from lists have no function.
 _WORK_OUT = {
     function.__name__.removeprefix("_"): function
     for function in (

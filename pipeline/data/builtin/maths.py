@@ -1,8 +1,8 @@
 """Word problems of one to three steps, for the built-in data set "maths".
 
 1. Answers have GSM8K's shape (worked lines, then "#### n") without its <<...>> annotations.
-2. Every number lies in 2..200. Leaving out 1 means that plurals are always right; draws that
-   break the rule, or do not divide exactly, are drawn again.
+2. Every number is in 2..200. Without 1, plurals are always right; draws that break the rule, or do
+   not divide exactly, are repeated.
 3. No pronouns for people, so any name fits anywhere.
 4. A wrong answer is an arithmetic slip, a wrong operation, or a missing last step; whatever
    follows the mistake is worked out consistently from it.
@@ -25,7 +25,7 @@ NAMES: list[str] = _TEXTS["names"]
 
 # The text before a step, `left sign right = result`, and the text after it.
 Step = tuple[str, str, str, str, str, str]
-# What a step says, and its result.
+# The text of a worked step, and its result.
 Line = tuple[str, int]
 
 

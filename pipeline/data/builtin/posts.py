@@ -1,11 +1,11 @@
 """Invented forum posts with their authors' TL;DR, for the built-in data set "posts".
 
 1. A story has slots. Its opening, facts and question name every slot, and the slots alone decide
-   the summary: a post determines its summary, which says only what the post says. So keeping
-   summaries apart keeps posts apart, and no retelling of a story lands in another split.
-2. What is told varies, beside the slots: the order of the facts, which asides are thrown in and
-   where, how it opens and asks, the paragraphs. The first sentence is a poor summary.
-3. Facts stand alone (they lean on the opening at most), so any order reads well.
+   the summary: a post determines its summary, which contains only what the post says. So if
+   summaries are disjoint, so are posts, and no variant of a story is in another split.
+2. Besides the slots, posts vary in the order of facts, in asides and their places, in opening and
+   question, and in paragraphs. The first sentence is a poor summary.
+3. Facts depend on the opening at most, so they read well in any order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SHORTEST = 60  # words in a post; asides are added until it is reached
 
 
 class Story(NamedTuple):
-    """One family of posts: alternatives everywhere but in `facts`, which are all told."""
+    """A family of posts: lists of alternatives, except `facts`, which are all used."""
 
     subreddit: str
     slots: dict[str, list[str]]

@@ -1,16 +1,16 @@
-"""Built-in data sets: generated when asked for, so the demo and the tests download nothing.
+"""Rows of the built-in data sets, generated on demand, so that demo and tests download nothing.
 
-The words and templates are YAML files. maths.py, posts.py and chat.py fill them in at random; this
+Words and templates are YAML files. maths.py, posts.py and chat.py fill them in at random; this
 module turns their draws into rows, in fixed splits.
 
 1. A (set, split) pair is one stream of draws from a Random seeded with its name, read in order, so
    rows never change and the first n rows cost only about n draws.
-2. Splits are disjoint by construction. A draw carries a key that its prompt determines: the prompt
-   itself, or for posts the summary, so that a retelling stays on its side. The sha256 of the
-   key, mod 10, names the only split that may hold it (0-5 train, 6-7 test, 8-9
-   preferences); draws that belong elsewhere, and keys already seen, are dropped.
-3. The test splits have the templates of the train splits with other facts. They measure whether
-   training worked, not how a model does on new kinds of task.
+2. Splits are disjoint by construction. A draw has a key that its prompt determines: the prompt
+   itself, or a post's summary, so that variants of a post stay in one split. The sha256 of the
+   key, mod 10, decides its only split (0-5 train, 6-7 test, 8-9 preferences); draws for other
+   splits, and keys seen before, are dropped.
+3. Test splits use the templates of the train splits with other facts. They measure whether training
+   worked, not generalisation to new kinds of tasks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "posts": ("train", "test"),
     "chat": ("train", "test", "preferences"),
 }
-TASK_OF: dict[str, str] = {"maths": "gsm8k", "posts": "tldr", "chat": "chat"}  # what rows are of
+TASK_OF: dict[str, str] = {"maths": "gsm8k", "posts": "tldr", "chat": "chat"}  # the rows' task
 SIZES: dict[str, int] = {"train": 4000, "test": 1000, "preferences": 2000}
 _SPLIT_OF_REMAINDER = ("train",) * 6 + ("test",) * 2 + ("preferences",) * 2
 
@@ -39,10 +39,10 @@ def builtin_rows(
     Args:
         name: maths, posts or chat.
         split: train, test or (maths and chat only) preferences.
-        limit: take this many rows from the start; all of them when None or too large.
+        limit: the number of rows, from the start; all if None or too large.
 
     Raises:
-        ValueError: the name, the split or the limit is not valid; the text says what is.
+        ValueError: if name, split or limit is not valid; it lists what is.
     """
     if name not in SPLITS:
         raise ValueError(f"There is no built-in data set {name!r}; valid: {', '.join(SPLITS)}.")
@@ -62,7 +62,7 @@ def split_of(key: str) -> str:
 
 
 def _stream(name: str, split: str) -> Iterator[dict[str, Any]]:
-    """Endless draws of one set, less those of other splits and those seen before."""
+    """Endless draws of one set, without those of other splits and duplicates."""
     random = Random(f"{name}/{split}")
     seen: set[str] = set()
     while True:
@@ -75,7 +75,7 @@ def _stream(name: str, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _draw(random: Random, name: str, *, pairs: bool) -> tuple[str, dict[str, Any]]:
-    # Here, so that a command that only names a set does not read its words.
+    # Imported here, so that a command that only names a set does not load its words.
     from pipeline.data.builtin import chat, maths, posts
 
     if name == "posts":
