@@ -37,7 +37,7 @@ def qlora(recipe_dict):
         (["lora=null"], "quantize", "as sft, dpo would; add lora:"),
         (["stages.sft.lora=null"], "quantize", "as sft would; add lora:"),
         (["stages.dpo.merge_adapter=true"], "stages.dpo.merge_adapter", "rounded to 4 bits again"),
-        (["generation.engine=vllm"], "generation.engine", "other weights"),
+        (["generation.engine=vllm"], "generation.engine", "different weights"),
         (["quantize=int4"], "quantize", "should be nf4"),
     ],
 )
