@@ -24,6 +24,7 @@ from eval.report.cells import (
 )
 from eval.report.costs import cost_charts, cost_summary_of, costs_of
 from eval.report.curves import gap_charts
+from eval.report.held_out import held_out_charts, without_held_out_loss
 from eval.report.precisions import describe_precisions, precision_warnings
 from eval.report.provenance import provenance_of
 from eval.report.sweeps import sweep_charts
@@ -126,9 +127,12 @@ def collect(
         charts=[
             *sweep_charts(plan, rows, figures),
             *gap_charts(plan, results),
+            *held_out_charts(plan, records),
             *cost_charts(rows, costs, baseline),
         ],
-        warnings=warnings | precision_warnings(plan, records),
+        warnings=warnings
+        | precision_warnings(plan, records)
+        | without_held_out_loss(plan, records),
         precision=describe_precisions(plan, records),
         versions=_merge_versions([record["versions"] for record in records.values()]),
         machines=sorted(

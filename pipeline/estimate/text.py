@@ -167,6 +167,8 @@ def _notes(shown: Sequence[Estimate], hidden: int, launch: Launch) -> Iterator[s
         yield "~ rows that a stage writes itself are taken to be as long as the references."
     if any(one.work.sampled for one in shown):
         yield "~ of long data, 5,000 rows were counted, and the longest."
+    if any("held_out" in one.step.runtime_options for one in shown if not one.done):
+        yield "Without held-out losses (eval_strategy): each reads all validation rows once."
     yield from sorted({f"? {one.unknown}." for one in shown if one.unknown})
     trainers = [one.step.options["trainer"] for one in shown if one.step.kind == "train"]
     optimizers = {str(trainer["optim"]) for trainer in trainers if "optim" in trainer}

@@ -52,6 +52,7 @@ _MOST_CHOICES = 12  # that a message lists
 _ENUMS = {
     "optim": ("transformers", "training_args.py", "OptimizerNames"),
     "lr_scheduler_type": ("transformers", "trainer_utils.py", "SchedulerType"),
+    "eval_strategy": ("transformers", "trainer_utils.py", "IntervalStrategy"),
 }
 
 

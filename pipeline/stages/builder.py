@@ -136,12 +136,8 @@ class Builder:
                 merged[name] = task_key(file)
                 runtime_options = {**(runtime_options or {}), "task_file": file}
         for role, source in (data or {}).items():
-            try:
-                identity = data_identity(source, role=role)
-            except InputError as error:
-                raise InputError(f"{(keys or {}).get(role, f'data.{role}')}: {error}") from None
-            inputs[role] = identity
-            locations[role] = _location(source, role, identity)
+            key = (keys or {}).get(role, f"data.{role}")
+            inputs[role], locations[role] = _identified(source, role, key)
         added = StepSpec(
             kind=kind,
             run=run,
@@ -181,6 +177,9 @@ class Builder:
         trainer = {**recipe.trainer_for(stage), **(trainer or {})}
         result = {key: value for key, value in trainer.items() if key not in NEUTRAL}
         runtime_options = {"trainer": {key: trainer[key] for key in trainer.keys() - result.keys()}}
+        if (held_out := recipe.held_out_for(stage)) is not None:
+            identity, place = _identified(held_out, "validation", "data.validation")
+            runtime_options["held_out"] = {"identity": identity, "place": place}
         micro = {"micro_batch_size": recipe.micro_batch_size}
         if trainer.get("neftune_noise_alpha"):  # its noise scales with the padded batch
             more = {**(more or {}), **micro}
@@ -275,6 +274,15 @@ class Builder:
             sampling=self.stage,
             round_number=number,
         )
+
+
+def _identified(source: Source, role: str, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What decides the rows of a source, and where a step finds them; `key` is for errors."""
+    try:
+        identity = data_identity(source, role=role)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+    return identity, _location(source, role, identity)
 
 
 def _location(source: Source, role: str, identity: dict[str, Any]) -> dict[str, Any]:
