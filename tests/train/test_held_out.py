@@ -97,9 +97,9 @@ def test_the_loss_is_that_of_the_references_token_by_token(training, tiny_model,
         {"trainer": {"neftune_noise_alpha": 5}},
         {"lora": LORA},
         {"trainer": {"train_sampling_strategy": "random"}},
-        {"trainer": {"padding_free": True, "neftune_noise_alpha": 5}, "micro_batch_size": 1},
+        {"precision": "bfloat16", "trainer": {"neftune_noise_alpha": 5}},
     ],
-    ids=["neftune", "lora dropout", "random order", "padding free"],
+    ids=["neftune", "lora dropout", "random order", "bfloat16"],
 )
 def test_weights_are_bit_for_bit_those_of_a_training_without_it(training, tmp_path, change):
     """With noise in the embedding, dropout in attention and adapter, and rows in random order."""
