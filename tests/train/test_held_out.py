@@ -32,11 +32,11 @@ LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.5}
 def training(recipe_dict, write_recipe, tmp_path):
     """The training step of a recipe of one stage, ready to run in a folder of its own."""
 
-    def step(name="runs", *, processes=1, held=HELD, trainer=None, **change):
+    def step(name="runs", *, processes=1, data=None, trainer=None, **change):
         trainer = {"logging_steps": 1, "max_steps": 6, "save_steps": 1, **(trainer or {})}
         given = {**recipe_dict, "stages": {"sft": {"method": "sft"}}, "evaluate": [], **change}
         given["trainer"] = {**recipe_dict["trainer"], **trainer}
-        given["data"] = {**recipe_dict["data"], **({"validation": held} if held else {})}
+        given["data"] = {**recipe_dict["data"], "validation": HELD, **(data or {})}
         (spec,) = [
             one for one in make_plan(load_recipe(write_recipe(given))).steps if one.kind == "train"
         ]
@@ -183,10 +183,14 @@ def test_a_stop_while_measuring_is_obeyed_and_the_point_made_up_for(training, ca
 
 
 def test_two_processes_measure_what_one_measures(training):
-    """5 rows in passes of 2: three passes, so that one process has to read one for nothing."""
+    """5 rows in passes of 2: three passes, so that one process has to read one for nothing.
+
+    8 rows to train on, so that the last batch of an epoch needs no row twice.
+    """
     asked = {"eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True}
-    execute(alone := training("alone", trainer=asked))
-    two = training("two", processes=2, trainer=asked)
+    data = {"train": {"source": "builtin:maths", "limit": 8}}
+    execute(alone := training("alone", trainer=asked, data=data))
+    two = training("two", processes=2, trainer=asked, data=data)
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
          "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
@@ -200,7 +204,7 @@ def test_two_processes_measure_what_one_measures(training):
     first, second = curve_of(alone), curve_of(two)
     assert [point["tokens"] for point in first] == [point["tokens"] for point in second]
     assert [point["loss"] for point in first] == pytest.approx(
-        [point["loss"] for point in second], rel=1e-3
+        [point["loss"] for point in second], rel=1e-4
     )
 
 
@@ -209,7 +213,7 @@ def test_held_out_rows_that_are_trained_on_are_counted(training, tmp_path):
     for name, some in (("train", rows), ("held", [*rows[4:], {**rows[0], "question": "Else?"}])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
     data = {"train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "held.jsonl")}
-    step = training(trainer={"eval_strategy": "epoch", "max_steps": 1}, data=data, held=None)
+    step = training(trainer={"eval_strategy": "epoch", "max_steps": 1}, data=data)
     execute(step)
     (warning,) = artifact.read_record(step.directory)["metrics"]["warnings"]
     assert warning.startswith("2 of 3 held-out rows are trained on too, first held-out row 1:")
