@@ -1,13 +1,13 @@
 """The loss on held-out rows while a model trains: where it stops falling, training overfits.
 
-It changes no weight. Nothing here draws random numbers (there is no DataLoader, and a model in
-evaluation mode has no noise), and the state of the generators is put back all the same.
+It changes no weight: nothing here draws random numbers (there is no DataLoader, and a model in
+evaluation mode has no noise), and generators are put back all the same.
 
-Decisions: (1) the loss is the mean over labels of all rows, -log pi(label | tokens before it), so
-batches and processes do not change it, which stock evaluation averages over; (2) it is also
-measured at the last step, whatever `eval_steps` is: those are the weights that are kept; (3) the
-curve lies in the trainer's state, and is measured before a checkpoint of the same step is written,
-so that a resumed training has every point once.
+Decisions: (1) the loss is the mean of -log pi(label | tokens before it) over the labels of all
+rows, whatever loss is trained (stock evaluation averages over batches, so that their size and the
+number of processes change it); (2) it is also measured after the last step, for those weights are
+kept; (3) the curve is part of the trainer's state, and each point is taken before a checkpoint of
+its step is written, so that a resumed training has every point once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from transformers import TrainerCallback
 
-from pipeline.rows.table import TokenTable
+from pipeline.rows.table import TokenIds, TokenTable
 from pipeline.steps.context import StepContext
 
 
@@ -42,7 +42,8 @@ class HeldOutLoss(TrainerCallback):
             )
             kept.update(rows=asked, curve=[])
         # A checkpoint that was written because of a stop may lack the point of its step.
-        self._measure_if_due(args, state, control)
+        if not self._measure_if_due(args, state, control):
+            raise KeyboardInterrupt  # nothing has been trained yet that would be lost
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Measure, where it is time to."""
@@ -52,11 +53,12 @@ class HeldOutLoss(TrainerCallback):
         """Give the curve to the record."""
         self.step.metrics["held_out"]["curve"] = state.stateful_callbacks["held_out"]["curve"]
 
-    def _measure_if_due(self, args: Any, state: Any, control: Any) -> None:
+    def _measure_if_due(self, args: Any, state: Any, control: Any) -> bool:
+        """Add a point to the curve, where it is time to; returns whether no stop prevented it."""
         curve = state.stateful_callbacks["held_out"]["curve"]
         known = {point["step"] for point in curve}
         if state.global_step in known or not is_due(self.options, args.logging_steps, state):
-            return
+            return True
         logs_next = control.should_log  # which every log entry takes back
         self.trainer.model.eval()
         with torch.no_grad(), _same_noise_after(self.step.device):
@@ -75,28 +77,28 @@ class HeldOutLoss(TrainerCallback):
             )
         self.trainer.model.train()
         control.should_log = logs_next
+        return tokens > 0
 
     def _sums(self) -> tuple[float, int]:
         """The sum of -log pi over all labels, and how many there are; zeros after a stop."""
         total, tokens = 0.0, 0
         trainer = self.trainer
-        for batch in self._batches():
+        for rows, counts in self._batches():
             (stop,) = self.step.from_main_process([self.step.stop_asked])
             if stop:  # a checkpoint must be written in seconds; this point is measured afterwards
                 return 0.0, 0
-            rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in batch["rows"]]
             inputs = send_to_device(trainer.data_collator(rows), self.step.device)
             with trainer.compute_loss_context_manager():
                 # TRL's output layer, in chunks of positions: whole logits would not fit.
                 found = trainer.model(**inputs, fused_lm_head=True)
-            if batch["counts"]:
+            if counts:
                 total -= found.log_probs.float().sum(dim=1).cpu().double().sum().item()
                 tokens += int(found.label_mask.sum())
         sums = gather_object([(total, tokens)])
         return sum(one for one, _ in sums), sum(count for _, count in sums)
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        """Batches of this process, longest rows first; every process has as many.
+    def _batches(self) -> Iterator[tuple[list[TokenIds], bool]]:
+        """Batches of this process, longest rows first, and whether each counts.
 
         Sharded weights are gathered in each pass by all processes together, so one that has no
         rows left reads some again, which do not count.
@@ -109,8 +111,8 @@ class HeldOutLoss(TrainerCallback):
         for first in range(0, len(batches), state.num_processes):
             mine = first + state.process_index
             counts = mine < len(batches)
-            rows = batches[mine if counts else 0]
-            yield {"rows": [self.rows[row] for row in rows], "counts": counts}
+            rows = [self.rows[row] for row in batches[mine if counts else 0]]
+            yield [{"input_ids": row.input_ids, "labels": row.labels} for row in rows], counts
 
 
 def is_due(options: dict[str, Any], logging_steps: float, state: Any) -> bool:

@@ -82,6 +82,6 @@ def test_losses_on_other_rows_than_the_recipe_names_are_not_shown(reported, tmp_
     plan = make_plan(load_recipe(tmp_path / "recipe.yaml", ["data.validation.skip=200"]))
     report = collect(plan, tmp_path / "runs")
     assert report.charts == [] and list(report.warnings.values()) == [["sft", "bash"]]
-    unasked = make_plan(load_recipe(tmp_path / "recipe.yaml", ["trainer.eval_strategy=no"]))
+    unasked = make_plan(load_recipe(tmp_path / "recipe.yaml", ['trainer.eval_strategy="no"']))
     report = collect(unasked, tmp_path / "runs")
     assert report.charts == [] and report.warnings == {}
