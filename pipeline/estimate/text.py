@@ -168,7 +168,7 @@ def _notes(shown: Sequence[Estimate], hidden: int, launch: Launch) -> Iterator[s
     if any(one.work.sampled for one in shown):
         yield "~ of long data, 5,000 rows were counted, and the longest."
     if any("held_out" in one.step.runtime_options for one in shown if not one.done):
-        yield "Times leave out held-out losses (eval_strategy): each is a pass over validation rows."
+        yield "Times leave out held-out losses (eval_strategy): a pass over validation rows each."
     yield from sorted({f"? {one.unknown}." for one in shown if one.unknown})
     trainers = [one.step.options["trainer"] for one in shown if one.step.kind == "train"]
     optimizers = {str(trainer["optim"]) for trainer in trainers if "optim" in trainer}
