@@ -40,7 +40,9 @@ def held_out_problems(recipe: Recipe) -> Iterator[Problem]:
         if message:
             yield Problem(f"{key}.{asked[0]}", message)
     held, train = recipe.data.validation, recipe.data.train
-    for part in () if held is None or train is None else train.parts or [train]:
+    if held is None or train is None:
+        return
+    for part in train.parts or [train]:
         if (row := _shared_row(held, part)) is not None:
             message = f"row {row + 1:,} of {held.source} is in data.train too; keep the two apart"
             yield Problem("data.validation", f"{message} with skip and limit")

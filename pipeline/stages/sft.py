@@ -111,9 +111,10 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[TokenTabl
 
 def read_held_out_rows(
     step: StepContext, renderer: Renderer, trained: TokenTable
-) -> TokenTable | None:
+) -> TrainingRows | None:
     """Return the rows to measure loss on while training, rendered and checked as trained ones."""
     from pipeline.data.preflight import check_rows
+    from pipeline.rows.table import TrainingRows
 
     if (source := step.held_out_source()) is None:
         return None
@@ -130,7 +131,7 @@ def read_held_out_rows(
             "held-out loss falls for them as well"
         )
     step.metrics["held_out"] = {"data": counts}
-    return table
+    return TrainingRows(table, range(len(table)))
 
 
 def _references(

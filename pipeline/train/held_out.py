@@ -20,14 +20,14 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from transformers import TrainerCallback
 
-from pipeline.rows.table import TokenIds, TokenTable
+from pipeline.rows.table import TokenIds, TrainingRows
 from pipeline.steps.context import StepContext
 
 
 class HeldOutLoss(TrainerCallback):
     """Measures the loss of rows that are not trained on, when `eval_strategy` says so."""
 
-    def __init__(self, step: StepContext, trainer: Any, rows: TokenTable):
+    def __init__(self, step: StepContext, trainer: Any, rows: TrainingRows):
         self.step, self.trainer, self.rows = step, trainer, rows
         self.options = step.runtime_options["trainer"]
 
@@ -105,14 +105,13 @@ class HeldOutLoss(TrainerCallback):
         """
         args, state = self.trainer.args, self.step.state
         size = self.options.get("per_device_eval_batch_size", args.per_device_train_batch_size)
-        ends = self.rows.ends
-        order = sorted(range(len(self.rows)), key=lambda row: ends[row] - ends[row + 1])
+        sizes = self.rows.sizes
+        order = sorted(range(len(sizes)), key=lambda row: -sizes[row])
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         for first in range(0, len(batches), state.num_processes):
             mine = first + state.process_index
             counts = mine < len(batches)
-            rows = [self.rows[row] for row in batches[mine if counts else 0]]
-            yield [{"input_ids": row.input_ids, "labels": row.labels} for row in rows], counts
+            yield [self.rows[row] for row in batches[mine if counts else 0]], counts
 
 
 def is_due(options: dict[str, Any], logging_steps: float, state: Any) -> bool:
