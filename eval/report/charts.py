@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from eval.report.text import format_number
-from eval.report.types import Cell, Chart
+from eval.report.types import Cell, Chart, Curve
 
 
 def chart_table(chart: Chart) -> tuple[list[str], list[list[str]]]:
@@ -13,6 +13,8 @@ def chart_table(chart: Chart) -> tuple[list[str], list[list[str]]]:
 
     Curves that are joined have a row each and a column for every x; other points have a row each.
     """
+    if chart.is_long:
+        return ["stage", "first", "lowest", "last"], [_ends(chart, curve) for curve in chart.curves]
     places = places_of(chart)
     if not chart.is_joined:
         points = [(curve, point) for curve in chart.curves for point in curve.points]
@@ -33,6 +35,16 @@ def chart_table(chart: Chart) -> tuple[list[str], list[list[str]]]:
         }
         body.append([curve.name, *(cells.get(place, "") for place in places)])
     return ["stage", *map(format_x, places)], body
+
+
+def _ends(chart: Chart, curve: Curve) -> list[str]:
+    """The first, lowest and last point of a curve, each with its label."""
+    low = min(curve.points, key=lambda point: point.cell.value)
+    cells = []
+    for point in (curve.points[0], low, curve.points[-1]):
+        number = format_number(point.cell.value, point.cell.unit)
+        cells.append(f"{_cell(point.cell) if chart.intervals else number} ({point.label})")
+    return [curve.name, *cells]
 
 
 def places_of(chart: Chart) -> list[float | str]:

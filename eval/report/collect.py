@@ -24,6 +24,7 @@ from eval.report.cells import (
 )
 from eval.report.costs import cost_charts, cost_summary_of, costs_of
 from eval.report.curves import gap_charts, recovery_charts
+from eval.report.held_out import held_out_losses
 from eval.report.precisions import describe_precisions, precision_warnings
 from eval.report.provenance import provenance_of
 from eval.report.sweeps import sweep_charts
@@ -113,6 +114,7 @@ def collect(
         way_out = f"; --baseline {' or '.join(once)} compares all" if once else ""
         warnings[f"not compared with {baseline}, of which the sweep makes several{way_out}"] = alone
     costs = costs_of(plan, records, baseline)
+    held_out, unmeasured = held_out_losses(plan, records)
     return Report(
         recipe=recipe.name,
         task=recipe.task,
@@ -129,9 +131,10 @@ def collect(
             *sweep_charts(plan, rows, figures),
             *gap_charts(plan, results),
             *recovery_charts(plan, results),
+            *held_out,
             *cost_charts(rows, costs, baseline),
         ],
-        warnings=warnings | precision_warnings(plan, records),
+        warnings=warnings | unmeasured | precision_warnings(plan, records),
         precision=describe_precisions(plan, records),
         versions=_merge_versions([record["versions"] for record in records.values()]),
         machines=sorted(

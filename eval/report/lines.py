@@ -129,7 +129,7 @@ def view_of(chart: Chart, baseline: str | None) -> ChartView | None:
     names = [curve.name for curve in curves]
     legend = sorted(plot.series, key=lambda one: names.index(one.name))
     has_bands = any(series.band for one in [plot, *panels] for series in one.series)
-    notes = [f"{'Bands' if has_bands else 'Bars'}: {chart.intervals}."]
+    notes = [f"{'Bands' if has_bands else 'Bars'}: {chart.intervals}."] if chart.intervals else []
     if panels:
         beside = f", beside that of {baseline} (thick)" if base else ""
         notes.append(f"The small plots show each curve by itself{beside}, on the same axes.")

@@ -75,7 +75,8 @@ def _benchmark(report: Report, benchmark: str) -> list[str]:
 
 
 def _chart(chart: Chart) -> list[str]:
-    about = f"{chart.y_title}, by {chart.x_title}; in brackets {chart.intervals}. {chart.note}"
+    brackets = f"; in brackets {chart.intervals}" if chart.intervals else ""
+    about = f"{chart.y_title}, by {chart.x_title}{brackets}. {chart.note}"
     return [f"### {chart.title}", "", _in_a_line(about), "", *_table(*chart_table(chart)), ""]
 
 

@@ -267,7 +267,8 @@ class Chart:
         note: how to read it, in a sentence or two.
         is_joined: whether the points of a curve are joined by lines.
         is_log: whether x has a logarithmic scale.
-        intervals: what `low` and `high` of its numbers are.
+        intervals: what `low` and `high` of its numbers are; '' where they are the number itself.
+        is_long: whether its table has the first, lowest and last point of each curve only.
     """
 
     name: str
@@ -280,6 +281,7 @@ class Chart:
     is_joined: bool = True
     is_log: bool = False
     intervals: str = "95 % intervals"
+    is_long: bool = False
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,7 @@ class Report:
         judge: a description of the judge.
         asked: benchmark -> a description of its test rows and of how they were answered.
         overlaps: benchmark -> what its test rows share with the training rows.
-        charts: over rates, swept keys and costs.
+        charts: over rates, swept keys, training and costs.
         warnings: sentence -> stages whose steps warned so.
         precision: a description of what steps computed in; '' where none is known.
         bill: the cost of everything; None where nothing is finished.

@@ -170,6 +170,8 @@ def _notes(shown: Sequence[Estimate], hidden: int, launch: Launch) -> Iterator[s
         yield "~ rows that a stage writes itself are taken to be as long as the references."
     if any(one.work.sampled for one in shown):
         yield "~ of long data, 5,000 rows were counted, and the longest."
+    if any("held_out" in one.step.runtime_options for one in shown if not one.done):
+        yield "Times leave out held-out losses (eval_strategy): a pass over validation rows each."
     yield from sorted({f"? {one.unknown}." for one in shown if one.unknown})
     training: list[TrainOptions] = [one.step.options for one in shown if one.step.kind == "train"]
     trainers = [options["trainer"] for options in training]

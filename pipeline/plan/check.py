@@ -19,9 +19,10 @@ from pipeline.data.tasks import BUILT_IN, RowError, example_of, preference_of, t
 from pipeline.errors import InputError, Problem, suggest
 from pipeline.models.quantize import quantize_problems
 from pipeline.models.trust import pickled_problem
+from pipeline.plan.held_out import held_out_problems
 from pipeline.recipe import shipped, trl_fields
 from pipeline.recipe.registry import method_module, trainer_of
-from pipeline.recipe.schema import Recipe, Source, StageOptions
+from pipeline.recipe.schema import Data, Recipe, Source, StageOptions
 from pipeline.steps.identity import adapter_base
 
 # What lies under runs beside the recipes' folders: see pipeline.steps.spec, eval.judge.step, and
@@ -41,6 +42,7 @@ def cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
     task = _check_task(recipe)
     return [
         *_check_passed_through(recipe),
+        *held_out_problems(recipe),
         *quantize_problems(recipe),
         *_check_names(recipe, written),
         *(task or _check_with_task(recipe, written)),
@@ -103,7 +105,7 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, Source, str, str | None]]:
 
     None stands for AlpacaEval's own files.
     """
-    for role in ("train", "test", "preferences"):
+    for role in Data.model_fields:
         if isinstance(source := getattr(recipe.data, role), Source):
             for number, part in enumerate(source.parts or ()):
                 yield f"data.{role}.parts.{number}", part, role, recipe.task
@@ -217,9 +219,7 @@ def _check_data(recipe: Recipe) -> list[Problem]:
 
 def _check_parts(recipe: Recipe) -> Iterator[Problem]:
     """Several sources are for training rows, in shares that add up to all of them."""
-    given = {
-        f"data.{role}": getattr(recipe.data, role) for role in ("train", "test", "preferences")
-    }
+    given = {f"data.{role}": getattr(recipe.data, role) for role in Data.model_fields}
     given |= {
         f"benchmarks.{name}.{role}": getattr(options, role)
         for name, options in recipe.benchmarks.items()

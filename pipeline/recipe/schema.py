@@ -96,7 +96,7 @@ class Source(Strict):
 
         Hub sets and folders seldom have a split called preferences.
         """
-        own = ("test", "preferences") if self.builtin is not None else ("test",)
+        own = {"test", "validation"} | ({"preferences"} if self.builtin is not None else set())
         return self.split or (role if role in own else "train")
 
     @property
@@ -128,9 +128,14 @@ AnySource = Annotated[Source, BeforeValidator(partial(written_out, "data"))]
 
 
 class Data(Strict):
-    """Training rows (needed where a stage trains), held-out rows, and preference pairs."""
+    """Training rows (needed where a stage trains), held-out rows, and preference pairs.
+
+    Test rows are answered and graded after training; the loss on validation rows is measured while
+    a stage trains, where `eval_strategy` asks for it.
+    """
 
     train: AnySource | None = None
+    validation: AnySource | None = None
     test: AnySource | None = None
     preferences: AnySource | Literal["self"] | None = None
 
@@ -358,6 +363,16 @@ class Recipe(Strict):
             return given
         half = {key: True for key, name in AUTOCAST.items() if name == self.precision}
         return {**given, **(half or {"bf16": False})}
+
+    @staticmethod
+    def trains_on_references(stage: StageOptions) -> bool:
+        """Whether a stage trains on rows of the recipe's task, not on pairs or not at all."""
+        return trainer_of(stage.method) == "trl.SFTConfig"
+
+    def held_out_for(self, stage: StageOptions) -> Source | None:
+        """The rows whose loss is measured while a stage trains; None where nobody asks."""
+        asked = {**self.trainer, **stage.trainer}.get("eval_strategy", "no") != "no"
+        return self.data.validation if asked and self.trains_on_references(stage) else None
 
     def base_dtype_for(self, stage: StageOptions) -> str:
         """In what a stage's training keeps weights that are not trained: a name, or 'auto'."""

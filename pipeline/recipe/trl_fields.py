@@ -52,6 +52,7 @@ _MOST_CHOICES = 12  # that a message lists
 _ENUMS = {
     "optim": ("transformers", "training_args.py", "OptimizerNames"),
     "lr_scheduler_type": ("transformers", "trainer_utils.py", "SchedulerType"),
+    "eval_strategy": ("transformers", "trainer_utils.py", "IntervalStrategy"),
 }
 
 
@@ -170,6 +171,8 @@ def problem_with(options_class: str, name: str, value: Any) -> str | None:
         if choices is None or value is None or value in choices:
             return _out_of_range(name, value)
         return f"{value!r} is none of {_listed(choices, str(value))}"
+    if value is False and name.endswith("_strategy"):
+        return 'YAML takes no for false; write "no", in quotes'
     if isinstance(value, str) and (hint := number_hint(value, whole=not _accepts(annotation, 0.5))):
         return hint
     if isinstance(value, (dict, list)) and (hints := list(nested_hints(value, name))):

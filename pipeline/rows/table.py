@@ -47,6 +47,11 @@ class TokenTable(Lazy[Row]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def key(self, number: int) -> tuple[bytes, bytes]:
+        """What a row is known by: equal for equal tokens and labels."""
+        at = slice(self.ends[number], self.ends[number + 1])
+        return self.input_ids[at].tobytes(), self.labels[at].tobytes()
+
     def item(self, number: int) -> Row:
         """The row as `check_rows` needs it."""
         place, start = self._places[number], self.ends[number]

@@ -159,12 +159,8 @@ class Builder:
                 merged[name] = task_key(file)
                 runtime["task_file"] = file
         for role, source in (data or {}).items():
-            try:
-                identity = data_identity(source, role=role)
-            except InputError as error:
-                raise InputError(f"{(keys or {}).get(role, f'data.{role}')}: {error}") from None
-            inputs[role] = identity
-            locations[role] = _location(source, role, identity)
+            key = (keys or {}).get(role, f"data.{role}")
+            inputs[role], locations[role] = _identified(source, role, key)
         added = StepSpec(
             kind=kind,
             run=run,
@@ -211,6 +207,13 @@ class Builder:
             "batch_size": recipe.batch_size_for(stage),
             **(more or {}),
         }
+        runtime = TrainingRuntime(
+            trainer={key: trainer[key] for key in trainer.keys() - result.keys()},
+            micro_batch_size=recipe.micro_batch_size,
+        )
+        if (held_out := recipe.held_out_for(stage)) is not None:
+            identity, place = _identified(held_out, "validation", "data.validation")
+            runtime["held_out"] = {"identity": identity, "place": place}
         if trainer.get("neftune_noise_alpha"):  # its noise scales with the padded batch
             options["micro_batch_size"] = recipe.micro_batch_size
         trained = self.step(
@@ -221,10 +224,7 @@ class Builder:
             data=data,
             steps=steps,
             options=options,
-            runtime_options=TrainingRuntime(
-                trainer={key: trainer[key] for key in trainer.keys() - result.keys()},
-                micro_batch_size=recipe.micro_batch_size,
-            ),
+            runtime_options=runtime,
         )
         return Model(base=trained) if lora is None else Model(base=model.base, adapter=trained)
 
@@ -306,6 +306,15 @@ class Builder:
             sampling=self.stage,
             round_number=number,
         )
+
+
+def _identified(source: Source, role: str, key: str) -> tuple[OutsideIdentity, Place]:
+    """What decides the rows of a source, and where a step finds them; `key` is for errors."""
+    try:
+        identity = data_identity(source, role=role)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+    return identity, _location(source, role, identity)
 
 
 def _location(source: Source, role: str, identity: OutsideIdentity) -> Place:

@@ -15,10 +15,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.errors import InputError, Problem
-from pipeline.recipe.schema import Recipe, StageOptions
+from pipeline.recipe.schema import Recipe, Source, StageOptions
 from pipeline.rows.stored import SelfGeneratedRow, read_self_generated
 
 if TYPE_CHECKING:
+    from pipeline.data.load import TokenRow
     from pipeline.data.render import Renderer
     from pipeline.rows.table import TokenIds, TokenTable, TrainingRows
     from pipeline.stages.builder import Builder
@@ -77,7 +78,12 @@ def train(step: StepContext[TrainOptions]) -> None:
     renderer = renderer_for(step)
     checked, rows = read_training_rows(step, renderer)
     check_rows(step, checked, renderer)
+    held_out = read_held_out_rows(step, renderer, checked)
     trainer = make_trainer(step, rows, renderer.tokenizer)
+    if held_out is not None:
+        from pipeline.train.held_out import HeldOutLoss
+
+        trainer.add_callback(HeldOutLoss(step, trainer, held_out))
     fit(step, trainer, tokens_per_epoch=sum(rows.sizes))
 
 
@@ -85,33 +91,17 @@ def read_training_rows(
     step: StepContext[TrainOptions], renderer: Renderer
 ) -> tuple[TokenTable, TrainingRows]:
     """Return all rows of a step, for checking, and the rows to train on (chosen by lambda)."""
-    from pipeline.data.load import count_parts, describe_losses, load_examples, tokenise
-    from pipeline.rows.table import TokenTable, TrainingRows
+    from pipeline.data.load import count_parts
+    from pipeline.rows.table import TrainingRows
 
     options = step.options
-    max_length = options["trainer"]["max_length"]
-    source = step.source("train")
-    turns = options.get("train_on", "last")
-    examples = load_examples(source, options["task"], step.warn, renderer, train_on=turns)
-    token_rows, counts = tokenise(examples, renderer, max_length=max_length)
+    table, token_rows, counts = _references(step, step.source("train"), renderer)
     step.metrics["data"] = counts
     step.metrics |= count_parts(row.example for row in token_rows)
-    losses = describe_losses(
-        counts, max_length=max_length, max_prompt_length=renderer.max_prompt_length
-    )
-    if losses:
-        step.warn(losses)
-    table, places = TokenTable(), {}
-    for row in token_rows:
-        places[row.row_id] = (len(table), len(row.prompt))
-        ids = training_row(row.prompt, row.answer, row.answer)
-        name = (
-            f"answer {row.row_id + 1}" if turns == "all" else f"row {source.skip + row.row_id + 1}"
-        )
-        table.add(name, len(row.prompt), ids, whole=row.whole)
     numbers = list(range(len(table))) if options.get("references", True) else []
     if "rows" in step.locations:
         assert "lambda" in options  # `train_round` plans both
+        places = {row.row_id: (at, len(row.prompt)) for at, row in enumerate(token_rows)}
         own = _self_generated(step, table, places)
         chosen = repeated(own, options["lambda"], seed=step.seed)
         step.metrics["data"] = {**counts, "self_generated_rows": len(chosen)}
@@ -122,6 +112,64 @@ def read_training_rows(
             )
         numbers += chosen
     return table, TrainingRows(table, numbers)
+
+
+def read_held_out_rows(
+    step: StepContext, renderer: Renderer, trained: TokenTable
+) -> TrainingRows | None:
+    """Return the rows to measure loss on while training, rendered and checked as trained ones."""
+    from pipeline.data.preflight import check_rows
+    from pipeline.rows.table import TrainingRows
+
+    if (source := step.held_out_source()) is None:
+        return None
+    table, _, counts = _references(step, source, renderer, "held-out ")
+    check_rows(step, table, renderer)
+    keys = [table.key(row) for row in range(len(table))]
+    known = set(keys)
+    also = {key for row in range(len(trained)) if (key := trained.key(row)) in known}
+    both = [row for row, key in enumerate(keys) if key in also]
+    if both:
+        step.warn(
+            f"{len(both)} of {len(table)} held-out rows are trained on too, first "
+            f"{table[both[0]].name}: take them out of data.validation or data.train, or the "
+            "held-out loss falls for them as well"
+        )
+    step.metrics["held_out"] = {"data": counts}
+    return TrainingRows(table, range(len(table)))
+
+
+def _references(
+    step: StepContext, source: Source, renderer: Renderer, kind: str = ""
+) -> tuple[TokenTable, list[TokenRow], dict[str, int]]:
+    """Return a source's rows as a table and one by one, and counts; cuts and losses are warned of.
+
+    `kind` stands before their names.
+    """
+    from pipeline.data.load import describe_losses, load_examples, tokenise
+    from pipeline.rows.table import TokenTable
+
+    options = step.options
+    max_length, turns = options["trainer"]["max_length"], options.get("train_on", "last")
+
+    def warn(sentence: str) -> None:
+        step.warn(f"{kind}rows: {sentence}" if kind else sentence)
+
+    examples = load_examples(source, options["task"], warn, renderer, train_on=turns)
+    rows, counts = tokenise(examples, renderer, max_length=max_length)
+    losses = describe_losses(
+        counts, max_length=max_length, max_prompt_length=renderer.max_prompt_length
+    )
+    if losses:
+        warn(losses)
+    table = TokenTable()
+    for row in rows:
+        ids = training_row(row.prompt, row.answer, row.answer)
+        name = (
+            f"answer {row.row_id + 1}" if turns == "all" else f"row {source.skip + row.row_id + 1}"
+        )
+        table.add(f"{kind}{name}", len(row.prompt), ids, whole=row.whole)
+    return table, rows, counts
 
 
 def _self_generated(

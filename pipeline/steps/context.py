@@ -214,20 +214,31 @@ class StepContext(Generic[OptionsT]):
         Raises:
             InputError: when its content has changed since it was planned.
         """
-        from pipeline.recipe.schema import Source
-        from pipeline.steps.identity import data_identity, forget
+        return _unchanged(role, self.locations[role], self.spec.inputs[role])
 
-        forget()
-        source = Source.model_validate(self.locations[role])
-        if data_identity(source, role=role) != self.spec.inputs[role]:
-            raise changed_error(source.source)
-        return source
+    def held_out_source(self) -> Any:
+        """The place of the rows to measure loss on while training, checked alike; None for none."""
+        asked = self.runtime_options.get("held_out")
+        return asked and _unchanged("validation", asked["place"], asked["identity"])
 
     def warn(self, sentence: str) -> None:
-        """Print a warning to the log, and keep it for the record."""
-        if self.state.is_main_process:
+        """Print a warning to the log, and keep it for the record; once where it comes again."""
+        known = self.metrics.get("warnings", [])
+        if self.state.is_main_process and sentence not in known:
             print(f"warning: {sentence}", flush=True)
-            self.metrics.setdefault("warnings", []).append(sentence)
+            self.metrics["warnings"] = [*known, sentence]
+
+
+def _unchanged(role: str, place: dict[str, Any], identity: Any) -> Any:
+    """A source, if it still holds what the plan has seen there."""
+    from pipeline.recipe.schema import Source
+    from pipeline.steps.identity import data_identity, forget
+
+    forget()
+    source = Source.model_validate(place)
+    if data_identity(source, role=role) != identity:
+        raise changed_error(source.source)
+    return source
 
 
 def group_timeout(step: StepSpec) -> timedelta:

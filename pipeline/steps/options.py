@@ -226,11 +226,19 @@ class DecodingRuntime(WritingRuntime):
     engine: str
 
 
+class HeldOutRows(TypedDict):
+    """The rows to measure loss on while training: what they are, and the `Place` they are at."""
+
+    identity: dict[str, Any]
+    place: Any
+
+
 class TrainingRuntime(TypedDict):
     """Runtime options of a step that trains; `trainer` holds those that change no result."""
 
     trainer: TrainerOptions
     micro_batch_size: int
+    held_out: NotRequired[HeldOutRows]
 
 
 class JudgingRuntime(TypedDict):

@@ -35,6 +35,22 @@ class Speed(TypedDict):
     windows: int
 
 
+class HeldOutPoint(TypedDict):
+    """The loss on held-out rows at one optimizer step, over so many tokens."""
+
+    step: int
+    epoch: float
+    loss: float
+    tokens: int
+
+
+class HeldOut(TypedDict):
+    """Held-out rows, by what became of them, and the curve of their loss."""
+
+    data: dict[str, int]
+    curve: NotRequired[list[HeldOutPoint]]
+
+
 class Metrics(TypedDict, total=False):
     """What a step's function notes; `figures` and `warnings` are shown in reports."""
 
@@ -58,6 +74,7 @@ class Metrics(TypedDict, total=False):
     tokens_trained: int
     first_loss: float | None
     last_loss: float | None
+    held_out: HeldOut
     padding_share: float
     merged_adapter: str
     judge_calls: int

@@ -19,6 +19,7 @@ from pipeline.models.load import load_for
 from pipeline.models.locate import MODEL_FOLDER
 from pipeline.models.quantize import check_whole
 from pipeline.recipe.shipped import FSDP2, REPLICATED
+from pipeline.recipe.trl_rules import HELD_OUT
 from pipeline.steps import artifact
 from pipeline.steps.context import StepContext
 from pipeline.steps.options import TrainOptions
@@ -42,7 +43,8 @@ def training_arguments(step: StepContext[TrainOptions], config_class: Any, **mor
         step.state.num_processes,
         step.runtime_options["micro_batch_size"],
     )
-    trainer = {**step.options["trainer"], **step.runtime_options["trainer"]}
+    given = {**step.options["trainer"], **step.runtime_options["trainer"]}
+    trainer = {key: value for key, value in given.items() if key not in HELD_OUT}
     if trainer.get("report_to"):
         trackers.keep_here(step)
     # TRL's default is on, which is slow on a CPU. The older name would make transformers warn.

@@ -97,7 +97,7 @@ def test_a_file_of_other_rows_is_named_before_anything_runs(recipe_dict, write_r
         ({"published": {"sft": {"gsm8": 1.0}}}, "published.sft.gsm8", "did you mean gsm8k?"),
         ({"baseline": "sfft"}, "baseline", "did you mean sft?"),
         ({"trainer": {"loss_type": "nll"}}, "trainer.loss_type", "expected list"),
-        ({"trainer": {"eval_strategy": "steps"}}, "trainer.eval_strategy", "is set by bashrac"),
+        ({"trainer": {"packing": True}}, "trainer.packing", "is set by bashrac"),
         ({"stages": {"a": {"method": "dpo", "samples": 3}}}, "stages.a.samples", "pairs: self"),
         ({"evaluate": ["gsm8k", "gsm8k"]}, "evaluate", "gsm8k is given twice"),
         ({"evaluate": ["alpaca"]}, "judge", "openai:MODEL"),

@@ -167,3 +167,25 @@ def test_a_checkpoint_in_pieces_is_nothing_to_one_process(trained, capfd):
     assert f"removing {checkpoint}: incomplete, or of another launch" in capfd.readouterr().out
     assert len(losses(folder)) == 4
     assert os.path.exists(folder / "model/model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "environment"),
+    [(FSDP2, FSDP), pytest.param(zero(3), deepspeed(3), marks=needs_deepspeed)],
+)
+def test_held_out_losses_in_pieces_are_those_of_one_process(trained, kind, environment):
+    """5 rows in passes of 2: both processes gather weights for three, so one reads one again."""
+    held = {"source": "builtin:maths", "split": "train", "skip": 100, "limit": 5}
+    pairs, train = ({"source": "builtin:maths", "limit": limit} for limit in (4, 8))
+    change = {
+        "data": {"train": train, "preferences": pairs, "validation": held},
+        "trainer": {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True},
+    }
+    before, made = trained("alone", None, **change), trained("pieces", environment, kind, **change)
+    curves = [
+        artifact.read_record(one[0])["metrics"]["held_out"]["curve"] for one in (before, made)
+    ]
+    assert [point["step"] for point in curves[1]] == [0, 2, 4]
+    for one, other in zip(*curves, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
