@@ -18,10 +18,10 @@ _LOSS = "loss of a reference token, nats (lower is better)"
 
 def gap_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
     """The charts of finished results; none if the recipe does not evaluate `gap`."""
-    if NAME not in found:
+    if NAME not in found or NAME not in plan.recipe.evaluate:
         return []
     results = {stage: found[NAME][stage] for stage in plan.stages}
-    fixed = fixed_stage(plan.recipe)
+    fixed = fixed_stage(next(iter(plan.stages.values())).recipe)
     charts = [
         Chart(
             name=f"{NAME}-own",
