@@ -160,10 +160,13 @@ def _shown(plan: Plan, rows: Iterable[Row]) -> list[Row]:
 
 def _of_each(plan: Plan, words_of: Callable[[Plan], str]) -> str:
     """Words about a plan; of several recipes those of each, where they differ."""
-    said = {one.recipe.name: words for one in plan.parts if one.stages and (words := words_of(one))}
-    if len(set(said.values())) < 2:
-        return next(iter(said.values()), "") or words_of(plan)
-    return " and ".join(f"{words} ({name})" for name, words in said.items())
+    said: dict[str, list[str]] = {}
+    for part in plan.parts:
+        if part.stages and (words := words_of(part)):
+            said.setdefault(words, []).append(part.recipe.name)
+    if len(said) < 2:
+        return next(iter(said), "") or words_of(plan)
+    return " and ".join(f"{words} ({', '.join(names)})" for words, names in said.items())
 
 
 def _charts_of_each(plan: Plan, charts_of: Callable[[Plan], list[Chart]]) -> list[Chart]:

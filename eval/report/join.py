@@ -47,7 +47,7 @@ def join(plans: Sequence[Plan]) -> Plan:
     recipes = [_with_names(plan.recipe, plan.recipe.name) for plan in plans]
     recipe = recipes[0].model_copy(
         update={
-            "name": " and ".join(names),
+            "name": " and ".join([", ".join([*names][:-1]), [*names][-1]]),
             "seeds": _each_once(recipe.seeds for recipe in recipes),
             "stages": _first_of_each(recipe.stages for recipe in recipes),
             "evaluate": _each_once(recipe.evaluate for recipe in recipes),
