@@ -56,6 +56,11 @@ class StepSpec:
     runtime_options: dict[str, Any] = field(default_factory=dict)
     main_process_only: bool = False
 
+    @property
+    def of_every_seed(self) -> bool:
+        """Whether all seeds of a recipe share the step, which has the first of them."""
+        return self.kind == "overlap"
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What the fingerprint is taken of."""
