@@ -227,7 +227,9 @@ def _pairs(
         if sibling == label:
             continue
         if reason := why_not(plan, label, sibling, benchmark):
-            apart.setdefault(f"{benchmark}: not compared with {sibling}, {reason}", []).append(label)
+            apart.setdefault(f"{benchmark}: not compared with {sibling}, {reason}", []).append(
+                label
+            )
         else:
             pairs[label] = sibling
     return pairs, apart

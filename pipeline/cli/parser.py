@@ -225,8 +225,8 @@ _COMMANDS: dict[str, list[tuple[str, str, list[_Argument]]]] = {
             _argument("--format", choices=("md", "csv", "json", "html"), default="md",
                       help="default: md"),
             _argument("--baseline", metavar="STAGE",
-                      help="compare with it (of several recipes RECIPE/STAGE); default: the (first) "
-                           "recipe's baseline, or its first SFT"),
+                      help="compare with it (of several recipes: RECIPE/STAGE); default: the "
+                           "first recipe's baseline, or its first SFT"),
             _stage("only this stage, those it starts from and the baseline"),
             *_price("add what each stage has cost"),
         ]),

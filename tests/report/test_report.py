@@ -256,7 +256,9 @@ def test_what_rounds_to_zero_has_no_minus_sign(signed):
     assert format_number(-0.0004, "nats", signed=signed) == f"{sign}0.000"
     assert format_number(-0.0, "tokens", signed=signed) == f"{sign}0.0"
     assert format_number(-0.06, "%", signed=signed) == "\u22120.1"
-    assert format_difference(Difference(-0.04, -0.049, 0.04, 9, 1.0)).startswith("+0.0 [+0.0, +0.0]")
+    assert format_difference(Difference(-0.04, -0.049, 0.04, 9, 1.0)).startswith(
+        "+0.0 [+0.0, +0.0]"
+    )
     assert format_ticks([-0.5, -0.0, 0.5], signed) == ["\u22120.5", "0.0", f"{sign}0.5"]
 
 

@@ -79,7 +79,9 @@ ROWS = rows_of(40)
 def unnamed(one):
     """A row or a cost without the names of recipes."""
     given = {"stage": one.stage.rpartition("/")[2]}
-    return replace(one, **given, **({"start": one.start.rpartition("/")[2]} if hasattr(one, "start") else {}))
+    return replace(
+        one, **given, **({"start": one.start.rpartition("/")[2]} if hasattr(one, "start") else {})
+    )
 
 
 def test_stages_of_two_recipes_are_judged_as_those_of_one(planned, runs):
@@ -162,7 +164,9 @@ def test_other_questions_are_shown_and_not_compared(change, words, planned, runs
 def test_precision_and_a_model_s_own_template_keep_nothing_apart(planned, runs, plain_model):
     first = planned("first", "sft", data=ROWS)
     second = planned("second", "sft", data=ROWS, precision="bfloat16")
-    third = planned("third", "sft", data=ROWS, model=str(plain_model), chat_template="{{ messages }}")
+    third = planned(
+        "third", "sft", data=ROWS, model=str(plain_model), chat_template="{{ messages }}"
+    )
     plan = join([first, second, third])
     assert [why_not(plan, label, "first/sft", "gsm8k") for label in plan.stages] == ["", "", ""]
     report = collect(plan, runs)
@@ -177,7 +181,11 @@ def test_another_judge_and_another_prompt_of_it_are_told(planned, tmp_path):
         return planned(name, "sft", data=ROWS, **more)
 
     judge = {"engine": "openai", "model": "one", "base_url": "http://localhost:8000/v1"}
-    wording = {"prompt": "{prompt} {first} {second}?", "labels": ["A", "B"], "label_request": "A or B?"}
+    wording = {
+        "prompt": "{prompt} {first} {second}?",
+        "labels": ["A", "B"],
+        "label_request": "A or B?",
+    }
     artifact.write_json(tmp_path / "prompt.yaml", wording)
     plan = join(
         [

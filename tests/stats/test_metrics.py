@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 
