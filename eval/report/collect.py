@@ -227,9 +227,8 @@ def _pairs(
         if sibling == label:
             continue
         if reason := why_not(plan, label, sibling, benchmark):
-            apart.setdefault(f"{benchmark}: not compared with {sibling}, {reason}", []).append(
-                label
-            )
+            sentence = f"{benchmark}: not compared with {sibling}, {reason}"
+            apart.setdefault(sentence, []).append(label)
         else:
             pairs[label] = sibling
     return pairs, apart
