@@ -191,12 +191,12 @@ class LengthControlledWinRate(_InMemory):
         rows = _annotations(predictions, references)
         result = score(rows, difficulties, gamed, resamples=resamples)
         reason = result.reason if force else why_not_controlled(result)
-        has_interval = reason is None and result.lc_interval is not None
+        interval = None if reason else result.lc_interval
         return {
             **_raw_win_rate(rows, result),
             "lc_win_rate": None if reason else result.lc_win_rate,
-            "lc_low": result.lc_interval.low if has_interval else None,
-            "lc_high": result.lc_interval.high if has_interval else None,
+            "lc_low": None if interval is None else interval.low,
+            "lc_high": None if interval is None else interval.high,
             "C": None if reason else result.C,
             "reason": reason,
         }

@@ -32,13 +32,13 @@ def why_not(plan: Plan, stage: str, baseline: str, benchmark: str) -> str:
         return "which is not evaluated on it" if ours else ""
     common = [seed for seed in ours if seed in theirs]
     if not common:
-        there, here = (", ".join(map(str, seeds)) for seeds in (theirs, ours))
-        return f"with which it shares no seed: {there} there, {here} here"
-    of_template = _OF_A_TEMPLATE  # which belongs to its model
-    if plan.stages[stage].recipe.model == plan.stages[baseline].recipe.model:
-        of_template = set()
-    pair = (_rests_on(results[common[0]], _LEFT_OUT | of_template) for results in (theirs, ours))
-    found = cut(list(_differing(*pair, "")), _MOST)
+        listed = [", ".join(map(str, seeds)) for seeds in (theirs, ours)]
+        return f"with which it shares no seed: {listed[0]} there, {listed[1]} here"
+    left_out = _LEFT_OUT
+    if plan.stages[stage].recipe.model != plan.stages[baseline].recipe.model:
+        left_out = left_out | _OF_A_TEMPLATE  # which belongs to its model
+    there, here = (_rests_on(results[common[0]], left_out) for results in (theirs, ours))
+    found = cut(list(_differing(there, here, "")), _MOST)
     return f"where {', '.join(found)}" if found else ""
 
 
