@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.benchmarks import gap
 from eval.benchmarks.registry import asked, judged_options_of
 from eval.benchmarks.results import GRADES
 from eval.report.cells import (
@@ -229,8 +230,11 @@ def _pairs(
         if reason := why_not(plan, label, sibling, benchmark):
             sentence = f"{benchmark}: not compared with {sibling}, {reason}"
             apart.setdefault(sentence, []).append(label)
-        else:
-            pairs[label] = sibling
+            continue
+        pairs[label] = sibling
+        if benchmark == gap.NAME and not reads_alike(plan, label, sibling):
+            sentence = f"{benchmark}: {_COMPARED}, not compared with {sibling}, which reads others"
+            apart.setdefault(sentence, []).append(label)
     return pairs, apart
 
 

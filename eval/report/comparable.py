@@ -34,9 +34,9 @@ def why_not(plan: Plan, stage: str, baseline: str, benchmark: str) -> str:
     if not common:
         listed = [", ".join(map(str, seeds)) for seeds in (theirs, ours)]
         return f"with which it shares no seed: {listed[0]} there, {listed[1]} here"
-    left_out = _LEFT_OUT
-    if plan.stages[stage].recipe.model != plan.stages[baseline].recipe.model:
-        left_out = left_out | _OF_A_TEMPLATE  # which belongs to its model
+    pair = (stage, baseline)
+    models = {one.recipe.model for label, one in plan.stages.items() if label in pair}
+    left_out = _LEFT_OUT if len(models) == 1 else _LEFT_OUT | _OF_A_TEMPLATE  # a model's own
     there, here = (_rests_on(results[common[0]], left_out) for results in (theirs, ours))
     found = cut(list(_differing(there, here, "")), _MOST)
     return f"where {', '.join(found)}" if found else ""

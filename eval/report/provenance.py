@@ -26,7 +26,11 @@ def provenance_of(
         records: fingerprint of a finished step -> its record.
         commands: those that make the results, such as 'bashrac run demo'.
     """
-    names = step_names(plan.steps)
+    names: dict[str, str] = {}
+    for part in plan.parts or [plan]:
+        before = f"{part.recipe.name}/" if plan.parts else ""
+        for fingerprint, name in step_names(part.steps).items():
+            names.setdefault(fingerprint, before + name)
     commits = {record.get("git_commit") for record in records.values()}
     return Provenance(
         fingerprint=plan.fingerprint,

@@ -231,7 +231,7 @@ def test_a_benchmark_of_one_recipe_has_no_rows_of_the_other(planned, runs):
 
 
 def test_gap_compares_slopes_of_the_same_model_and_fixed_ones_on_the_same_contexts(
-    planned, plain_model
+    planned, plain_model, runs
 ):
     settings = {"data": ROWS, "evaluate": ["gap"]}
     first = planned("first", "sft", "bash", **settings)
@@ -244,6 +244,13 @@ def test_gap_compares_slopes_of_the_same_model_and_fixed_ones_on_the_same_contex
     assert "where base." in why_not(plan, "other/sft", "first/sft", "gap")
     assert reads_alike(plan, "same/half", "first/sft")
     assert not reads_alike(plan, "later/half", "first/sft")
+    concerned = {
+        warning.partition(": ")[2]: stages
+        for warning, stages in collect(plan, runs).warnings.items()
+    }
+    assert concerned["slope, fixed contexts, not compared with first/sft, which reads others"] == [
+        "later/sft", "later/half",
+    ]  # fmt: skip
 
 
 def test_a_swept_recipe_beside_another(planned, runs):
@@ -273,7 +280,12 @@ def test_a_part_of_several_recipes(planned, runs):
     second = finish(planned("second", "sft", "half", data=ROWS), runs)
     report = collect(part_of(join([first, second]), ["second/half"]), runs)
     assert [row.stage for row in report.rows] == ["first/sft", "second/half"]
-    assert {step.name.split("/")[0] for step in report.made.steps} == {"sft", "half"}
+    names = {step.name.rpartition("/seed")[0] for step in report.made.steps}
+    assert names == {
+        "first/sft/train", "first/sft/answers for gsm8k", "first/sft/grade gsm8k",
+        "second/half/contexts", "second/half/train", "second/half/answers for gsm8k",
+        "second/half/grade gsm8k", "first/sft/overlap with gsm8k",
+    }  # fmt: skip
 
 
 def test_the_command_takes_several_recipes(planned, runs, tmp_path, capsys):
