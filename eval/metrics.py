@@ -20,7 +20,7 @@ import datasets
 import evaluate
 
 from eval.graders import length_control
-from eval.graders.alpaca import score
+from eval.graders.alpaca import score, why_not_controlled
 from eval.graders.gsm8k import REFERENCE_MARKER, grade
 from eval.graders.rouge import MEASURES, rouge
 from eval.stats.intervals import wilson_interval
@@ -134,7 +134,7 @@ class WinRate(_InMemory):
     the baseline's `output`. `compute` takes no options.
 
     It returns `n`, the judged instructions, and in percent `win_rate`, `standard_error` (None for
-    n = 1), and the bootstrap interval `low`, `high` of `level`.
+    n = 1), and the interval `low`, `high` of `level`.
 
     ValueError: an instruction is there twice, a preference is out of range, or none is judged.
     """
@@ -158,12 +158,15 @@ class LengthControlledWinRate(_InMemory):
 
     Predictions and references are those of `WinRate`. Options of `compute`, as for
     `eval.graders.alpaca.score`: `difficulties` by instruction text, the `gamed` rows, and
-    `resamples` of the interval (1000; 0 for none).
+    `resamples` of the interval (1000; 0 for none). `force` fits the regression on fewer than 200
+    judged instructions too.
 
     It returns what `WinRate` does, and in percent `lc_win_rate` with its bootstrap interval
     `lc_low`, `lc_high`; `C`, the inverse strength of the penalty; and `reason`. Where there is no
-    length-controlled win rate, `reason` says why and the others are None. Without difficulties or
-    gamed rows there is none.
+    length-controlled win rate, `reason` says why and the others are None. There is none without
+    difficulties or gamed rows and, as in reports, none below 200 judged instructions: the number
+    is then typically 3 points off or more, and its interval does not say so
+    (`benchmarks/few_instructions.py`).
 
     ValueError: as `WinRate`, or an instruction has no difficulty, or an option is out of range.
     """
@@ -183,16 +186,19 @@ class LengthControlledWinRate(_InMemory):
         difficulties: Mapping[str, float] | None = None,
         gamed: Sequence[Sequence[float]] | None = None,
         resamples: int = 1000,
+        force: bool = False,
     ) -> dict[str, Any]:
         rows = _annotations(predictions, references)
         result = score(rows, difficulties, gamed, resamples=resamples)
+        reason = result.reason if force else why_not_controlled(result)
+        interval = None if reason else result.lc_interval
         return {
             **_raw_win_rate(rows, result),
-            "lc_win_rate": result.lc_win_rate,
-            "lc_low": None if result.lc_interval is None else result.lc_interval.low,
-            "lc_high": None if result.lc_interval is None else result.lc_interval.high,
-            "C": result.C,
-            "reason": result.reason,
+            "lc_win_rate": None if reason else result.lc_win_rate,
+            "lc_low": None if interval is None else interval.low,
+            "lc_high": None if interval is None else interval.high,
+            "C": None if reason else result.C,
+            "reason": reason,
         }
 
 
@@ -202,7 +208,7 @@ class Rouge(_InMemory):
     Predictions and references are texts. `compute` takes no options.
 
     It returns plain means of F measures in percent, `rouge1`, `rouge2` and `rougeL`, each with its
-    bootstrap interval over pairs (`rouge1_low`, `rouge1_high` and so on) of `level`; `n`, the pairs
+    interval over pairs (`rouge1_low`, `rouge1_high` and so on) of `level`; `n`, the pairs
     behind them; and `left_out`, the pairs left out because ROUGE reads nothing in the reference.
     An empty prediction scores 0 and is not left out.
 
@@ -211,7 +217,7 @@ class Rouge(_InMemory):
 
     def _info(self) -> evaluate.MetricInfo:
         return self._described(
-            "ROUGE-1, ROUGE-2 and ROUGE-L, means of stemmed F measures with bootstrap intervals.",
+            "ROUGE-1, ROUGE-2 and ROUGE-L, means of stemmed F measures with intervals.",
             "Lin (2004), ROUGE: A Package for Automatic Evaluation of Summaries, ACL W04-1013",
             _TEXTS,
         )
@@ -273,7 +279,7 @@ def _annotations(
 def _raw_win_rate(
     rows: Sequence[Mapping[str, Any]], result: length_control.WinRate
 ) -> dict[str, Any]:
-    """Return the raw win rate of judged rows with its bootstrap interval, in percent."""
+    """Return the raw win rate of judged rows with its interval, in percent."""
     judged = [row["preference"] for row in rows if row["preference"] is not None]
     shares = [preference - 1 for preference in judged if not math.isnan(preference)]
     found = mean_over_seeds([shares], verdicts=True)

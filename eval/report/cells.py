@@ -23,8 +23,8 @@ def results_of(plan: Plan, runs: Path, stage: str, benchmark: str) -> dict[int, 
     """Finished results of a stage, by seed."""
     found = {}
     for seed in plan.recipe.seeds:
-        step = plan.results[stage, benchmark, seed]
-        if artifact.is_finished(step.directory(runs)):
+        step = plan.results.get((stage, benchmark, seed))
+        if step is not None and artifact.is_finished(step.directory(runs)):
             found[seed] = artifact.read_json(step.directory(runs) / artifact.RESULT)
     return found
 
@@ -161,13 +161,15 @@ def _difference(pairing: _Pairing, *, level: float) -> Difference:
     from eval.stats.seeds import difference_over_seeds, estimate_of_replicates
 
     unit, scale, mcnemar = pairing.measure["unit"], 1, None
-    if pairing.values is not None:
-        found = estimate_of_replicates(pairing.values, pairing.differences, pairing.n, level=level)
+    values = pairing.values
+    if values is not None:
+        found = estimate_of_replicates(values, pairing.differences, pairing.n, level=level)
     else:
         scale = scale_of(unit)
         is_binary = _are_binary([*pairing.ours, *pairing.baseline], unit)
         verdicts = is_binary or pairing.measure.get("verdicts", False)
         differences = pairing.differences
+        values = [scale * sum(one) / len(one) for one in differences]
         found = difference_over_seeds(differences, verdicts=verdicts, level=level)
         if is_binary and len(differences) == 1:
             (one,) = differences
@@ -183,6 +185,7 @@ def _difference(pairing: _Pairing, *, level: float) -> Difference:
         better=pairing.measure.get("better", "higher"),
         detectable=scale * found.detectable,
         mcnemar=mcnemar,
+        per_seed=tuple(values) if len(values) > 1 else (),
     )
 
 

@@ -7,11 +7,13 @@ of this folder format what is collected here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.benchmarks import gap
 from eval.benchmarks.registry import asked, judged_options_of
 from eval.benchmarks.results import GRADES
 from eval.report.cells import (
@@ -22,14 +24,17 @@ from eval.report.cells import (
     differences_at_once,
     results_of,
 )
+from eval.report.comparable import reads_alike, why_not
 from eval.report.costs import cost_charts, cost_summary_of, costs_of
 from eval.report.curves import gap_charts, recovery_charts
 from eval.report.held_out import held_out_losses
+from eval.report.join import joined_facts
 from eval.report.precisions import describe_precisions, precision_warnings
 from eval.report.provenance import provenance_of
 from eval.report.sweeps import sweep_charts
-from eval.report.types import Report, Round, Row
+from eval.report.types import Chart, Report, Round, Row
 from pipeline.recipe.schema import Source
+from pipeline.stages.builder import PlannedStage
 from pipeline.steps import artifact
 
 if TYPE_CHECKING:
@@ -69,10 +74,12 @@ def part_of(plan: Plan, names: Sequence[str], baseline: str | None = None) -> Pl
             chosen |= {plan.stages[label].start} - {None}
     kept = {label: stage for label, stage in plan.stages.items() if label in chosen}
     # Steps that belong to no stage are kept with the first.
-    first = (next(iter(kept)), plan.recipe.seeds[0])
+    label = next(iter(kept))
+    first = (label, plan.seeds_of(label)[0])
     overlaps = [step for steps in plan.overlaps.values() for step in steps]
     all_steps = {**plan.all_steps, first: [*overlaps, *plan.all_steps[first]]}
-    part = replace(plan, stages=kept, all_steps=all_steps)
+    parts = [replace(one, stages=_chosen(one, kept)) for one in plan.parts]
+    part = replace(plan, stages=kept, all_steps=all_steps, parts=parts)
     return replace(part, steps=part.steps_of(kept))
 
 
@@ -81,17 +88,17 @@ def collect(
     runs: Path,
     *,
     baseline: str | None = None,
-    command: str = "",
+    commands: Sequence[str] = (),
     price_per_hour: float | None = None,
     currency: str = "",
 ) -> Report:
     """Read the finished steps of a plan into a report. Unfinished stages have empty rows.
 
     Args:
-        plan: of a recipe, or a part of one (`part_of`).
+        plan: of a recipe, of several (`eval.report.join`), or a part of either (`part_of`).
         runs: the folder of all results.
         baseline: the stage to compare the others with; by default `baseline_of` the recipe.
-        command: makes the results; the report names it.
+        commands: make the results; the report names them.
         price_per_hour: of a GPU, or of a machine without one.
         currency: of that price.
 
@@ -106,9 +113,13 @@ def collect(
         files = records[step.fingerprint]["files"]
         read = {name: files[name] for name in _READ if name in files}
         artifact.verify_files(step.directory(runs), read)
-    results = {name: _results(plan, runs, name, baseline) for name in recipe.evaluate}
-    rows = [row for name in results for row in _rows(plan, name, results[name], baseline)]
     rounds, figures, warnings = _figures_and_warnings(plan, finished, records)
+    results = {name: _results(plan, runs, name, baseline) for name in recipe.evaluate}
+    rows: list[Row] = []
+    for name, found in results.items():
+        pairs, apart = _pairs(plan, name, baseline)
+        rows += _rows(plan, name, found, pairs, baseline)
+        warnings |= apart
     if alone := _without_baseline(plan, baseline):
         once = [name for name in recipe.stages if not _without_baseline(plan, name)]
         way_out = f"; --baseline {' or '.join(once)} compares all" if once else ""
@@ -117,20 +128,20 @@ def collect(
     held_out, unmeasured = held_out_losses(plan, records)
     return Report(
         recipe=recipe.name,
-        task=recipe.task,
-        model=_joined(one.recipe.model for one in plan.stages.values()),
+        task=_of_each(plan, lambda one: one.recipe.task),
+        model=_of_each(plan, lambda one: _joined(s.recipe.model for s in one.stages.values())),
         seeds=list(recipe.seeds),
         baseline=baseline,
-        judge=_joined(_judges(plan)) or None,
-        asked={name: _asked(plan, name) for name in recipe.evaluate},
+        judge=_of_each(plan, lambda one: _joined(_judges(one))) or None,
+        asked={name: _of_each(plan, partial(_asked, benchmark=name)) for name in recipe.evaluate},
         rows=rows,
         costs=costs,
         overlaps=_overlaps(plan, runs),
         rounds=rounds,
         charts=[
-            *sweep_charts(plan, rows, figures),
-            *gap_charts(plan, results),
-            *recovery_charts(plan, results),
+            *_charts_of_each(plan, lambda one: sweep_charts(one, _shown(one, rows), figures)),
+            *_charts_of_each(plan, lambda one: gap_charts(one, results)),
+            *_charts_of_each(plan, lambda one: recovery_charts(one, results)),
             *held_out,
             *cost_charts(rows, costs, baseline),
         ],
@@ -141,8 +152,40 @@ def collect(
             {f"{record['device']}, host {record['host']}" for record in records.values()}
         ),
         bill=cost_summary_of(plan, records, price_per_hour, currency),
-        made=provenance_of(plan, records, command),
+        made=provenance_of(plan, records, commands),
+        joined=joined_facts(plan),
     )
+
+
+def _chosen(plan: Plan, labels: Iterable[str]) -> dict[str, PlannedStage]:
+    return {label: plan.stages[label] for label in labels if label in plan.stages}
+
+
+def _shown(plan: Plan, rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row.stage in plan.stages]
+
+
+def _of_each(plan: Plan, words_of: Callable[[Plan], str]) -> str:
+    """Words about a plan; of several recipes those of each, where they differ."""
+    said: dict[str, list[str]] = {}
+    for part in plan.parts:
+        if part.stages and (words := words_of(part)):
+            said.setdefault(words, []).append(part.recipe.name)
+    if len(said) < 2:
+        return next(iter(said), "") or words_of(plan)
+    return " and ".join(f"{words} ({', '.join(names)})" for words, names in said.items())
+
+
+def _charts_of_each(plan: Plan, charts_of: Callable[[Plan], list[Chart]]) -> list[Chart]:
+    """The charts of a plan; of several recipes those of each, with its name."""
+    if not plan.parts:
+        return charts_of(plan)
+    return [
+        replace(chart, name=f"{chart.name}-{i}", title=f"{chart.title} ({part.recipe.name})")
+        for i, part in enumerate(plan.parts, start=1)
+        if part.stages
+        for chart in charts_of(part)
+    ]
 
 
 def _figures_and_warnings(
@@ -179,17 +222,38 @@ def _results(plan: Plan, runs: Path, benchmark: str, baseline: str | None) -> By
     return {label: results_of(plan, runs, label, benchmark) for label in wanted}
 
 
-def _rows(plan: Plan, benchmark: str, found: ByStage, baseline: str | None) -> Iterator[Row]:
-    own = _own_measure([result for seeds in found.values() for result in seeds.values()])
-    pairs = {
-        # Where the baseline is swept, a stage is compared with what it is at its own points.
-        label: (found[label], found[sibling])
-        for label, stage in plan.stages.items()
-        if stage.name != baseline and (sibling := stage.siblings.get(baseline or ""))
-    }
-    primary = differences_at_once(pairs, own)
+def _pairs(
+    plan: Plan, benchmark: str, baseline: str | None
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Stages with what each is compared with; and why others are not, with the stages concerned."""
+    pairs: dict[str, str] = {}
+    apart: dict[str, list[str]] = {}
     for label, stage in plan.stages.items():
-        published = plan.recipe.published.get(stage.name, {}).get(benchmark)
+        # Where the baseline is swept, a stage is compared with what it is at its own points.
+        sibling = stage.siblings.get(baseline or "", label)
+        if sibling == label:
+            continue
+        if reason := why_not(plan, label, sibling, benchmark):
+            sentence = f"{benchmark}: not compared with {sibling}, {reason}"
+            apart.setdefault(sentence, []).append(label)
+            continue
+        pairs[label] = sibling
+        if benchmark == gap.NAME and not reads_alike(plan, label, sibling):
+            sentence = f"{benchmark}: {_COMPARED}, not compared with {sibling}, which reads others"
+            apart.setdefault(sentence, []).append(label)
+    return pairs, apart
+
+
+def _rows(
+    plan: Plan, benchmark: str, found: ByStage, pairs: Mapping[str, str], baseline: str | None
+) -> Iterator[Row]:
+    own = _own_measure([result for seeds in found.values() for result in seeds.values()])
+    both = {label: (found[label], found[sibling]) for label, sibling in pairs.items()}
+    primary = differences_at_once(both, own)
+    for label, stage in plan.stages.items():
+        if not any((label, benchmark, seed) in plan.results for seed in plan.recipe.seeds):
+            continue  # only another recipe evaluates it
+        published = stage.recipe.published.get(stage.name, {}).get(benchmark)
         results = list(found[label].values())
         counts: Counter[str] = Counter()
         for result in results:
@@ -198,8 +262,8 @@ def _rows(plan: Plan, benchmark: str, found: ByStage, baseline: str | None) -> I
         names = sorted(names, key=lambda name: name != own)
         cells = {name: cell_of(results, name) for name in names}
         differences = {own: primary.get(label)}
-        if label in pairs:
-            differences[_COMPARED] = difference_of(*pairs[label], _COMPARED)
+        if label in pairs and reads_alike(plan, label, pairs[label]):
+            differences[_COMPARED] = difference_of(*both[label], _COMPARED)
         yield Row(
             stage=label,
             method=stage.options.method,
@@ -211,7 +275,7 @@ def _rows(plan: Plan, benchmark: str, found: ByStage, baseline: str | None) -> I
             counts=dict(counts),
             published="" if published is None else str(published),
             own=own,
-            is_baseline=stage.name == baseline,
+            is_baseline=stage.siblings.get(baseline or "") == label,
             start=stage.start or "",
         )
 
@@ -236,12 +300,10 @@ def _overlaps(plan: Plan, runs: Path) -> dict[str, dict[str, int]]:
 
 
 def _judges(plan: Plan) -> Iterator[str]:
-    if plan.recipe.judge is None:
-        return
-    from eval.judge.step import describe_judge
-
     for one in plan.stages.values():
         if one.recipe.judge is not None:
+            from eval.judge.step import describe_judge
+
             yield describe_judge(one.recipe.judge)
 
 

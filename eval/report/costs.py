@@ -29,7 +29,7 @@ def costs_of(plan: Plan, records: Records, baseline: str | None) -> list[Cost]:
 
 
 def _cost(plan: Plan, records: Records, stage: str, baseline: str | None) -> Cost:
-    seeds = plan.recipe.seeds
+    seeds = plan.seeds_of(stage)
     own = {seed: _finished(plan.stage_steps[stage, seed], records) for seed in seeds}
     found = [record for one in own.values() for record in one or []]
     spent = _mean(own.values())
@@ -39,7 +39,7 @@ def _cost(plan: Plan, records: Records, stage: str, baseline: str | None) -> Cos
     times = None
     if baseline is not None:
         base = _chains(plan, records, baseline)
-        both = [seed for seed in seeds if chains[seed] is not None and base[seed] is not None]
+        both = [seed for seed in seeds if None not in (chains[seed], base.get(seed))]
         ours, theirs = (_mean(one[seed] for seed in both) for one in (chains, base))
         if ours is not None and theirs is not None and theirs.seconds:
             times = ours.seconds / theirs.seconds
@@ -60,7 +60,7 @@ def _chains(plan: Plan, records: Records, stage: str) -> dict[int, list[Record] 
     """Seed -> records of all steps its weights came from; None where one is missing."""
     return {
         seed: _finished(_with_inputs(plan.stage_steps[stage, seed]), records)
-        for seed in plan.recipe.seeds
+        for seed in plan.seeds_of(stage)
     }
 
 

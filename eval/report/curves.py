@@ -20,10 +20,10 @@ _LOSS = "loss of a reference token, nats (lower is better)"
 
 def gap_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
     """The charts of finished results; none if the recipe does not evaluate `gap`."""
-    if NAME not in found:
+    if NAME not in found or NAME not in plan.recipe.evaluate:
         return []
     results = _curved(plan, found[NAME])
-    fixed = fixed_stage(plan.recipe)
+    fixed = fixed_stage(next(iter(plan.stages.values())).recipe)
     charts = [
         Chart(
             name=f"{NAME}-own",
@@ -62,10 +62,10 @@ def gap_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
 
 def recovery_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
     """The charts of finished results; none if the recipe does not evaluate `recovery`."""
-    if recovery.NAME not in found:
+    if recovery.NAME not in found or recovery.NAME not in plan.recipe.evaluate:
         return []
     results = _curved(plan, found[recovery.NAME])
-    fixed = recovery.options_of(plan.recipe).fixed
+    fixed = recovery.options_of(next(iter(plan.stages.values())).recipe).fixed
     charts = [
         Chart(
             name=f"{recovery.NAME}-{name}",

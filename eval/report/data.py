@@ -27,8 +27,10 @@ def csv_text(report: Report) -> str:
     writer = csv.DictWriter(output, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     fingerprint = report.made.fingerprint if report.made else ""
+    of_each = report.joined.fingerprints if report.joined else {}
     for line in (*_measures(report), *_points(report), *_costs(report)):
-        writer.writerow({**line, "recipe_fingerprint": fingerprint})
+        recipe = line["stage"].partition("/")[0]
+        writer.writerow({**line, "recipe_fingerprint": of_each.get(recipe, fingerprint)})
     return output.getvalue().rstrip("\n")
 
 
@@ -90,5 +92,8 @@ def _costs(report: Report) -> Iterator[Line]:
 
 def json_text(report: Report) -> str:
     """Everything, for programs."""
-    text = json.dumps(asdict(report), indent=1, ensure_ascii=False)
+    everything = asdict(report)
+    if report.joined is None:
+        del everything["joined"]
+    text = json.dumps(everything, indent=1, ensure_ascii=False)
     return text.encode(errors="backslashreplace").decode()  # half characters as JSON writes them

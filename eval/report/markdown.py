@@ -11,6 +11,7 @@ from eval.report.text import (
     format_figure,
     interval_note,
     one_seed_note,
+    same_note,
 )
 from eval.report.types import Chart, Provenance, Report
 from pipeline.errors import visible
@@ -41,7 +42,11 @@ def markdown(report: Report) -> str:
 def _notes(report: Report) -> list[str]:
     seeds = ", ".join(map(str, report.seeds))
     lines = [f"Model {_in_a_line(report.model)}, task {report.task}, seeds {seeds}."]
-    if report.made is not None:
+    if report.joined is not None:
+        found = report.joined.fingerprints.items()
+        listed = ", ".join(f"{code(digits[:16])} ({name})" for name, digits in found)
+        lines.append(f"Recipe fingerprints {listed}.{same_note(report)}")
+    elif report.made is not None:
         lines.append(f"Recipe fingerprint {code(report.made.fingerprint[:16])}.")
     if report.rows:
         lines.append(" ".join(filter(None, [interval_note(report), one_seed_note(report)])))

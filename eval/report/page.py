@@ -32,6 +32,7 @@ from eval.report.text import (
     format_figure,
     interval_note,
     one_seed_note,
+    same_note,
     tone_of,
     versus,
 )
@@ -111,6 +112,7 @@ def html_page(report: Report, samples: Mapping[str, Sequence[SampleView]]) -> st
             headline_note=headline_note(report),
             interval_note=interval_note(report),
             one_seed_note=one_seed_note(report),
+            same_note=same_note(report).strip(),
             charts=_charts(others, report.baseline),
             costs=[
                 _cost_table("What each stage took itself", *own_table(report)),
@@ -129,7 +131,7 @@ def _stages(report: Report) -> dict[str, str]:
     """Every stage with its method, unless it is named so, and the stage it starts from."""
     found = {cost.stage: cost.stage for cost in report.costs}
     for row in report.rows:
-        words = [row.method] if row.method != row.stage else []
+        words = [row.method] if row.method != row.stage.rpartition("/")[2] else []
         words += [f"from {row.start}"] if row.start else []
         found[row.stage] = f"{row.stage} ({' '.join(words)})" if words else row.stage
     return found

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from eval.report.text import (
     describe_missing,
     format_cell,
+    format_decimals,
     format_difference,
     tone_of,
-    with_minus,
 )
 from eval.report.types import Row
 
@@ -87,17 +87,20 @@ def plots_of(benchmark: str, rows: Sequence[Row], baseline: str | None) -> list[
             + ("" if base is None else f" Dashed line: {baseline}."),
         )
     ]
+    found = {row.stage: one for row in rows if (one := row.difference)}
     compared = [
-        (row.stage, format_difference(one), tone_of(one.verdict) or "open",
+        (stage, format_difference(one), tone_of(one.verdict) or "open",
          (one.low, one.value, one.high))
-        for row in rows if (one := row.difference)
+        for stage, one in found.items()
     ]  # fmt: skip
     if compared:
+        seeds = {stage: one.per_seed for stage, one in found.items()}
         note = "Paired. Filled dot: the difference is significant. Open dot: it is not."
+        note += " Small dots: each seed." if any(seeds.values()) else ""
         title = f"{name}, {'points' if unit == '%' else unit} over {baseline}{less}"
         plots.append(
             _plot(f"{benchmark}-differences", title, compared, line=(0, "0 = no difference"),
-                  note=note, signed=True)
+                  note=note, signed=True, seeds=seeds)
         )  # fmt: skip
     return plots
 
@@ -158,8 +161,7 @@ def nice_ticks(low: float, high: float) -> list[float]:
 def format_ticks(ticks: Sequence[float], signed: bool = False) -> list[str]:
     """Tick labels with as many decimals as the step between ticks needs."""
     decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    sign = "+" if signed else ""
-    return [with_minus(f"{tick + 0.0:{sign if tick else ''}.{decimals}f}") for tick in ticks]
+    return [format_decimals(tick, decimals, signed=signed and tick != 0) for tick in ticks]
 
 
 def _fits(stage: str, words: str) -> bool:

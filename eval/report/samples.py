@@ -76,11 +76,12 @@ def collect_samples(
 
 def _finished(plan: Plan, runs: Path, benchmark: str, seed: int) -> dict[str, StepSpec]:
     """The grading steps of a training seed whose answers are there too, by stage."""
-    steps = {stage: plan.results[stage, benchmark, seed] for stage in plan.stages}
+    steps = {stage: plan.results.get((stage, benchmark, seed)) for stage in plan.stages}
     return {
         stage: step
         for stage, step in steps.items()
-        if artifact.is_finished(step.directory(runs))
+        if step is not None
+        and artifact.is_finished(step.directory(runs))
         and artifact.is_finished(step.inputs["answers"].directory(runs))
     }
 

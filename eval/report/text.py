@@ -108,6 +108,15 @@ def _describe_overlap(overlap: dict[str, int]) -> str:
     return words + (short if overlap["short"] else "") + "."
 
 
+def same_note(report: Report) -> str:
+    """Which stages stand for those of several recipes; '' for none."""
+    same = report.joined.same if report.joined else {}
+    if not same:
+        return ""
+    words = ", ".join(f"{stage} is {shown}" for stage, shown in same.items())
+    return f" The same steps, shown once: {words}."
+
+
 def interval_note(report: Report) -> str:
     """How intervals and differences were computed, for as many seeds as are finished."""
     seeds = max((row.seeds for row in report.rows), default=0)
@@ -158,13 +167,13 @@ def format_cell(cell: Cell | None, n: int | None, seeds: int = 1) -> str:
 
 
 def format_number(value: float, unit: str, *, signed: bool = False) -> str:
-    """A number with as many decimals as its unit has, and a true minus sign."""
-    return with_minus(f"{value:{'+' if signed else ''}.{_DECIMALS.get(unit, 1)}f}")
+    """A number with as many decimals as its unit has."""
+    return format_decimals(value, _DECIMALS.get(unit, 1), signed=signed)
 
 
-def with_minus(number: str) -> str:
-    """A formatted number with a minus sign as wide as a plus, for people; programs get '-'."""
-    return number.replace("-", MINUS, 1) if number.startswith("-") else number
+def format_decimals(value: float, decimals: int, *, signed: bool = False) -> str:
+    """A number for people: with a minus sign as wide as a plus, and none where it rounds to 0."""
+    return f"{value:{'+' if signed else ''}z.{decimals}f}".replace("-", MINUS)
 
 
 def format_difference(difference: Difference | None, seeds: int = 1) -> str:

@@ -45,6 +45,7 @@ class Difference:
         p_adjusted: `p_value`, adjusted for all of these (Holm); None where it is the only one.
         detectable: the smallest true difference that would be found four times in five.
         mcnemar: McNemar's exact p, of right and wrong answers of one seed; decides nothing.
+        per_seed: the difference in each of them; empty for one.
     """
 
     value: float
@@ -59,6 +60,7 @@ class Difference:
     p_adjusted: float | None = None
     detectable: float | None = None
     mcnemar: float | None = None
+    per_seed: tuple[float, ...] = ()
 
     @property
     def p(self) -> float:
@@ -202,8 +204,8 @@ class Provenance:
 
     Attributes:
         fingerprint: one digest over those of all result steps
-            (`pipeline.plan.plan.Plan.fingerprint`).
-        recipe: as it was run, in YAML.
+            (`pipeline.plan.plan.Plan.fingerprint`), of several recipes together.
+        recipe: as it was run, in YAML; of several recipes a document each.
         commands: those that make the results.
         commits: of the checkouts of bashrac that steps ran from.
     """
@@ -213,6 +215,19 @@ class Provenance:
     commands: list[str]
     commits: list[str]
     steps: list[ProvenanceStep]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several recipes in one report.
+
+    Attributes:
+        fingerprints: recipe -> its fingerprint.
+        same: stage -> the stage of an earlier recipe that takes the same steps, and stands for it.
+    """
+
+    fingerprints: dict[str, str]
+    same: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -298,6 +313,7 @@ class Report:
         precision: a description of what steps computed in; '' where none is known.
         bill: the cost of everything; None where nothing is finished.
         made: how to reproduce it; None for a report made by hand.
+        joined: the recipes, where it is of several.
     """
 
     recipe: str
@@ -318,6 +334,7 @@ class Report:
     precision: str = ""
     bill: CostSummary | None = None
     made: Provenance | None = None
+    joined: Joined | None = None
 
     @property
     def benchmarks(self) -> list[str]:

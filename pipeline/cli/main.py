@@ -205,7 +205,7 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
     )
 
     def written() -> str:
-        report = collect(plan, given.runs, command=makes)
+        report = collect(plan, given.runs, commands=[makes])
         return write_report(report, plan, given.runs)
 
     if launched_by_accelerate():
@@ -264,18 +264,25 @@ def _score(given: Any) -> int:
 def _report(given: Any) -> int:
     from eval.report.collect import collect, part_of
     from eval.report.files import report_text
-    from pipeline.plan.load import command_for
+    from eval.report.join import join, labels_of
+    from pipeline.plan.load import command_for, load_recipe
+    from pipeline.plan.plan import make_plan
 
     _check_price(given)
-    plan = _load_plan(given)
-    _check_baseline(plan, given.baseline)
+    sources = [(one, given.overrides, given.variant) for one in given.recipes]
+    plan = join([make_plan(load_recipe(*source)) for source in sources])
+    baseline = given.baseline
+    if plan.parts and baseline is not None and len(labels := labels_of(plan, baseline)) == 1:
+        (baseline,) = labels
+    _check_baseline(plan, baseline)
     if given.stages:
-        plan = part_of(plan, given.stages, given.baseline)
+        names = [label for one in given.stages for label in labels_of(plan, one)]
+        plan = part_of(plan, names, baseline)
     report = collect(
         plan,
         given.runs,
-        baseline=given.baseline,
-        command=command_for("run", *_source_of(given)),
+        baseline=baseline,
+        commands=[command_for("run", *source) for source in sources],
         price_per_hour=given.price_per_hour,
         currency=given.currency,
     )
@@ -291,7 +298,7 @@ def _report(given: Any) -> int:
 
 def _check_baseline(plan: Any, baseline: str | None) -> None:
     known = list(plan.recipe.stages)
-    if baseline is None or baseline in known:
+    if baseline is None or baseline in (known if not plan.parts else [*known, *plan.stages]):
         return
     hint = suggest(baseline, known)
     if baseline in plan.stages:  # a label of a sweep

@@ -136,10 +136,8 @@ _VARIANT = _argument("--variant", metavar="NAME", help="variant of the recipe; d
 _RUNS = _argument("--runs", type=_path, default=Path("runs"), metavar="DIR",
                   help="folder of results; default: runs")  # fmt: skip
 _SEED = _argument("--seed", type=int, metavar="N", help="only this seed")
-_RECIPE = [
-    _argument("recipe", metavar="RECIPE", help="a file, or the name of a shipped recipe"),
-    _VARIANT, _SET, _RUNS,
-]  # fmt: skip
+_A_RECIPE = "a file, or the name of a shipped recipe"
+_RECIPE = [_argument("recipe", metavar="RECIPE", help=_A_RECIPE), _VARIANT, _SET, _RUNS]
 _FINISHED_STAGE = [
     _argument("named", metavar="RECIPE:STAGE", help="a finished stage, such as my.yaml:rac"),
     _VARIANT, _SET, _RUNS,
@@ -168,8 +166,7 @@ _COMMANDS: dict[str, list[tuple[str, str, list[_Argument]]]] = {
             _argument("file", metavar="FILE", type=_path, help="must not exist yet"),
         ]),
         ("check", "list every problem in a recipe", [
-            _argument("recipes", nargs="+", metavar="RECIPE",
-                      help="a file, or the name of a shipped recipe"),
+            _argument("recipes", nargs="+", metavar="RECIPE", help=_A_RECIPE),
             _argument("--variant", metavar="NAME", help="only this variant of it"),
             _SET,
         ]),
@@ -222,11 +219,14 @@ _COMMANDS: dict[str, list[tuple[str, str, list[_Argument]]]] = {
                       help="how many lines; default: 40"),
         ]),
         ("report", "print the tables of what is finished", [
-            *_RECIPE,
+            _argument("recipes", nargs="+", metavar="RECIPE",
+                      help=f"{_A_RECIPE}; several go into one table, as RECIPE/STAGE"),
+            _VARIANT, _SET, _RUNS,
             _argument("--format", choices=("md", "csv", "json", "html"), default="md",
                       help="default: md"),
             _argument("--baseline", metavar="STAGE",
-                      help="compare with it; default: the recipe's baseline, or its first SFT"),
+                      help="compare with it (of several recipes: RECIPE/STAGE); default: the "
+                           "first recipe's baseline, or its first SFT"),
             _stage("only this stage, those it starts from and the baseline"),
             *_price("add what each stage has cost"),
         ]),

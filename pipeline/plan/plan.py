@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from eval.benchmarks import registry
@@ -35,6 +35,8 @@ class Plan:
     all_steps: dict[tuple[str, int], list[StepSpec]]
     # (label, seed) -> the weights the stage ends with
     models: dict[tuple[str, int], Model]
+    # of several recipes in one (`eval.report.join`): the plan of each
+    parts: list[Plan] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -45,6 +47,10 @@ class Plan:
         # Without benchmarks all steps count, those of stages that are not shown too.
         steps = self.results.values() or chain(*self.stage_steps.values())
         return artifact.fingerprint(sorted({step.fingerprint for step in steps}))
+
+    def seeds_of(self, label: str) -> list[int]:
+        """The seeds of a stage: the recipe's, or of several recipes those of its own."""
+        return [seed for seed in self.recipe.seeds if (label, seed) in self.stage_steps]
 
     def labels(self, *stages: str) -> list[str]:
         """The labels that names stand for, in order: a label for itself, a stage for all it has.

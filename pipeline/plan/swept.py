@@ -94,7 +94,7 @@ def _short(name: str, key: str) -> str:
     if not key.startswith("stages.") or not own:
         return _plain(key)
     last = own.rpartition(".")[2]
-    return last if owner == name else f"{owner}.{last}"
+    return last if owner == name.rpartition("/")[2] else f"{owner}.{last}"
 
 
 def _plain(key: str) -> str:

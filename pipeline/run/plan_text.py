@@ -93,7 +93,8 @@ def _commands(
     lines = []
     for number, step in enumerate(plan.steps, start=1):
         directory, state = step.directory(runs), states[step.fingerprint]
-        several = f", seed {step.seed}" if len(plan.recipe.seeds) > 1 else ""
+        has_seed = len(plan.recipe.seeds) > 1 and not step.of_every_seed
+        several = f", seed {step.seed}" if has_seed else ""
         described = ": ".join(filter(None, state))
         lines.append(f"{number:>3}  {step.stage}{several}: {step.title} - {described}")
         lines.append(f"     {directory}")
@@ -181,7 +182,7 @@ def _tree_lines(
                     (step.title, titles.count(step.title), state),
                     _Line(f"{indent}  ", step.title, shown),
                 )
-                line.seeds.append(seed)
+                line.seeds += [] if step.of_every_seed else [seed]
                 line.seconds.append(time)
         yield from lines.values()
         yield from _tree_lines(plan, states, seconds, label, f"{indent}  ")

@@ -126,7 +126,7 @@ class Display:
             _say(line)
 
     def _name(self, step: StepSpec) -> str:
-        several = len({other.seed for other in self.steps}) > 1
+        several = len({other.seed for other in self.steps}) > 1 and not step.of_every_seed
         return f"{step.stage}{f' (seed {step.seed})' if several else ''}, {step.title}"
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:

@@ -36,7 +36,7 @@ def status(
         plan: of the recipe.
         runs: the folder of all results.
         launch: the recipe's, for expected times while nothing runs.
-        seed: only its steps; None for all seeds.
+        seed: only its steps, and those that all seeds share; None for all seeds.
         command: the bashrac command of this name about the recipe.
         width: columns to wrap at, None not to.
 
@@ -47,7 +47,7 @@ def status(
     if seed is not None and seed not in recipe.seeds:
         known = ", ".join(map(str, recipe.seeds))
         raise InputError(f"{recipe.name} has no seed {seed}; seeds: {known}")
-    steps = [step for step in plan.steps if seed in (None, step.seed)]
+    steps = [step for step in plan.steps if seed in (None, step.seed) or step.of_every_seed]
     pending = [step for step in steps if not artifact.is_finished(step.directory(runs))]
     holders = {step.fingerprint: held_by(step.directory(runs)) for step in pending}
     running = [step for step in pending if holders[step.fingerprint]]
@@ -89,7 +89,8 @@ def _step_rows(step: StepSpec, plan: Plan, runs: Path, holder: str | None) -> li
     """What is to be said of an unfinished step: nothing, unless it is running or was begun."""
     folder = step.directory(runs)
     progress = read_progress(folder)
-    several = f" (seed {step.seed})" if len(plan.recipe.seeds) > 1 else ""
+    has_seed = len(plan.recipe.seeds) > 1 and not step.of_every_seed
+    several = f" (seed {step.seed})" if has_seed else ""
     name, done = f"{step.stage}{several}, {step.title}", _format_done(progress)
     if holder:
         so_far, left = progress["seconds"], progress["left"]

@@ -87,6 +87,11 @@ class StepSpec(Generic[OptionsT]):
     runtime_options: RuntimeOptions = field(default_factory=lambda: cast(RuntimeOptions, {}))
     main_process_only: bool = False
 
+    @property
+    def of_every_seed(self) -> bool:
+        """Whether all seeds of a recipe share the step, which has the first of them."""
+        return self.kind == "overlap"
+
     @cached_property
     def identity(self) -> Identity:
         """What the fingerprint is computed from."""

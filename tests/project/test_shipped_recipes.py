@@ -253,6 +253,21 @@ def hub_here(hub, tmp_path, monkeypatch):
     identity.hub_commit.cache_clear()
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_one_seed_says_what_three_cost(name, hub_here):
+    plan = make_plan(load_recipe(name, ["seeds=[0, 1, 2]"]))
+    lines = (shipped.folder("recipes") / f"{name}.yaml").read_text().splitlines()
+    said = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+    trainings = sum(step.kind == "train" for step in plan.steps)
+    words = [f"one, for what three cost: {trainings} trainings in place of {trainings // 3}"]
+    items = {"tldr": 1000, "alpaca": 805}
+    for benchmark in items.keys() & set(plan.recipe.evaluate):
+        judged = [one for _, one, _ in plan.results if one == benchmark]
+        calls = 2 * items[benchmark] * len(judged)
+        words.append(f"at most {calls:,} judge calls in place of {calls // 3:,}")
+    assert all(one in said for one in words), said
+
+
 @pytest.fixture
 def run_arms(hub_here, plain_model, tmp_path):
     """Run arms of a recipe in this process; returns the plan and the report."""

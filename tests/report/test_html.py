@@ -16,7 +16,7 @@ import pytest
 
 from eval.report.collect import collect
 from eval.report.page import html_page
-from eval.report.plots import nice_ticks
+from eval.report.plots import nice_ticks, plots_of
 from eval.report.samples import collect_samples
 from eval.report.types import Cell, Chart, Curve, Point
 from pipeline.cli.main import main
@@ -268,6 +268,20 @@ def test_each_seed_has_a_small_dot_where_there_are_several(finished):
     assert source.count('class="each"') == 2 and "Small dots: each seed." in source
     one_seed = finished({"sft": {0: [True, False] * 4}}, seeds=[0])
     assert 'class="each"' not in page_of(one_seed)
+
+
+def test_each_seed_s_difference_has_a_small_dot_too(finished):
+    answers = {
+        "sft": {0: [True, False] * 4, 1: [True] * 8}, "bash": {0: [True] * 8, 1: [False] * 8},
+    }  # fmt: skip
+    report, samples = finished(answers, seeds=[0, 1])
+    assert report.rows[1].difference.per_seed == (50.0, -100.0)
+    differences = html_page(report, samples).rpartition("strict, points over sft")[2]
+    assert differences.count('class="each"') == 2 and "Small dots: each seed." in differences
+    (plot,) = plots_of("gsm8k", report.rows, "sft")[1:]
+    (mark,) = plot.marks
+    ticks = [place for place, _ in plot.ticks]
+    assert ticks[0] <= mark.seeds[1] < mark.places[1] < mark.seeds[0] <= ticks[-1]
 
 
 def test_plots_leave_no_row_half_empty(usual):

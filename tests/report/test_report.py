@@ -12,8 +12,8 @@ from eval.report.collect import collect, part_of
 from eval.report.data import csv_text, json_text
 from eval.report.headlines import headlines
 from eval.report.markdown import markdown
-from eval.report.plots import plots_of
-from eval.report.text import format_cell, format_difference
+from eval.report.plots import format_ticks, plots_of
+from eval.report.text import format_cell, format_difference, format_number
 from eval.report.types import Cell, Difference
 from pipeline.cli.main import main
 from pipeline.errors import InputError
@@ -247,6 +247,19 @@ def test_where_lower_is_better_a_fall_is_better_and_no_loss_is_a_percentage(fini
     (headline,) = headlines(report, "gsm8k")
     assert headline.sentence == "−1.500 nats [−1.500, −1.500]"
     assert headline.verdict == "ahead (p = 0.031, lower is better)"
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_rounds_to_zero_has_no_minus_sign(signed):
+    sign = "+" if signed else ""
+    assert format_number(-0.04, "%", signed=signed) == f"{sign}0.0"
+    assert format_number(-0.0004, "nats", signed=signed) == f"{sign}0.000"
+    assert format_number(-0.0, "tokens", signed=signed) == f"{sign}0.0"
+    assert format_number(-0.06, "%", signed=signed) == "\u22120.1"
+    assert format_difference(Difference(-0.04, -0.049, 0.04, 9, 1.0)).startswith(
+        "+0.0 [+0.0, +0.0]"
+    )
+    assert format_ticks([-0.5, -0.0, 0.5], signed) == ["\u22120.5", "0.0", f"{sign}0.5"]
 
 
 def test_a_difference_whose_interval_holds_0_is_called_not_significant(finished):

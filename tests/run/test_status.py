@@ -149,7 +149,7 @@ def test_steps_on_a_gpu_tell_nothing_of_a_cpu(plan_of, runs):
 def test_seeds_of_which_the_same_is_to_be_said_share_a_line(plan_of, runs):
     plan = plan_of("seeds=[0, 1, 2]")
     lines = tree(plan, runs)
-    assert "  overlap with gsm8k (seed 0)      to run  new" in lines
+    assert "  overlap with gsm8k               to run  new" in lines, "it is of all seeds"
     assert "    contexts (3 seeds)             to run  new" in lines
     for step in plan.steps:
         if step.stage == "sft" and step.seed == 1:
@@ -308,9 +308,21 @@ def test_stopped_and_failed_steps_are_told_apart(plan_of, runs):
     assert "running  nothing; `bashrac run tiny.yaml` runs the rest" in lines
 
 
+def test_a_step_that_all_seeds_share_is_called_that_of_none(plan_of, runs):
+    plan = plan_of("seeds=[0, 1]")
+    for step in plan.steps[:2]:
+        folder = write_spec(step, runs, processes=1, use_cpu=True).parent
+        artifact.write_json(folder / artifact.PROGRESS, {"done": 3, "total": 9, "unit": "rows"})
+    lines = told(plan, runs).splitlines()
+    assert "stopped  sft, overlap with gsm8k: 3 of 9 rows" in lines
+    assert "stopped  sft (seed 0), train: 3 of 9 rows" in lines
+    listed = explain(plan, runs, read_launch("cpu"), commands=True)
+    assert "  1  sft: overlap with gsm8k - " in listed and "  2  sft, seed 0: train - " in listed
+
+
 def test_one_seed_only(plan_of, runs, bashrac, write_recipe, recipe_dict):
     plan = plan_of("seeds=[0, 1]")
-    assert told(plan, runs, seed=1).startswith("tiny     0 of 13 steps done")
+    assert told(plan, runs, seed=1).startswith("tiny     0 of 14 steps done"), "and the overlap"
     done = bashrac("status", write_recipe(recipe_dict), "--seed", "7")
     assert done.returncode == 2 and "tiny has no seed 7; seeds: 0\n" in done.stderr
 

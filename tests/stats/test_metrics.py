@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 
@@ -165,6 +166,34 @@ def test_the_length_controlled_win_rate_gives_a_reason_where_it_gives_no_number(
     assert result["lc_low"] is None and result["lc_high"] is None and result["C"] is None
     result = LengthControlledWinRate().compute(**JUDGED, gamed=[(0.0, 0.0, 0.5)])
     assert result["lc_win_rate"] is None and "difficulties" in result["reason"]
+
+
+def test_few_instructions_have_a_length_controlled_win_rate_only_if_it_is_forced():
+    """As in reports: 199 judged are too few, of 200 or more, the unjudged not counted."""
+    rng = random.Random(0)
+
+    def compute(judged, **options):
+        predictions = [
+            {"output": "x" * rng.randint(1, 99), "preference": rng.choice([1.0, 2.0])}
+            for _ in range(judged)
+        ]
+        predictions.append({"output": "Hi.", "preference": NAN})
+        references = [{"instruction": str(i), "output": "Hey."} for i in range(len(predictions))]
+        return LengthControlledWinRate().compute(
+            predictions=predictions,
+            references=references,
+            difficulties={str(i): rng.random() for i in range(len(predictions))},
+            gamed=[(1.0, 0.0, 0.9), (-1.0, 0.0, 0.1)],
+            resamples=2,
+            **options,
+        )
+
+    few = compute(199)
+    assert few["lc_win_rate"] is few["lc_low"] is few["lc_high"] is few["C"] is None
+    assert few["n"] == 199 and few["reason"].startswith("199 judged instructions are too few")
+    for enough in (compute(200), compute(20, force=True)):
+        assert enough["reason"] is None and 0 < enough["lc_win_rate"] < 100 and enough["C"] > 0
+        assert enough["lc_low"] <= enough["lc_high"]
 
 
 def test_the_length_controlled_win_rate_refuses_an_instruction_without_a_difficulty():
