@@ -19,6 +19,12 @@ CUT = "length"  # the finish reason of a reply that ran into its token limit
 _FILTERED = ("content_filter", "safety", "recitation")
 _NEGLIGIBLE = 0.01
 _MOST_TOKENS = 1 << 40  # a larger count reported for one reply is not credible
+# Where the tokens of a reply are counted; reasoning is part of what was written.
+_USAGE = (
+    ("prompt_tokens",),
+    ("completion_tokens",),
+    ("completion_tokens_details", "reasoning_tokens"),
+)
 _NO_PROBABILITY = -9999.0  # replaces -Infinity, which JSON does not have
 # Snapshots: gpt-4.1-2025-04-14, gpt-4-0613, mistral-large-latest, llama3:latest, name@revision.
 _SNAPSHOT = re.compile(r"(-\d{4}-\d\d-\d\d|-\d{3,4}|-\d{6}|-\d{8}|-latest|:latest|:free|@[\w.-]+)$")
@@ -51,9 +57,9 @@ def reply_of(body: Any, *, wants_logprobs: bool, model: str | None = None) -> Re
         if isinstance(value, str):
             reply[name] = value
     reply["usage"] = {
-        name: count
-        for name in ("prompt_tokens", "completion_tokens")
-        if type(count := _at(body, "usage", name)) is int and 0 <= count < _MOST_TOKENS
+        path[-1]: count
+        for path in _USAGE
+        if type(count := _at(body, "usage", *path)) is int and 0 <= count < _MOST_TOKENS
     }
     if wants_logprobs:
         kept = _logprobs(_at(choice, "logprobs", "content", 0, "top_logprobs"))

@@ -35,6 +35,13 @@ def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
     from eval.judge.local import LocalJudge, ReferenceJudge
     from eval.judge.openai import OpenAIJudge
 
+    if settings.reasoning and settings.engine != "openai":
+        raise InputError(
+            f"reasoning: true is for engine openai, and this judge is {settings.engine}: a local "
+            "judge says its label at once; remove reasoning"
+        )
+    if settings.quantize is not None and settings.engine != "local":
+        raise InputError("quantize is of a judge in this process, engine local; remove it")
     if settings.engine == "reference":
         if settings.model is not None:
             raise InputError(
@@ -49,7 +56,11 @@ def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
         if settings.reads == "text":
             raise InputError("a local judge reads labels only; remove reads: text")
         return LocalJudge(
-            settings.model, revision=settings.revision, dtype=settings.dtype, device=device
+            settings.model,
+            revision=settings.revision,
+            dtype=settings.dtype,
+            quantize=settings.quantize,
+            device=device,
         )
     return OpenAIJudge(
         settings.model,
@@ -60,6 +71,7 @@ def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
         max_retries=settings.max_retries,
         request=settings.request,
         served_model=settings.served_model,
+        reasoning=settings.reasoning,
     )
 
 
@@ -84,6 +96,12 @@ def describe_judge(settings: Judge) -> str:
             "answer does not lose (a smoke test, no judge of quality)"
         )
     where = f" at {settings.base_url}" if settings.engine == "openai" else ", in process"
+    if settings.revision is not None and settings.engine == "local":
+        where = f" ({settings.revision[:12]}){where}"
+    if settings.quantize is not None:
+        where += f" in 4 bits ({settings.quantize})"
+    if settings.reasoning:
+        where += ", reasons first"
     orders = "both orders"
     if settings.orders == "one":
         orders = "one order, so position bias is not measured"
