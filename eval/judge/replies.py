@@ -3,7 +3,9 @@
 Decisions: (1) probabilities of a label's variants (`plain_by`) are summed; (2) there is no verdict
 if both labels together have less than half of the probability: the judge is about to refuse, or to
 reason first; (3) a label that is not listed has probability 0, as in AlpacaEval 2's published
-annotations, but only if the least likely listed token shows that it could not have mattered (1 %).
+annotations, but only if the listed tokens show that it could not have mattered (1 %): it is less
+likely than the last of them, and than all that they leave over. A confident reply of some models
+lists one token.
 """
 
 from __future__ import annotations
@@ -102,7 +104,9 @@ def read_logprobs(top: Sequence[Sequence[Any]], labels: tuple[str, str]) -> Read
         return Reading(None, f"neither label is among the {len(known)} likeliest tokens", 0.0)
     first, second = (-math.inf if number is None else number for number in found)
     reading = reading_of(first, second)
-    if len(listed) == 1 and sigmoid(min(numbers) - listed[0]) > _NEGLIGIBLE:
+    left_over = 1.0 - math.fsum(map(math.exp, numbers))
+    most = min(min(numbers), math.log(left_over) if left_over > 0 else -math.inf)
+    if len(listed) == 1 and sigmoid(most - listed[0]) > _NEGLIGIBLE:
         reason = f"one label is not among the {len(known)} likeliest tokens, and might matter"
         return Reading(None, reading.reason or reason, reading.label_mass)
     return reading

@@ -640,6 +640,9 @@ def test_a_preference_is_the_second_labels_share_of_both():
         pytest.param([("The", -0.01), ("a", -6.0)], None, id="neither"),
         pytest.param([("A", -9999.0), ("B", 0.0)], 1.0, id="no-overflow"),
         pytest.param([("A", 0.0), ("B", -9999.0)], 0.0, id="no-overflow-either-way"),
+        pytest.param([("A", -0.0)], 0.0, id="certain-and-alone"),
+        pytest.param([("B", -0.005)], 1.0, id="too-little-left-over"),
+        pytest.param([("A", -0.05)], None, id="enough-left-over-to-matter"),
     ],
 )
 def test_a_label_that_is_not_listed_is_nought_or_nothing(top, p_second):
