@@ -1312,6 +1312,50 @@ def test_label_logits_of_a_bfloat16_judge_are_float32(tmp_path, tied):
     assert replies[0] != pytest.approx(by_label(coarse.float()), rel=1e-5)
 
 
+def test_a_judge_in_4_bits_reads_with_them_and_its_label_logits_are_float32(decided, tmp_path):
+    """The key is part of a judge's identity where it is set, and nowhere else."""
+    import torch
+
+    from pipeline.models.load import load_model
+
+    engine = LocalJudge(decided, dtype="bfloat16", quantize="nf4", device="cpu")
+    replies = []
+    question = Question("Sum?", "1 + 1", "2 apples")
+    engine.ask([question], label_template(), lambda _, reply: replies.append(reply))
+    model = load_model(decided, dtype="bfloat16", quantize="nf4").eval()
+    ids = engine._prompt_ids(question, label_template())
+    with torch.no_grad():
+        hidden = model.base_model(torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
+        logits = hidden.float() @ model.get_output_embeddings().weight.float().T
+    labels = engine._label_ids(label_template())
+    expected = [logits.log_softmax(-1)[those].logsumexp(-1).item() for those in labels]
+    assert replies[0]["logprobs"] == pytest.approx(expected, abs=1e-4)
+    assert replies[0]["usage"] == {"prompt_tokens": len(ids)}
+    plain = LocalJudge(decided, dtype="bfloat16").identity()
+    assert "quantize" not in plain and engine.identity() == {**plain, "quantize": "nf4"}
+
+
+def test_a_local_judge_is_checked_by_its_tokenizer_alone(decided, tmp_path, monkeypatch):
+    """Before anything is trained: it must be there, have its labels, and not start by reasoning."""
+    from shutil import copytree
+
+    folder = copytree(decided, tmp_path / "judge")
+    (folder / "model.safetensors").unlink()
+    LocalJudge(str(folder)).check(label_template())
+    with pytest.raises(InputError, match="must be one token"):
+        LocalJudge(str(folder)).check(Template("t", "{prompt}{first}{second}", ("Yes", "No"), "?"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for file in (folder / "chat_template.jinja",):
+        template = file.read_text() if file.is_file() else config["chat_template"]
+        file.write_text(template + "{% if add_generation_prompt %}<think>\n{% endif %}")
+    with pytest.raises(InputError, match="begins every answer with reasoning"):
+        LocalJudge(str(folder)).check(label_template())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    absent = LocalJudge("nobody/nothing", revision="0123456789abcdef0123456789abcdef01234567")
+    with pytest.raises(InputError, match="nobody/nothing"):
+        absent.check(label_template())
+
+
 def test_labels_that_are_not_one_token_each_are_refused(tiny_model, plain_model, tmp_path):
     words = Template("words", "{prompt}|{first}|{second}", ("first", "second"), "?")
     for model, template in ((tiny_model, words), (plain_model, LABELS)):
