@@ -14,7 +14,8 @@ from pipeline.steps.context import changed_error
 from pipeline.steps.identity import forget
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from eval.judge.types import Comparison, Engine, Judgement, Plan, Verdict
     from pipeline.rows.stored import AnswerRow
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 REPLIES = "judge"  # a folder in the runs folder: judges' replies, shared by all recipes
 _FEW = 0.05
 _OFTEN = 0.5
+
+
+def replies_file(runs: Path, judge: Mapping[str, Any]) -> Path:
+    """Where the replies of a judge are kept: a file each, since it is read as a whole."""
+    return runs / REPLIES / f"{fingerprint(judge)[:16]}.jsonl"
 
 
 def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
@@ -127,8 +133,6 @@ def judge_comparisons(step: StepContext, comparisons: Sequence[Comparison]) -> J
     forget()
     if fingerprint(engine.identity()) != fingerprint(step.options["judge"]):
         raise changed_error(f"the judge {settings.model}")
-    # One file per judge, since the whole file is read before anything is asked.
-    name = f"{fingerprint(step.options['judge'])[:16]}.jsonl"
     unit = "judge calls"
 
     def announce(plan: Plan) -> None:
@@ -141,7 +145,7 @@ def judge_comparisons(step: StepContext, comparisons: Sequence[Comparison]) -> J
         comparisons,
         engine,
         template,
-        step.directory.parent.parent / REPLIES / name,
+        replies_file(step.directory.parent.parent, step.options["judge"]),
         both_orders=step.options["orders"] == "both",
         max_calls=None if settings.engine == "reference" else step.launch.judge_calls_left,
         single_order=alpaca_eval_order,
@@ -151,6 +155,9 @@ def judge_comparisons(step: StepContext, comparisons: Sequence[Comparison]) -> J
     )
     step.metrics["judge_calls"] = judgement.calls
     step.metrics["judgement"] = judgement.summary()
+    if settings.engine == "local":  # for `plan --estimate`
+        share = judgement.calls / max(judgement.plan.questions, 1)
+        step.metrics["tokens_read"] = round(share * judgement.usage.get("prompt_tokens", 0))
     _check_failures(step, judgement, settings)
     _warn_of_replies(step, judgement)
     return judgement

@@ -296,6 +296,8 @@ class Report:
         precision: a description of what steps computed in; '' where none is known.
         bill: the cost of everything; None where nothing is finished.
         made: how to reproduce it; None for a report made by hand.
+        judge_usage: benchmark -> tokens of its judge's replies as a server counted them, and their
+            `cost` where a price is known.
     """
 
     recipe: str
@@ -316,6 +318,7 @@ class Report:
     precision: str = ""
     bill: CostSummary | None = None
     made: Provenance | None = None
+    judge_usage: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def benchmarks(self) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.estimate.estimate import estimate
+from pipeline.estimate.judging import endpoint_notes, engine_of
 from pipeline.estimate.memory import is_known_optimizer
 from pipeline.estimate.step import Estimate
 from pipeline.estimate.tokens import WRITING
@@ -49,7 +50,7 @@ def estimate_plan(
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     limit = math.inf if gpu_memory is None else gpu_memory * GB
     estimates = estimate(plan, runs, launch, tokens_per_second=speed, limit=limit)
-    shown = [one for one in estimates if one.step.kind in _SHOWN]
+    shown = [one for one in estimates if one.step.kind in _SHOWN or engine_of(one.step) == "local"]
     numbers = {step.fingerprint: number for number, step in enumerate(plan.steps, start=1)}
     hidden = sum(one.times for one in estimates) - sum(one.times for one in shown)
     lines = [
@@ -59,6 +60,7 @@ def estimate_plan(
         *_memory_table(shown, numbers),
         "",
         *_notes(shown, hidden, launch),
+        *endpoint_notes(estimates, runs),
         *_time_notes(shown, launch, price_per_hour),
         *_verdict(shown, limit),
     ]
@@ -148,7 +150,7 @@ def _tokens(one: Estimate) -> str:
     about = "~" if work.assumes or work.sampled else ""
     most = f"at most {about}" if work.at_most else about
     counts = (
-        (work.trained, most, "to train"), (work.read, about, "to read"),
+        (work.trained, most, "to train"), (work.read, about if work.written else most, "to read"),
         (work.written, most, "to write"),
     )  # fmt: skip
     return ", ".join(f"{prefix}{count:,} {word}" for count, prefix, word in counts if count)
@@ -233,6 +235,11 @@ def _way_out(one: Estimate, limit: float) -> str:
     """What lowers a step's memory, and by how much where that is known."""
     memory, options = one.memory, one.step.options
     assert memory is not None
+    if engine_of(one.step) == "local":
+        smaller = (
+            "" if one.step.runtime_options["judge"]["quantize"] else "judge.quantize: nf4, or "
+        )
+        return f"its weights take most of it; {smaller}a smaller judge"
     if one.step.kind != "train":
         rest = memory.total - memory.cache
         tokens = one.step.runtime_options["batch_tokens"]

@@ -347,7 +347,9 @@ def test_a_judge_that_reasons_is_sent_a_limit_with_room_and_no_temperature(serve
     server = serve(lambda body: reasoned(reasoning_content="At first [[A]] looks better."))
     found = judge(pairs(2), reasoning_engine(server), WORDS, tmp_path / "c", announce=quiet)
     assert found.counts["tie"] == 2 and found.calls == server.asked == 4
-    assert {body.keys() - {"model", "messages"} == {"max_completion_tokens"} for body in server.bodies} == {True}
+    assert {
+        body.keys() - {"model", "messages"} == {"max_completion_tokens"} for body in server.bodies
+    } == {True}
     assert server.bodies[0]["max_completion_tokens"] == 4096
     usage = {"prompt_tokens": 10, "completion_tokens": 90, "reasoning_tokens": 80}
     with ReplyCache(tmp_path / "c") as kept:
@@ -382,7 +384,8 @@ def test_a_reply_cut_while_reasoning_is_asked_again_with_twice_the_room(serve, t
 
 
 @pytest.mark.parametrize(
-    ("first", "asked"), [(None, [4096, 8192, 16384, 32768]), (20000, [20000, 32768]), (40000, [40000])]
+    ("first", "asked"),
+    [(None, [4096, 8192, 16384, 32768]), (20000, [20000, 32768]), (40000, [40000])],
 )
 def test_a_reply_that_stays_cut_is_an_error_at_the_stated_bound(serve, tmp_path, first, asked):
     server = serve(lambda body: reasoned("[[A]]", "length"))

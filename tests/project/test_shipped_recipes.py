@@ -120,8 +120,12 @@ def test_the_judge_is_pinned_and_needs_no_key_but_in_the_variant_that_says_so(na
     judge = json.loads(judge)
     assert (judge["engine"], judge["reads"], judge["orders"]) == ("local", "label", "both")
     assert re.fullmatch("[0-9a-f]{40}", judge["revision"])
-    lora, with_api = (make_plan(load_recipe(name, PINNED[name], one)) for one in ("lora", "lora-api"))
-    others = {step.fingerprint for step in lora.steps} ^ {step.fingerprint for step in with_api.steps}
+    lora, with_api = (
+        make_plan(load_recipe(name, PINNED[name], one)) for one in ("lora", "lora-api")
+    )
+    others = {step.fingerprint for step in lora.steps} ^ {
+        step.fingerprint for step in with_api.steps
+    }
     steps = {step.fingerprint: step for step in [*lora.steps, *with_api.steps]}
     assert {steps[one].kind for one in others} == {load_recipe(name).evaluate[0]}
 
