@@ -236,10 +236,8 @@ def _way_out(one: Estimate, limit: float) -> str:
     memory, options = one.memory, one.step.options
     assert memory is not None
     if engine_of(one.step) == "local":
-        smaller = (
-            "" if one.step.runtime_options["judge"]["quantize"] else "judge.quantize: nf4, or "
-        )
-        return f"its weights take most of it; {smaller}a smaller judge"
+        fewer_bits = "" if options["judge"].get("quantize") else "judge.quantize: nf4, or "
+        return f"its weights take most of it; {fewer_bits}a smaller judge"
     if one.step.kind != "train":
         rest = memory.total - memory.cache
         tokens = one.step.runtime_options["batch_tokens"]

@@ -39,8 +39,8 @@ def check_launch(launch: Launch, through: Sequence[str]) -> None:
 def check_judges(plan: Plan, runs: Path, stages: Sequence[str], max_calls: int | None) -> None:
     """Find out now that a judge has no key, or will not be able to answer once all is trained.
 
-    Where something is still to be trained, and calls are allowed, an endpoint is asked one question,
-    and the config and tokenizer of a model that judges in process are looked at.
+    Where something is still to be trained, and calls are allowed, an endpoint is asked one
+    question, and the config and tokenizer of a model that judges in process are looked at.
 
     Raises:
         InputError: when a judge that is going to be asked needs a key, or gives no verdict.
