@@ -386,6 +386,7 @@ def test_a_judge_whose_config_is_not_here_has_no_memory_and_says_so(
     recipe_dict, write_recipe, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     judge = {"engine": "local", "model": "nobody/nothing", "revision": "0" * 40}
     found = estimates_of(write_recipe(judged_by(recipe_dict, judge)), Path("none"))
     assert "the judge's config cannot be read" in found["base: judge tldr"].unknown

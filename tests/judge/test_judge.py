@@ -1354,6 +1354,7 @@ def test_a_local_judge_is_checked_by_its_tokenizer_alone(decided, tmp_path, monk
     with pytest.raises(InputError, match="begins every answer with reasoning"):
         LocalJudge(str(folder)).check(label_template())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     absent = LocalJudge("nobody/nothing", revision="0123456789abcdef0123456789abcdef01234567")
     with pytest.raises(InputError, match="nobody/nothing"):
         absent.check(label_template())
