@@ -86,8 +86,12 @@ class LocalJudge:
             InputError: if they are not there, a label is not one token, or its chat template begins
                 every answer with reasoning.
         """
-        self._label_ids(template)
-        shown = self._renderer.tokenizer.decode(self._prompt_ids(_ANY_QUESTION, template))
+        try:
+            self._label_ids(template)
+            ids = self._prompt_ids(_ANY_QUESTION, template)
+        except InputError as error:
+            raise InputError(f"the judge cannot be asked: {error}") from None
+        shown = self._renderer.tokenizer.decode(ids)
         if _OPEN_REASONING.search(shown):
             raise InputError(
                 f"the chat template of the judge {self.model} begins every answer with reasoning, "
