@@ -386,7 +386,7 @@ def _message_of(error: Any) -> str:
 
 
 def _refused_field(
-    error: Any, sent: Mapping[str, Any], changes: Mapping[str, str | None]
+    error: Any, sent: Mapping[str, Any], changes: dict[str, str | None]
 ) -> str | None:
     """The field that the server's error message refuses, if any."""
     message = _message_of(error)
