@@ -63,7 +63,7 @@ def _files(options: AlpacaOptions, test: Source) -> dict[str, Source]:
 
 BENCHMARK = Benchmark(
     run="eval.alpaca:grade_answers",
-    version=3,
+    version=4,
     task="alpaca",
     options=AlpacaOptions,
     hub=Source(source=_HUB, file="alpaca_eval_gpt4_baseline.json"),

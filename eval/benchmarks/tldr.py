@@ -34,7 +34,7 @@ class TldrOptions(JudgedOptions):
 
 BENCHMARK = Benchmark(
     run="eval.tldr:grade_answers",
-    version=2,
+    version=3,
     task="tldr",
     options=TldrOptions,
     hub=Source(source="vwxyzjn/summarize_from_feedback_tldr_3_filtered", split="test"),

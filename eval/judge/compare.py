@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from eval.graders.alpaca import official_order_is_flipped
@@ -34,8 +34,25 @@ from pipeline.errors import InputError
 from pipeline.recipe.schema import Price
 from pipeline.steps.artifact import fingerprint
 
-_CHARACTERS_PER_TOKEN = 4  # of English text; an estimate, and labelled as one
+CHARACTERS_PER_TOKEN = 4  # of English text; an estimate, and labelled as one
 _REPLY_TOKENS = {"label": 1, "text": 64, "reference": 0}
+# Of one reply, in place of what its replies so far have taken; nobody can know it beforehand.
+_ASSUMED_REASONING = 1000
+
+
+def reply_tokens(engine: Engine, replies: Iterable[Reply] = ()) -> float:
+    """Tokens that a judge writes per reply, reasoning included.
+
+    Those of a judge that reasons are the mean over the replies given, where they were counted, or
+    else an assumption.
+    """
+    if not getattr(engine, "reasoning", False):
+        return _REPLY_TOKENS[engine.reads]
+    counts = [reply.get("usage", {}).get("completion_tokens") for reply in replies]
+    known = [count for count in counts if count]
+    if not known:
+        return _REPLY_TOKENS[engine.reads] + _ASSUMED_REASONING
+    return sum(known) / len(known)
 
 
 def as_given(comparison: Comparison) -> str:
@@ -136,7 +153,15 @@ def judge(
     }
     changes = {name: to for reply in used for name, to in reply.get("request_changes", {}).items()}
     calls = sum(failures[key].asked if key in failures else True for key in asked)
-    return Judgement(tuple(verdicts), plan, calls, usage, answered, changes)
+    cost = None
+    if price is not None and all(_is_counted(reply) for reply in used):
+        cost = price.of(len(used), usage["prompt_tokens"], usage["completion_tokens"])
+    return Judgement(tuple(verdicts), plan, calls, usage, answered, changes, cost)
+
+
+def _is_counted(reply: Reply) -> bool:
+    """Whether the server said how many tokens a reply took."""
+    return {"prompt_tokens", "completion_tokens"} <= reply.get("usage", {}).keys()
 
 
 def _ask_missing(
@@ -220,8 +245,8 @@ def _plan(
             for question in missing.values():
                 messages = template.messages(question, engine.reads)
                 characters += sum(len(message["content"]) for message in messages)
-        output_tokens = len(missing) * _REPLY_TOKENS[engine.reads]
-        cost = price.of(len(missing), characters / _CHARACTERS_PER_TOKEN, output_tokens)
+        output_tokens = len(missing) * reply_tokens(engine, cache.replies.values())
+        cost = price.of(len(missing), characters / CHARACTERS_PER_TOKEN, output_tokens)
     return Plan(len(comparisons), total, total - len(missing), len(missing), cost)
 
 

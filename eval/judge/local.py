@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -27,6 +28,9 @@ from pipeline.models.trust import Trust, check_pickles
 if TYPE_CHECKING:
     from pipeline.data.render import Renderer
 
+_ANY_QUESTION = Question("What is the capital of France?", "Paris.", "I do not know.", "Paris.")
+_OPEN_REASONING = re.compile(r"<(think|thinking|reasoning)>\s*\Z")
+
 
 class LocalJudge:
     """A causal language model in this process; its verdict is the probability of two labels."""
@@ -40,6 +44,7 @@ class LocalJudge:
         *,
         revision: str | None = None,
         dtype: str = "float32",
+        quantize: str | None = None,
         device: str | None = None,
     ):
         """Set up a judge; the model is loaded at the first question.
@@ -49,6 +54,7 @@ class LocalJudge:
             revision: hub revision.
             dtype: 'float32', 'bfloat16' or 'float16' for the model; its output layer is always
                 float32, because probabilities of labels are too coarse otherwise.
+            quantize: 'nf4' for linear layers in 4 bits (see pipeline/models/quantize.py).
             device: by default an accelerator if there is one.
 
         Raises:
@@ -56,6 +62,7 @@ class LocalJudge:
         """
         check_pickles(str(Path(model).expanduser()), Trust())
         self.model, self.revision, self.dtype, self.device = model, revision, dtype, device
+        self.quantize = quantize
 
     def identity(self) -> dict[str, Any]:
         """The weights and their precision."""
@@ -69,7 +76,28 @@ class LocalJudge:
             "model": model_identity(place, self.revision),
             "dtype": self.dtype,
             "replies": "log probabilities",
+            **({} if self.quantize is None else {"quantize": self.quantize}),
         }
+
+    def check(self, template: Template) -> None:
+        """Find out, from its config and tokenizer alone, that this judge can be asked.
+
+        Raises:
+            InputError: if they are not there, a label is not one token, or its chat template begins
+                every answer with reasoning.
+        """
+        try:
+            self._label_ids(template)
+            ids = self._prompt_ids(_ANY_QUESTION, template)
+        except InputError as error:
+            raise InputError(f"the judge cannot be asked: {error}") from None
+        shown = self._renderer.tokenizer.decode(ids)
+        if _OPEN_REASONING.search(shown):
+            raise InputError(
+                f"the chat template of the judge {self.model} begins every answer with reasoning, "
+                "so that no label comes first; use a model that does not, or serve it and write "
+                "engine: openai with reasoning: true"
+            )
 
     def ask(self, questions: Sequence[Question], template: Template, record: Record) -> None:
         """Compute the labels' log probabilities, question by question; see `Engine`."""
@@ -77,7 +105,7 @@ class LocalJudge:
 
         from pipeline.decoding.batching import logits_to_keep
 
-        model, renderer = self._loaded
+        model, renderer = self._model, self._renderer
         labels = self._label_ids(template)
         for question in questions:
             ids = self._prompt_ids(question, template)
@@ -91,7 +119,7 @@ class LocalJudge:
             logprobs_V = logits_BTV[0, -1].float().log_softmax(-1)
             logprobs = [logprobs_V[ids].logsumexp(-1).item() for ids in labels]
             if all(map(math.isfinite, logprobs)):
-                record(question, {"logprobs": logprobs})
+                record(question, {"logprobs": logprobs, "usage": {"prompt_tokens": len(ids)}})
             else:
                 record(question, Failure(f"the labels' log probabilities are {logprobs}"))
 
@@ -101,32 +129,50 @@ class LocalJudge:
         return reading_of(*reply["logprobs"])
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Renderer]:
+    def _commit(self) -> str | None:
+        """The commit under which replies are cached."""
+        known = self.identity()["model"]
+        return known.get("base", known).get("revision")
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        from pipeline.data.render import Renderer
+        from pipeline.models.load import end_ids, load_tokenizer, window_of
+
+        window = window_of(self.model, revision=self._commit)
+        tokenizer = load_tokenizer(self.model, revision=self._commit)
+        ends = end_ids(self.model, revision=self._commit)
+        return Renderer(tokenizer, end_ids=ends, window=window)
+
+    @cached_property
+    def _model(self) -> Any:
         import torch
 
-        from pipeline.data.render import Renderer
-        from pipeline.models.load import end_ids, load_model, load_tokenizer, window_of
+        from pipeline.models.load import load_model
 
         device = self.device
         if device is None:
             found = torch.accelerator.current_accelerator(check_available=True)
             device = "cpu" if found is None else found.type
-        known = self.identity()["model"]  # use the commit under which replies are cached
-        revision = known.get("base", known).get("revision")
-        model = load_model(self.model, revision=revision, dtype=self.dtype).to(device).eval()
+        model = load_model(
+            self.model,
+            revision=self._commit,
+            dtype=self.dtype,
+            quantize=self.quantize,
+            device=device,
+        ).eval()
+        if self.quantize is None:  # else it is there already
+            model = model.to(device)
         if self.dtype != "float32":
             # A copy, because the output layer may share its weights with the embeddings.
             head = copy.deepcopy(model.get_output_embeddings()).float()
             head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
             model.set_output_embeddings(head)
-        window = window_of(self.model, revision=revision)
-        tokenizer = load_tokenizer(self.model, revision=revision)
-        ends = end_ids(self.model, revision=revision)
-        return model, Renderer(tokenizer, end_ids=ends, window=window)
+        return model
 
     def _prompt_ids(self, question: Question, template: Template) -> list[int]:
         messages = template.messages(question, self.reads)
-        renderer = self._loaded[1]
+        renderer = self._renderer
         try:
             return renderer.prompt_ids(Example("judge", messages, ""))
         except InputError:
@@ -138,14 +184,14 @@ class LocalJudge:
     def _label_ids(self, template: Template) -> list[list[int]]:
         """The tokens of each of the two labels (decision 1)."""
         example = Example("judge", [{"role": "user", "content": ""}], "")
-        ids = [self._loaded[1].answer_ids(example, label)[:-1] for label in template.labels]
+        ids = [self._renderer.answer_ids(example, label)[:-1] for label in template.labels]
         if any(len(tokens) != 1 for tokens in ids) or ids[0] == ids[1]:
             raise InputError(
                 f"labels {' and '.join(template.labels)} of template {template.name} are "
                 f"{len(ids[0])} and {len(ids[1])} tokens for {self.model}: each must be one token, "
                 "and they must differ; change labels in a copy of the template"
             )
-        tokenizer = self._loaded[1].tokenizer
+        tokenizer = self._renderer.tokenizer
         texts = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
         plain = plain_by(template.labels)
         return [

@@ -3,7 +3,10 @@
 Decisions: (1) a text reply that was cut is requested again with more tokens, because a verdict
 quoted in the middle of reasoning does not count; (2) `max_tokens`, `temperature` and `top_p`, which
 some model families refuse, are renamed or left out once a server says so, and each reply records
-it; (3) `logprobs` is never left out, because without it there is no verdict.
+it; (3) `logprobs` is never left out, because without it there is no verdict; (4) a judge that
+reasons is sent no temperature, since such models refuse it, and a limit with room for reasoning
+(`REASONING_TOKENS`), which is doubled up to `MOST_REASONING_TOKENS` when a reply is cut. How much
+effort it makes is the server's default unless `request` says so.
 """
 
 from __future__ import annotations
@@ -30,9 +33,14 @@ KEY_VARIABLES = ("BASHRAC_JUDGE_KEY", "OPENAI_API_KEY")
 _OURS = ("model", "messages", "n", "stream", "extra_headers", "extra_query", "extra_body")
 _TOP_LOGPROBS = 20  # the most that the protocol allows; with 5 a small judge often misses a label
 _MORE_TOKENS = (1024, 4096, 16384)  # limits to try in turn after a text was cut
+# The same for a judge that reasons: the first limit, and where doubling it ends.
+REASONING_TOKENS, MOST_REASONING_TOKENS = 4096, 32768
+_REASONING_TIMEOUT_S = 600.0  # a reply arrives as a whole, and reasoning takes minutes
 _LIMITS = ("max_tokens", "max_completion_tokens")
 # What to do with a field that a server refuses: its new name, or None to leave it out.
 _CHANGES = {"max_tokens": "max_completion_tokens", "temperature": None, "top_p": None}
+_REASONING_CHANGES = {**_CHANGES, "max_completion_tokens": "max_tokens"}  # for older servers
+_FOR_LABELS = ("logprobs", "top_logprobs")
 _REFUSAL = re.compile(
     r"unsupported|not support|not permitted|not allowed|unrecognized|unknown|unexpected|deprecated|"
     r"not available|cannot both",
@@ -62,6 +70,7 @@ class OpenAIJudge:
         max_tokens: int = 256,
         request: Mapping[str, Any] | None = None,
         served_model: str | None = None,
+        reasoning: bool = False,
     ):
         """Set up a judge; nothing is asked yet.
 
@@ -78,10 +87,12 @@ class OpenAIJudge:
                 `request` sets a limit.
             request: more fields of the request, part of the identity; None removes a field.
             served_model: the model's name in the endpoint's replies, if it differs.
+            reasoning: whether the model reasons before it answers (decision 4); needs `reads`
+                'text'. `max_tokens` does not count then.
 
         Raises:
             InputError: if the base URL is invalid, or has a user, a password, a query or the path
-                of a request.
+                of a request, or the request has fields that this judge cannot use.
         """
         if reads not in ("label", "text"):
             raise InputError(f"reads is {reads!r}, valid are 'label' and 'text'")
@@ -99,17 +110,25 @@ class OpenAIJudge:
                 "from the environment only"
             )
         given = dict(request or {})
+        self.reasoning = reasoning
+        if reasoning:
+            _check_reasoning(reads, given)
+            self.timeout_s = max(timeout_s, _REASONING_TIMEOUT_S)
         has_limit = any(given.get(name) is not None for name in _LIMITS)
         label = {"max_tokens": 1, "logprobs": True, "top_logprobs": _TOP_LOGPROBS}
         fields: dict[str, Any] = label if reads == "label" else {"max_tokens": max_tokens}
         if given.get("max_completion_tokens") is not None:
             del fields["max_tokens"]
         merged = {"temperature": 0.0, **fields, **given}
+        if reasoning:
+            merged = {"max_completion_tokens": REASONING_TOKENS, **given}
         self._fields = {name: value for name, value in merged.items() if value is not None}
         # What is actually sent: the fields above, without those that the server has refused.
         self._sent = dict(self._fields)
         self._changes: dict[str, str | None] = {}
         self._more_tokens = [] if has_limit or reads == "label" else [*_MORE_TOKENS]
+        if reasoning:
+            self._more_tokens = _doubled(self._fields["max_completion_tokens"])
 
     keeps_labels_only = False
 
@@ -122,6 +141,7 @@ class OpenAIJudge:
             "request": self._fields,
             # Version 1 did not record whether a text was cut, so its replies are not reused.
             **({"replies": 2} if self.reads == "text" else {}),
+            **({"reasoning": True} if self.reasoning else {}),
         }
 
     def ask(self, questions: Sequence[Question], template: Template, record: Record) -> None:
@@ -215,7 +235,8 @@ class OpenAIJudge:
                 return _reply_without_key(reply)
             cut = f"the reply was cut at {_limit_of(sent)} tokens; "
             if not self._raise_limit(sent):
-                return Failure(f"{cut}allow more with judge.request: {{max_tokens: N}}")
+                name = "max_completion_tokens" if self.reasoning else "max_tokens"
+                return Failure(f"{cut}allow more with judge.request: {{{name}: N}}")
 
     async def _post(
         self, client: Any, messages: list[dict[str, str]]
@@ -264,16 +285,16 @@ class OpenAIJudge:
         """Rename or drop the field that the server refuses; False if the error is another one."""
         if sent is not self._sent:
             return True  # another request has already changed it
-        name = _refused_field(error, sent)
-        if name in ("logprobs", "top_logprobs"):
+        changes = _REASONING_CHANGES if self.reasoning else _CHANGES
+        name = _refused_field(error, sent, changes)
+        if name in _FOR_LABELS:
             raise InputError(
                 f"{self.model} at {self.base_url} does not return log probabilities "
                 f"({self._describe(error)}): write judge.reads: text, with a template that has a "
                 "text_request, or use another judge"
             )
-        if name is None:
-            return False
-        other = _CHANGES[name]
+        if name is None or (other := changes[name]) in self._changes:
+            return False  # of another matter, or of the name that was already refused
         kept = {key: value for key, value in sent.items() if key != name}
         self._sent = kept if other is None else {**kept, other: sent[name]}
         self._changes[name] = other
@@ -317,6 +338,44 @@ def _checked_address(base_url: str) -> tuple[str, str]:
     return base_url, parts.hostname
 
 
+def _check_reasoning(reads: str, request: Mapping[str, Any]) -> None:
+    """Refuse what a judge that reasons cannot do.
+
+    Raises:
+        InputError: if it is to be read by labels, or its limit is not one for reasoning.
+    """
+    if reads == "label":
+        raise InputError(
+            "a judge that reasons gives no log probabilities of a label, which would come before "
+            "its reasoning: remove reads: label, or reasoning: true"
+        )
+    if found := [name for name in _FOR_LABELS if request.get(name) is not None]:
+        raise InputError(
+            f"judge.request has {' and '.join(found)}, and a judge that reasons is read by its "
+            "text: take it out"
+        )
+    if "max_tokens" in request:
+        raise InputError(
+            "judge.request has max_tokens: with reasoning: true write max_completion_tokens, which "
+            "counts the reasoning too"
+        )
+    limit = request.get("max_completion_tokens", REASONING_TOKENS)
+    if type(limit) is not int or limit < 1:
+        raise InputError(
+            f"judge.request.max_completion_tokens is {limit!r}, and should be a whole number: it "
+            f"has to leave room for reasoning ({REASONING_TOKENS} if it is left out)"
+        )
+
+
+def _doubled(limit: int) -> list[int]:
+    """The limits to try in turn after this one."""
+    limits = []
+    while limit < MOST_REASONING_TOKENS:
+        limit = min(2 * limit, MOST_REASONING_TOKENS)
+        limits.append(limit)
+    return limits
+
+
 def _limit_of(sent: Mapping[str, Any]) -> int | None:
     return next((sent[name] for name in _LIMITS if name in sent), None)
 
@@ -328,12 +387,14 @@ def _message_of(error: Any) -> str:
     return error.message.removeprefix(f"Error code: {error.status_code} - ")
 
 
-def _refused_field(error: Any, sent: Mapping[str, Any]) -> str | None:
+def _refused_field(
+    error: Any, sent: Mapping[str, Any], changes: dict[str, str | None]
+) -> str | None:
     """The field that the server's error message refuses, if any."""
     message = _message_of(error)
     if error.status_code not in (400, 403, 422) or not _REFUSAL.search(message):
         return None
-    names = [name for name in ("logprobs", "top_logprobs", *reversed(_CHANGES)) if name in sent]
+    names = [name for name in (*_FOR_LABELS, *reversed(changes)) if name in sent]
     if error.param in names:
         return error.param
     return next((name for name in names if re.search(rf"\b{name}\b", message)), None)

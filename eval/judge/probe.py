@@ -26,6 +26,8 @@ def check_judge(settings: Judge, template: Template) -> None:
     reason = _problem(settings, template)
     if reason is None:
         return
+    if settings.reasoning:
+        raise InputError(f"{_asked(settings)}: {reason}; fix judge in the recipe")
     other = "text" if settings.reads == "label" else "label"
     asks = template.text_request if other == "text" else template.label_request
     way_out = f"fix judge in the recipe, or use another template for judge.reads: {other}"
@@ -36,9 +38,13 @@ def check_judge(settings: Judge, template: Template) -> None:
             if again is None
             else f"it also fails with judge.reads: {other} ({again})"
         )
-    raise InputError(
+    raise InputError(f"{_asked(settings)}: {reason}; {way_out}")
+
+
+def _asked(settings: Judge) -> str:
+    return (
         f"the judge {describe_judge(settings)} was asked one question before anything is trained, "
-        f"and gave no verdict: {reason}; {way_out}"
+        "and gave no verdict"
     )
 
 

@@ -3,7 +3,9 @@
 Decisions: (1) probabilities of a label's variants (`plain_by`) are summed; (2) there is no verdict
 if both labels together have less than half of the probability: the judge is about to refuse, or to
 reason first; (3) a label that is not listed has probability 0, as in AlpacaEval 2's published
-annotations, but only if the least likely listed token shows that it could not have mattered (1 %).
+annotations, but only if the listed tokens show that it could not have mattered (1 %): it is less
+likely than the last of them, and than all that they leave over. A confident reply of some models
+lists one token.
 """
 
 from __future__ import annotations
@@ -19,6 +21,12 @@ CUT = "length"  # the finish reason of a reply that ran into its token limit
 _FILTERED = ("content_filter", "safety", "recitation")
 _NEGLIGIBLE = 0.01
 _MOST_TOKENS = 1 << 40  # a larger count reported for one reply is not credible
+# Where the tokens of a reply are counted; reasoning is part of what was written.
+_USAGE = (
+    ("prompt_tokens",),
+    ("completion_tokens",),
+    ("completion_tokens_details", "reasoning_tokens"),
+)
 _NO_PROBABILITY = -9999.0  # replaces -Infinity, which JSON does not have
 # Snapshots: gpt-4.1-2025-04-14, gpt-4-0613, mistral-large-latest, llama3:latest, name@revision.
 _SNAPSHOT = re.compile(r"(-\d{4}-\d\d-\d\d|-\d{3,4}|-\d{6}|-\d{8}|-latest|:latest|:free|@[\w.-]+)$")
@@ -51,9 +59,9 @@ def reply_of(body: Any, *, wants_logprobs: bool, model: str | None = None) -> Re
         if isinstance(value, str):
             reply[name] = value
     reply["usage"] = {
-        name: count
-        for name in ("prompt_tokens", "completion_tokens")
-        if type(count := _at(body, "usage", name)) is int and 0 <= count < _MOST_TOKENS
+        path[-1]: count
+        for path in _USAGE
+        if type(count := _at(body, "usage", *path)) is int and 0 <= count < _MOST_TOKENS
     }
     if wants_logprobs:
         kept = _logprobs(_at(choice, "logprobs", "content", 0, "top_logprobs"))
@@ -96,7 +104,9 @@ def read_logprobs(top: Sequence[Sequence[Any]], labels: tuple[str, str]) -> Read
         return Reading(None, f"neither label is among the {len(known)} likeliest tokens", 0.0)
     first, second = (-math.inf if number is None else number for number in found)
     reading = reading_of(first, second)
-    if len(listed) == 1 and sigmoid(min(numbers) - listed[0]) > _NEGLIGIBLE:
+    left_over = 1.0 - math.fsum(map(math.exp, numbers))
+    most = min(min(numbers), math.log(left_over) if left_over > 0 else -math.inf)
+    if len(listed) == 1 and sigmoid(most - listed[0]) > _NEGLIGIBLE:
         reason = f"one label is not among the {len(known)} likeliest tokens, and might matter"
         return Reading(None, reading.reason or reason, reading.label_mass)
     return reading

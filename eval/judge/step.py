@@ -15,7 +15,8 @@ from pipeline.steps.context import changed_error
 from pipeline.steps.identity import forget
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from eval.judge.types import Comparison, Engine, Judgement, Plan, Verdict
     from pipeline.steps.context import StepContext
@@ -38,6 +39,11 @@ _FEW = 0.05
 _OFTEN = 0.5
 
 
+def replies_file(runs: Path, judge: Mapping[str, Any]) -> Path:
+    """Where the replies of a judge are kept: a file each, since it is read as a whole."""
+    return runs / REPLIES / f"{fingerprint(judge)[:16]}.jsonl"
+
+
 def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
     """Return the judge of a recipe; nothing is loaded or asked yet.
 
@@ -48,6 +54,13 @@ def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
     from eval.judge.local import LocalJudge, ReferenceJudge
     from eval.judge.openai import OpenAIJudge
 
+    if settings.reasoning and settings.engine != "openai":
+        raise InputError(
+            f"reasoning: true is for engine openai, and this judge is {settings.engine}: a local "
+            "judge says its label at once; remove reasoning"
+        )
+    if settings.quantize is not None and settings.engine != "local":
+        raise InputError("quantize is of a judge in this process, engine local; remove it")
     if settings.engine == "reference":
         if settings.model is not None:
             raise InputError(
@@ -62,7 +75,11 @@ def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
         if settings.reads == "text":
             raise InputError("a local judge reads labels only; remove reads: text")
         return LocalJudge(
-            settings.model, revision=settings.revision, dtype=settings.dtype, device=device
+            settings.model,
+            revision=settings.revision,
+            dtype=settings.dtype,
+            quantize=settings.quantize,
+            device=device,
         )
     return OpenAIJudge(
         settings.model,
@@ -73,6 +90,7 @@ def engine_for(settings: Judge, *, device: str | None = None) -> Engine:
         max_retries=settings.max_retries,
         request=settings.request,
         served_model=settings.served_model,
+        reasoning=settings.reasoning,
     )
 
 
@@ -97,6 +115,12 @@ def describe_judge(settings: Judge) -> str:
             "answer does not lose (a smoke test, no judge of quality)"
         )
     where = f" at {settings.base_url}" if settings.engine == "openai" else ", in process"
+    if settings.revision is not None and settings.engine == "local":
+        where = f" ({settings.revision[:12]}){where}"
+    if settings.quantize is not None:
+        where += f" in 4 bits ({settings.quantize})"
+    if settings.reasoning:
+        where += ", reasons first"
     orders = "both orders"
     if settings.orders == "one":
         orders = "one order, so position bias is not measured"
@@ -124,8 +148,6 @@ def judge_comparisons(
     forget()
     if fingerprint(engine.identity()) != fingerprint(step.options["judge"]):
         raise changed_error(f"the judge {settings.model}")
-    # One file per judge, since the whole file is read before anything is asked.
-    name = f"{fingerprint(step.options['judge'])[:16]}.jsonl"
     unit = "judge calls"
 
     def announce(plan: Plan) -> None:
@@ -138,7 +160,7 @@ def judge_comparisons(
         comparisons,
         engine,
         template,
-        step.directory.parent.parent / REPLIES / name,
+        replies_file(step.directory.parent.parent, step.options["judge"]),
         both_orders=step.options["orders"] == "both",
         max_calls=None if settings.engine == "reference" else step.launch.judge_calls_left,
         single_order=alpaca_eval_order,
@@ -148,6 +170,9 @@ def judge_comparisons(
     )
     step.metrics["judge_calls"] = judgement.calls
     step.metrics["judgement"] = judgement.summary()
+    if settings.engine == "local":  # for `plan --estimate`
+        share = judgement.calls / max(judgement.plan.questions, 1)
+        step.metrics["tokens_read"] = round(share * judgement.usage.get("prompt_tokens", 0))
     _check_failures(step, judgement, settings)
     _warn_of_replies(step, judgement)
     return judgement

@@ -200,11 +200,13 @@ class Judgement:
         verdicts: one per comparison, in the same order.
         plan: how many questions were planned.
         calls: questions asked in this run.
-        usage: tokens as reported by the endpoint, over all replies used, including cached ones.
+        usage: tokens as reported by the endpoint, over all replies used, including cached ones;
+            `reasoning_tokens` are among the `completion_tokens`.
         answered: how many of these replies have each `model`, `finish_reason` and
             `system_fingerprint`.
         changes: fields of the request that servers refused: name -> the name it was sent under
             instead, or None if it was left out.
+        cost: of all replies used, by their usage; None without a price, or if one has no usage.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -213,6 +215,7 @@ class Judgement:
     usage: Mapping[str, int]
     answered: Mapping[str, Mapping[str, int]]
     changes: Mapping[str, str | None]
+    cost: float | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -282,6 +285,7 @@ class Judgement:
             "calls": self.calls,
             "cached": self.plan.cached,
             "estimated_cost": self.plan.cost,
+            "cost": self.cost,
             "usage": dict(self.usage),
             "answered": {name: dict(counted) for name, counted in self.answered.items()},
             "request_changes": dict(self.changes),

@@ -154,6 +154,7 @@ def collect(
         bill=cost_summary_of(plan, records, price_per_hour, currency),
         made=provenance_of(plan, records, commands),
         joined=joined_facts(plan),
+        judge_usage={name: used for name in results if (used := _judge_usage(plan, records, name))},
     )
 
 
@@ -297,6 +298,20 @@ def _overlaps(plan: Plan, runs: Path) -> dict[str, dict[str, int]]:
             results = [artifact.read_json(file) for file in finished]
             found[benchmark] = max(results, key=lambda result: result["items"])
     return found
+
+
+def _judge_usage(plan: Plan, records: Records, benchmark: str) -> dict[str, float]:
+    """Tokens of the replies of a benchmark's judge at an endpoint, over stages and seeds."""
+    steps = {step.fingerprint for (_, name, _), step in plan.results.items() if name == benchmark}
+    used: Counter[str] = Counter()
+    costs: list[float | None] = []
+    for step in steps & records.keys():
+        found = records[step]["metrics"].get("judgement", {})
+        if "completion_tokens" in found.get("usage", {}):
+            used.update(found["usage"])
+            costs.append(found.get("cost"))
+    known = [cost for cost in costs if cost is not None]
+    return {**used, **({"cost": sum(known)} if known and len(known) == len(costs) else {})}
 
 
 def _judges(plan: Plan) -> Iterator[str]:

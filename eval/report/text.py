@@ -37,6 +37,15 @@ _MEANINGS = {
     "agrees to the end": "greedy answers that are the reference",
 }
 
+_PUBLISHED = (
+    "published: by another judge with another prompt, so not comparable with the win rates here."
+)
+# Of benchmarks with a judge of their own.
+_OFFICIAL = {
+    "alpaca": " AlpacaEval 2's own is gpt-4-1106-preview, which left the API in 2026 (on 26 March "
+    "or 23 October; sources disagree).",
+}
+
 
 def benchmark_table(report: Report, benchmark: str) -> tuple[list[str], list[dict[str, str]]]:
     """Return the columns of a benchmark's table, and each row's cells by column."""
@@ -91,11 +100,26 @@ def benchmark_notes(report: Report, benchmark: str) -> list[str]:
         lines.append("; ".join(meanings) + "; outcomes: by the first number, over all seeds.")
     if report.judge is not None and any("win" in row.counts for row in rows):
         lines.append(f"Judge: {report.judge}.")
+        if any(row.published for row in rows):
+            lines.append(_PUBLISHED + _OFFICIAL.get(benchmark, ""))
+        if usage := report.judge_usage.get(benchmark):
+            lines.append(_describe_usage(usage))
     if overlap := report.overlaps.get(benchmark):
         lines.append(_describe_overlap(overlap))
     if any("*" in row.published for row in rows):
         lines.append("* a number quoted by a third party, not by the paper's own summary.")
     return lines
+
+
+def _describe_usage(usage: dict[str, float]) -> str:
+    """The tokens of a benchmark's replies, as the judge's server counted them."""
+    words = (
+        f"The judge's replies took {usage.get('prompt_tokens', 0):,.0f} tokens to read and "
+        f"{usage.get('completion_tokens', 0):,.0f} to write"
+    )
+    if "reasoning_tokens" in usage:
+        words += f", {usage['reasoning_tokens']:,.0f} of them reasoning"
+    return words + (f"; cost {usage['cost']:,.2f}." if "cost" in usage else ".")
 
 
 def _describe_overlap(overlap: dict[str, int]) -> str:

@@ -314,6 +314,8 @@ class Report:
         bill: the cost of everything; None where nothing is finished.
         made: how to reproduce it; None for a report made by hand.
         joined: the recipes, where it is of several.
+        judge_usage: benchmark -> tokens of its judge's replies as a server counted them, and their
+            `cost` where a price is known.
     """
 
     recipe: str
@@ -335,6 +337,7 @@ class Report:
     bill: CostSummary | None = None
     made: Provenance | None = None
     joined: Joined | None = None
+    judge_usage: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def benchmarks(self) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.estimate import throughput
+from pipeline.estimate.judging import engine_of, judge_rate
 from pipeline.estimate.step import Estimate, MemoryEstimator
 from pipeline.estimate.tokens import WRITING, Work, Workload
 from pipeline.models.load import load_config
@@ -64,6 +65,8 @@ def estimate(
             work = workload.of(step)
             measured = rates.get(throughput.key_of(step.identity), 0.0)
             rate = tokens_per_second or launch.processes * measured
+            if engine_of(step) is not None:  # another model, in one process
+                rate = judge_rate(runs, step, use_cpu=launch.use_cpu)
             tokens, _ = work.timed
             seconds = tokens / rate if rate and tokens else None
             found[name] = replace(estimator.of(step, work, limit), seconds=seconds)
@@ -72,11 +75,13 @@ def estimate(
 
 def _finished(step: StepSpec, record: Record) -> Estimate:
     """What a finished step measured."""
-    count = throughput.tokens_of(record) if step.kind in ("train", *WRITING) else 0
+    counts = step.kind in ("train", *WRITING) or engine_of(step) == "local"
+    count = throughput.tokens_of(record) if counts else 0
     if step.kind == "train":
         work = Work(trained=count)
     else:
-        work = Work(read=count) if step.kind == "gap-losses" else Work(written=count)
+        reads = step.kind == "gap-losses" or engine_of(step) == "local"
+        work = Work(read=count) if reads else Work(written=count)
     return Estimate(
         step, work, done=True, measured=record["peak_memory_bytes"],
         seconds=record["seconds"],

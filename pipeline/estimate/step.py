@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 
 import torch
 
+from pipeline.errors import InputError
+from pipeline.estimate.judging import engine_of
 from pipeline.estimate.memory import (
     DEFAULT_OPTIMIZER,
     Memory,
@@ -20,8 +22,15 @@ from pipeline.estimate.memory import (
 )
 from pipeline.estimate.skeleton import build
 from pipeline.estimate.tokens import WRITING, Work, trainer_options
-from pipeline.estimate.trace import TrainingPass, WritingPass, training_peak, writing_peak
+from pipeline.estimate.trace import (
+    TrainingPass,
+    WritingPass,
+    reading_peak,
+    training_peak,
+    writing_peak,
+)
 from pipeline.hardware.precision import Precision, choose, hardware_of_launch
+from pipeline.models.load import load_config
 from pipeline.recipe.schema import LoraOptions
 from pipeline.recipe.shipped import REPLICATED, Launch
 from pipeline.stages.dpo import TRAIN as TRAIN_DPO
@@ -109,6 +118,8 @@ class MemoryEstimator:
         try:
             if step.kind == "train":
                 return self._train(step, work, limit)
+            if engine_of(step) == "local":
+                return self._judge(step, work)
             if step.kind not in WRITING:
                 return nothing
             if step.options.get("engine") == "vllm":
@@ -210,6 +221,27 @@ class MemoryEstimator:
 
         memory, shape = self._once((given, settings), trace)
         return Estimate(step, work, memory=memory, total=shape.total, precision=precision)
+
+    def _judge(self, step: StepSpec, work: Work) -> Estimate:
+        """A judge in the main process, which reads one question at a time (eval/judge/local.py)."""
+        judge = step.runtime_options["judge"]
+        try:
+            config = load_config(judge["model"], revision=judge["revision"])
+        except InputError as error:
+            return Estimate(step, work, unknown=f"the judge's config cannot be read: {error}")
+
+        def trace() -> tuple[Memory, Shape]:
+            skeleton = build(config, dtype=judge["dtype"], quantize=judge["quantize"], trains=False)
+            output = skeleton.model.get_output_embeddings().weight
+            tied = output is skeleton.model.get_input_embeddings().weight
+            copied = judge["dtype"] != "float32"  # then its output layer is kept in float32
+            more = 4 * output.numel() - (0 if tied else output.nbytes) if copied else 0
+            weights = skeleton.weight_bytes
+            most = reading_peak(skeleton, work.longest)
+            return Memory(weights + more, passes=most - weights), skeleton.shape
+
+        memory, shape = self._once(("judge", step.options["judge"], work.longest), trace)
+        return Estimate(step, work, memory=memory, total=shape.total)
 
     def _writing_pass(self, step: StepSpec, work: Work) -> WritingPass:
         """The largest passes of a step that writes rows."""

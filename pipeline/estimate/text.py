@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from pipeline.estimate.estimate import estimate
+from pipeline.estimate.judging import endpoint_notes, engine_of
 from pipeline.estimate.memory import is_known_optimizer
 from pipeline.estimate.step import Estimate
 from pipeline.estimate.tokens import WRITING
@@ -51,7 +52,7 @@ def estimate_plan(
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     limit = math.inf if gpu_memory is None else gpu_memory * GB
     estimates = estimate(plan, runs, launch, tokens_per_second=speed, limit=limit)
-    shown = [one for one in estimates if one.step.kind in _SHOWN]
+    shown = [one for one in estimates if one.step.kind in _SHOWN or engine_of(one.step) == "local"]
     numbers = {step.fingerprint: number for number, step in enumerate(plan.steps, start=1)}
     hidden = sum(one.times for one in estimates) - sum(one.times for one in shown)
     lines = [
@@ -61,6 +62,7 @@ def estimate_plan(
         *_memory_table(shown, numbers),
         "",
         *_notes(shown, hidden, launch),
+        *endpoint_notes(estimates, runs),
         *_time_notes(shown, launch, price_per_hour),
         *_verdict(shown, limit),
     ]
@@ -151,7 +153,7 @@ def _tokens(one: Estimate) -> str:
     about = "~" if work.assumes or work.sampled else ""
     most = f"at most {about}" if work.at_most else about
     counts = (
-        (work.trained, most, "to train"), (work.read, about, "to read"),
+        (work.trained, most, "to train"), (work.read, about if work.written else most, "to read"),
         (work.written, most, "to write"),
     )  # fmt: skip
     return ", ".join(f"{prefix}{count:,} {word}" for count, prefix, word in counts if count)
@@ -239,6 +241,9 @@ def _way_out(one: Estimate, limit: float) -> str:
     """What lowers a step's memory, and by how much where that is known."""
     memory = one.memory
     assert memory is not None
+    if engine_of(one.step) == "local":
+        fewer_bits = "" if one.step.options["judge"].get("quantize") else "judge.quantize: nf4, or "
+        return f"its weights take most of it; {fewer_bits}a smaller judge"
     if one.step.kind != "train":
         rest = memory.total - memory.cache
         tokens = one.step.runtime_options["batch_tokens"]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pipeline.data.load import TokenRow, fit_prompt, load_examples, load_preferences, tokenise
 from pipeline.data.render import Renderer, template_terms
 from pipeline.data.tasks import Example
+from pipeline.estimate.judging import engine_of, orders_of, template_tokens
 from pipeline.models.load import Terms, end_ids, load_tokenizer, window_of
 from pipeline.models.trust import Trust
 from pipeline.plan.plan import Plan
@@ -118,6 +119,8 @@ class Workload:
             "recovery-beginnings": self._recovery_beginnings,
             "recovery-answers": self._recovery_answers,
         }
+        if engine_of(step) in ("local", "openai"):
+            return self._judged(step)
         return writers[step.kind](step) if step.kind in writers else Work()
 
     def _renderer(self, step: StepSpec[RowOptions]) -> Renderer:
@@ -163,6 +166,20 @@ class Workload:
             read=found.prompts * samples,
             written=found.rows * samples * room,
             longest=found.longest_prompt + room,
+            at_most=True,
+        )
+
+    def _judged(self, step: StepSpec) -> Work:
+        """The questions put to a judge; each shows a prompt, its reference and an answer."""
+        answers: StepSpec = step.inputs["answers"]
+        found = self._references(answers, "test", max_length=None)
+        shown, orders = template_tokens(step), orders_of(step)
+        room = answers.options["max_new_tokens"] + shown
+        return replace(
+            found,
+            rows=found.rows * orders,
+            read=(found.tokens + found.rows * room) * orders,
+            longest=found.longest + room,
             at_most=True,
         )
 

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.decoding.batching import tokens_of_a_pass, without_adapter
+from pipeline.decoding.batching import logits_to_keep, tokens_of_a_pass, without_adapter
 from pipeline.decoding.sampling import Sampling
 from pipeline.estimate.skeleton import Skeleton, make_fake
 
@@ -209,6 +209,22 @@ def writing_peak(skeleton: Skeleton, given: WritingPass) -> tuple[int, int]:
         if given.labels:
             _read_answers(inner, given)
         return live.most, cache
+
+
+def reading_peak(skeleton: Skeleton, tokens: int) -> int:
+    """Return the most bytes that reading one prompt for its next token has alive.
+
+    A skeleton can be traced once.
+
+    Raises:
+        RuntimeError: as `training_peak`.
+    """
+    model = skeleton.model.eval()
+    with torch.no_grad(), _counting(skeleton) as live:
+        ids = torch.zeros(1, tokens, dtype=torch.long)
+        mask = torch.zeros(1, 1, tokens, tokens, dtype=model.dtype)
+        model(input_ids=ids, attention_mask=mask, use_cache=False, **logits_to_keep(model, 1))
+        return live.most
 
 
 def _decode(inner: Any, given: WritingPass) -> int:

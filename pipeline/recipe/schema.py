@@ -8,7 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 
 from pipeline.recipe import trl_fields
 from pipeline.recipe.registry import trainer_of
@@ -210,6 +218,8 @@ class Judge(Strict):
     served_model: str | None = Field(default=None, min_length=1)  # as replies call it
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantize: Literal["nf4"] | None = None  # a local judge in 4 bits
+    reasoning: bool = False  # an endpoint's model that reasons first: its verdicts are texts
     reads: Literal["label", "text"] = "label"
     request: dict[str, Any] = {}
     orders: Literal["both", "one"] = "both"
@@ -218,6 +228,13 @@ class Judge(Strict):
     timeout_s: float = Field(default=60.0, gt=0)
     max_retries: int = Field(default=5, ge=0)
     max_errors: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reasoning_reads_text(cls, given: Any) -> Any:
+        """A judge that reasons is read by its text, unless the recipe says something else."""
+        is_implied = isinstance(given, dict) and given.get("reasoning") is True
+        return {"reads": "text", **given} if is_implied else given
 
 
 class StageOptions(Strict):

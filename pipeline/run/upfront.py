@@ -39,11 +39,13 @@ def check_launch(launch: Launch, through: Sequence[str]) -> None:
 def check_judges(plan: Plan, runs: Path, stages: Sequence[str], max_calls: int | None) -> None:
     """Find out now that a judge has no key, or will not be able to answer once all is trained.
 
-    An endpoint is asked one question where something is still to be trained, and calls are allowed.
+    Where something is still to be trained, and calls are allowed, an endpoint is asked one
+    question, and the config and tokenizer of a model that judges in process are looked at.
 
     Raises:
         InputError: when a judge that is going to be asked needs a key, or gives no verdict.
     """
+    from eval.judge.local import LocalJudge
     from eval.judge.openai import OpenAIJudge
     from eval.judge.step import engine_for, template_for
 
@@ -52,16 +54,19 @@ def check_judges(plan: Plan, runs: Path, stages: Sequence[str], max_calls: int |
         for step in select_steps(plan, stages)
     )
     for judge, evaluations in _evaluations_by_judge(plan, runs, stages).values():
-        if not isinstance(engine := engine_for(judge), OpenAIJudge):
-            continue
-        engine.key()
+        engine = engine_for(judge)
+        if isinstance(engine, OpenAIJudge):
+            engine.key()
         if not trains or max_calls == 0:
             continue
-        from eval.judge.probe import check_judge
-
         recipe, name = evaluations[0]
         template = template_for(judge, options_of(recipe, name))
         assert template is not None  # only the reference judge has none
+        if isinstance(engine, LocalJudge):
+            engine.check(template)
+            continue
+        from eval.judge.probe import check_judge
+
         check_judge(judge, template)
 
 

@@ -831,7 +831,7 @@ def test_several_answers_a_question_give_pass_at_k(recipe_dict, write_recipe, ru
     cut = [sum(not row["finished"] for row in answers if row["id"] == one) / 3 for one in range(4)]
     assert result["measures"]["cut off"]["scores"] == cut
     assert result["counts"] == {"solved always": 0, "sometimes": 0, "never": 4}
-    text = markdown(collect(plan, runs, command=""))
+    text = markdown(collect(plan, runs))
     assert "3 answers each, temperature 0.7" in text and "pass@3" in text
 
 
@@ -839,3 +839,46 @@ def test_several_answers_at_temperature_0_are_a_problem(recipe_dict, write_recip
     recipe_dict["benchmarks"] = {"gsm8k": {"samples": 3}}
     found = problems_of(write_recipe(recipe_dict))
     assert "all the same at temperature 0" in found["benchmarks.gsm8k.samples"]
+
+
+def test_what_reasoning_took_stands_in_record_and_report_and_who_made_published_numbers(
+    judged_recipe, letters, write_recipe, run_steps_here, serve
+):
+    def answer(body):
+        reply = completion("<think>B? No.</think>A")
+        details = {"completion_tokens_details": {"reasoning_tokens": 80}}
+        return 200, {**reply, "usage": {"prompt_tokens": 50, "completion_tokens": 90, **details}}
+
+    judge = asking(serve(answer), reasoning=True, price={"per_million_output_tokens": 1e6})
+    recipe = only_alpaca(judged_recipe, letters, judge)
+    recipe["published"] = {"base": {"alpaca": "8.03*"}}
+    plan, runs = run_steps_here(write_recipe(recipe))
+    step = plan.results["base", "alpaca", 0]
+    assert step.options["reads"] == "text" and step.options["judge"]["reasoning"] is True
+    found = artifact.read_record(step.directory(runs))["metrics"]["judgement"]
+    usage = {"prompt_tokens": 400, "completion_tokens": 720, "reasoning_tokens": 640}
+    assert (found["usage"], found["estimated_cost"], found["cost"]) == (usage, 8 * 1064, 720)
+    report = markdown(collect(plan, runs))
+    assert (
+        "The judge's replies took 400 tokens to read and 720 to write, 640 of them reasoning; "
+        "cost 720.00."
+    ) in report
+    assert ", reasons first, reads text, both orders" in report
+    assert "published: by another judge with another prompt, so not comparable" in report
+    assert "AlpacaEval 2's own is gpt-4-1106-preview, which left the API in 2026" in report
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ({"reasoning": True, "reads": "label"}, "gives no log probabilities of a label"),
+        ({"reasoning": True, "engine": "local"}, "reasoning: true is for engine openai"),
+        ({"quantize": "nf4"}, "quantize is of a judge in this process"),
+        ({"reasoning": True, "request": {"top_logprobs": 5}}, "has top_logprobs"),
+    ],
+)
+def test_check_refuses_what_a_judge_that_reasons_cannot_do(
+    judged_recipe, write_recipe, judge, message
+):
+    recipe = judged_recipe | {"judge": {"engine": "openai", "model": "m", **judge}}
+    assert message in problems_of(write_recipe(recipe))["judge"]

@@ -326,3 +326,67 @@ def test_the_estimate_is_within_a_fifth_of_what_training_takes():
     assert found.returncode == 0, found.stderr[-2000:]
     worst = next(line for line in found.stdout.splitlines() if line.startswith("furthest"))
     assert float(worst.split()[-1]) < 1.2, found.stdout
+
+
+@pytest.fixture
+def judging_model(tmp_path):
+    """A model whose next token is nearly always m or M."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = save_tiny_model(tmp_path / "judge", architecture="gpt_neox")
+    model = AutoModelForCausalLM.from_pretrained(name)
+    ids = AutoTokenizer.from_pretrained(name).convert_tokens_to_ids(["m", "M"])
+    with torch.no_grad():
+        model.gpt_neox.final_layer_norm.bias.fill_(1.0)
+        model.get_output_embeddings().weight[ids] += 1.0
+    model.save_pretrained(name)
+    return name
+
+
+def judged_by(recipe_dict, judge):
+    posts = {"source": "builtin:posts", "split": "test", "limit": 3}
+    tldr = {"data": posts, "max_prompt_length": 400, "template": "alpaca_eval_2"}
+    judged = {"evaluate": ["tldr"], "judge": judge, "benchmarks": {"tldr": tldr}}
+    return recipe_dict | judged | {"stages": {"base": {"method": "base"}}}
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_a_judge_in_process_has_memory_and_tokens_and_later_its_measured_time(
+    recipe_dict, write_recipe, run_steps_here, judging_model, quantize
+):
+    judge = {"engine": "local", "model": judging_model, "dtype": "bfloat16", "quantize": quantize}
+    path = write_recipe(judged_by(recipe_dict, judge))
+    before = estimates_of(path, Path("none"))["base: judge tldr"]
+    assert before.memory is not None and before.memory.weights > 0 and before.memory.passes > 0
+    assert before.work.at_most and before.seconds is None
+    _, runs = run_steps_here(path)
+    after = estimates_of(path, runs)["base: judge tldr"]
+    assert after.done and 0 < after.work.read <= before.work.read
+    again = estimates_of(path, runs, "judge.max_errors=1")["base: judge tldr"]
+    assert not again.done and again.work.read == before.work.read
+    assert again.seconds == pytest.approx(again.work.read * after.seconds / after.work.read)
+
+
+def test_an_endpoints_tokens_and_cost_are_estimated_with_its_reasoning(
+    recipe_dict, write_recipe, serve, bashrac, tmp_path
+):
+    """6 calls of 1,064 tokens each, at 10 a million."""
+    judge = {"engine": "openai", "model": "m", "base_url": serve().url, "reasoning": True}
+    judge["price"] = {"per_million_output_tokens": 10.0}
+    path = write_recipe(judged_by(recipe_dict, judge))
+    done = bashrac("plan", path, "--estimate", "--runs", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"judge m at .*: at most ~6 calls, ~[\d,]+ tokens to read and ~6,384 to write "
+                     r"\(1,064 a reply with its reasoning: an assumption, none is measured\), "
+                     r"cost 0\.06\.", done.stdout), done.stdout  # fmt: skip
+
+
+def test_a_judge_whose_config_is_not_here_has_no_memory_and_says_so(
+    recipe_dict, write_recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    judge = {"engine": "local", "model": "nobody/nothing", "revision": "0" * 40}
+    found = estimates_of(write_recipe(judged_by(recipe_dict, judge)), Path("none"))
+    assert "the judge's config cannot be read" in found["base: judge tldr"].unknown

@@ -158,7 +158,7 @@ def test_a_judge_is_trusted_with_nothing(
     from eval.judge.local import LocalJudge
 
     with pytest.raises(InputError, match="Python code"):
-        _ = LocalJudge(str(with_code("own-llama")), device="cpu")._loaded
+        _ = LocalJudge(str(with_code("own-llama")), device="cpu")._model
     pickled_folder = pickled(payload=True)
     with pytest.raises(InputError, match="only pickled weights"):
         LocalJudge(str(pickled_folder))

@@ -324,6 +324,154 @@ def test_a_server_that_refuses_logprobs_ends_the_run_with_the_way_out(
     assert server.asked <= concurrency
 
 
+# --- judges that reason first -------------------------------------------------------------------
+
+
+def reasoned(verdict="[[B]]", finish_reason="stop", written=90, reasoning=80, **message):
+    """A reply as OpenAI's reasoning models give it: the reasoning is counted, not shown."""
+    status, body = said(verdict, finish_reason)
+    body["choices"][0]["message"].update(message)
+    body["usage"] = {
+        "prompt_tokens": 10, "completion_tokens": written,
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }  # fmt: skip
+    return status, body
+
+
+def reasoning_engine(server, **options):
+    return engine_for(server, **{"reads": "text", "reasoning": True, **options})
+
+
+def test_a_judge_that_reasons_is_sent_a_limit_with_room_and_no_temperature(serve, tmp_path):
+    """And the tokens of its reasoning are recorded with each reply, and summed."""
+    server = serve(lambda body: reasoned(reasoning_content="At first [[A]] looks better."))
+    found = judge(pairs(2), reasoning_engine(server), WORDS, tmp_path / "c", announce=quiet)
+    assert found.counts["tie"] == 2 and found.calls == server.asked == 4
+    assert {
+        body.keys() - {"model", "messages"} == {"max_completion_tokens"} for body in server.bodies
+    } == {True}
+    assert server.bodies[0]["max_completion_tokens"] == 4096
+    usage = {"prompt_tokens": 10, "completion_tokens": 90, "reasoning_tokens": 80}
+    with ReplyCache(tmp_path / "c") as kept:
+        assert [reply["usage"] for reply in kept.replies.values()] == [usage] * 4
+    assert found.summary()["usage"] == {name: 4 * count for name, count in usage.items()}
+    again = judge(pairs(2), reasoning_engine(server), WORDS, tmp_path / "c", announce=quiet)
+    assert (again.calls, again.usage, again.verdicts) == (0, found.usage, found.verdicts)
+
+
+def test_reasoning_in_the_text_is_left_out(serve, tmp_path):
+    server = serve(lambda body: reasoned("<think>[[A]]? No.</think>[[B]]"))
+    engine = reasoning_engine(server)
+    found = judge(pairs(1), engine, WORDS, tmp_path / "c", both_orders=False, announce=quiet)
+    assert found.counts["win"] == 1
+
+
+def test_a_reply_cut_while_reasoning_is_asked_again_with_twice_the_room(serve, tmp_path):
+    """Its verdict is not read, and what it cost counts."""
+
+    def answer(body):
+        if body["max_completion_tokens"] < 16384:
+            limit = body["max_completion_tokens"]
+            return reasoned("[[A]]", "length", written=limit, reasoning=limit)
+        return reasoned("[[B]]")
+
+    server = serve(answer)
+    engine = reasoning_engine(server)
+    found = judge(pairs(1), engine, WORDS, tmp_path / "c", both_orders=False, announce=quiet)
+    assert [body["max_completion_tokens"] for body in server.bodies] == [4096, 8192, 16384]
+    assert found.counts["win"] == 1 and found.calls == 1
+    assert found.usage["reasoning_tokens"] == 4096 + 8192 + 80
+
+
+@pytest.mark.parametrize(
+    ("first", "asked"),
+    [(None, [4096, 8192, 16384, 32768]), (20000, [20000, 32768]), (40000, [40000])],
+)
+def test_a_reply_that_stays_cut_is_an_error_at_the_stated_bound(serve, tmp_path, first, asked):
+    server = serve(lambda body: reasoned("[[A]]", "length"))
+    request = {} if first is None else {"max_completion_tokens": first}
+    engine = reasoning_engine(server, request=request)
+    found = judge(pairs(1), engine, WORDS, tmp_path / "c", both_orders=False, announce=quiet)
+    assert [body["max_completion_tokens"] for body in server.bodies] == asked
+    assert found.counts["errored"] == 1 and (tmp_path / "c").read_bytes() == b""
+    assert f"cut at {asked[-1]} tokens" in found.verdicts[0].reason
+    assert "judge.request: {max_completion_tokens: N}" in found.verdicts[0].reason
+
+
+def test_a_temperature_that_the_recipe_sets_is_left_out_where_it_is_refused(serve, tmp_path):
+    def answer(body):
+        refused = of_o_series(body)
+        return refused if refused[0] == 400 else reasoned()
+
+    server = serve(answer)
+    engine = reasoning_engine(server, request={"temperature": 0.6, "reasoning_effort": "low"})
+    found = judge(pairs(1), engine, WORDS, tmp_path / "c", announce=quiet)
+    assert found.changes == {"temperature": None} and found.counts["tie"] == 1
+    assert server.bodies[0]["temperature"] == 0.6 and "temperature" not in server.bodies[-1]
+    assert {body["reasoning_effort"] for body in server.bodies} == {"low"}
+
+
+def test_a_server_that_knows_only_max_tokens_is_sent_that(serve, tmp_path):
+    def answer(body):
+        if "max_completion_tokens" in body:
+            return refusal("Unrecognized request argument supplied: max_completion_tokens")
+        return reasoned() if body["max_tokens"] > 4096 else reasoned("[[A]]", "length")
+
+    server = serve(answer)
+    engine = reasoning_engine(server, concurrency=1)
+    found = judge(pairs(1), engine, WORDS, tmp_path / "c", announce=quiet)
+    assert found.changes == {"max_completion_tokens": "max_tokens"} and found.counts["tie"] == 1
+    assert [body.get("max_tokens") for body in server.bodies] == [None, 4096, 8192, 8192]
+
+
+def test_a_server_that_refuses_both_limits_is_not_asked_for_ever(serve, tmp_path):
+    def answer(body):
+        (name,) = {"max_tokens", "max_completion_tokens"} & body.keys()
+        return refusal(f"Unsupported parameter: '{name}'.", param=name)
+
+    server = serve(answer)
+    found = judge(pairs(1), reasoning_engine(server), WORDS, tmp_path / "c", announce=quiet)
+    assert found.counts["errored"] == 1 and server.asked <= 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reads": "label"}, "gives no log probabilities of a label"),
+        ({"request": {"logprobs": True}}, "has logprobs"),
+        ({"request": {"max_tokens": 500}}, "write max_completion_tokens"),
+        ({"request": {"max_completion_tokens": None}}, "has to leave room for reasoning"),
+    ],
+)
+def test_what_a_judge_that_reasons_cannot_do_is_refused(serve, options, message):
+    with pytest.raises(InputError, match=message):
+        reasoning_engine(serve(), **options)
+
+
+def test_reasoning_is_part_of_a_judges_identity_only_where_it_is_on(serve):
+    server = serve()
+    plain, on = engine_for(server, reads="text").identity(), reasoning_engine(server).identity()
+    assert "reasoning" not in plain
+    assert on["reasoning"] is True and on["request"] == {"max_completion_tokens": 4096}
+    more = reasoning_engine(server, request={"max_completion_tokens": 9000}).identity()
+    assert more != on
+
+
+def test_the_cost_of_reasoning_is_assumed_until_replies_have_measured_it(serve, tmp_path):
+    """64 tokens of text and 1,000 of reasoning; then the mean of what came back, 90 tokens."""
+    server = serve(lambda body: reasoned())
+    price, path = Price(per_million_output_tokens=1e6), tmp_path / "c"
+
+    def asked(n):
+        engine = reasoning_engine(server)
+        return judge(pairs(n), engine, WORDS, path, price=price, announce=quiet)
+
+    first, more = asked(2), asked(5)
+    assert first.plan.cost == 4 * 1064 and first.cost == 4 * 90
+    assert more.plan.calls == 6 and more.plan.cost == 6 * 90 and more.cost == 10 * 90
+    assert more.summary()["cost"] == 900
+
+
 def test_an_error_about_something_else_changes_nothing(serve, tmp_path):
     """Of the values of a field, or with its name in the data."""
     server = serve(lambda body: refusal("max_tokens is too large: 99", param="max_tokens"))
@@ -495,6 +643,9 @@ def test_a_preference_is_the_second_labels_share_of_both():
         pytest.param([("The", -0.01), ("a", -6.0)], None, id="neither"),
         pytest.param([("A", -9999.0), ("B", 0.0)], 1.0, id="no-overflow"),
         pytest.param([("A", 0.0), ("B", -9999.0)], 0.0, id="no-overflow-either-way"),
+        pytest.param([("A", -0.0)], 0.0, id="certain-and-alone"),
+        pytest.param([("B", -0.005)], 1.0, id="too-little-left-over"),
+        pytest.param([("A", -0.05)], None, id="enough-left-over-to-matter"),
     ],
 )
 def test_a_label_that_is_not_listed_is_nought_or_nothing(top, p_second):
@@ -1162,6 +1313,51 @@ def test_label_logits_of_a_bfloat16_judge_are_float32(tmp_path, tied):
 
     assert replies[0] == pytest.approx(by_label(fine), rel=1e-5)
     assert replies[0] != pytest.approx(by_label(coarse.float()), rel=1e-5)
+
+
+def test_a_judge_in_4_bits_reads_with_them_and_its_label_logits_are_float32(decided, tmp_path):
+    """The key is part of a judge's identity where it is set, and nowhere else."""
+    import torch
+
+    from pipeline.models.load import load_model
+
+    engine = LocalJudge(decided, dtype="bfloat16", quantize="nf4", device="cpu")
+    replies = []
+    question = Question("Sum?", "1 + 1", "2 apples")
+    engine.ask([question], label_template(), lambda _, reply: replies.append(reply))
+    model = load_model(decided, dtype="bfloat16", quantize="nf4").eval()
+    ids = engine._prompt_ids(question, label_template())
+    with torch.no_grad():
+        hidden = model.base_model(torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
+        logits = hidden.float() @ model.get_output_embeddings().weight.float().T
+    labels = engine._label_ids(label_template())
+    expected = [logits.log_softmax(-1)[those].logsumexp(-1).item() for those in labels]
+    assert replies[0]["logprobs"] == pytest.approx(expected, abs=1e-4)
+    assert replies[0]["usage"] == {"prompt_tokens": len(ids)}
+    plain = LocalJudge(decided, dtype="bfloat16").identity()
+    assert "quantize" not in plain and engine.identity() == {**plain, "quantize": "nf4"}
+
+
+def test_a_local_judge_is_checked_by_its_tokenizer_alone(decided, tmp_path, monkeypatch):
+    """Before anything is trained: it must be there, have its labels, and not start by reasoning."""
+    from shutil import copytree
+
+    folder = copytree(decided, tmp_path / "judge")
+    (folder / "model.safetensors").unlink()
+    LocalJudge(str(folder)).check(label_template())
+    with pytest.raises(InputError, match="must be one token"):
+        LocalJudge(str(folder)).check(Template("t", "{prompt}{first}{second}", ("Yes", "No"), "?"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for file in (folder / "chat_template.jinja",):
+        template = file.read_text() if file.is_file() else config["chat_template"]
+        file.write_text(template + "{% if add_generation_prompt %}<think>\n{% endif %}")
+    with pytest.raises(InputError, match="begins every answer with reasoning"):
+        LocalJudge(str(folder)).check(label_template())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    absent = LocalJudge("nobody/nothing", revision="0123456789abcdef0123456789abcdef01234567")
+    with pytest.raises(InputError, match="nobody/nothing"):
+        absent.check(label_template())
 
 
 def test_labels_that_are_not_one_token_each_are_refused(tiny_model, plain_model, tmp_path):

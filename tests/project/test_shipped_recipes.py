@@ -38,13 +38,31 @@ PUBLISHED = {
     },
     "gsm8k-mistral-7b": {"sft": {"gsm8k": "56.76*"}, "bash": {"gsm8k": "60.22*"}},
 }
+_AT = "0123456789abcdef0123456789abcdef01234567"
+PINNED = {
+    name: [f"{key}.revision='{_AT}'" for key in keys] + [f"revision='{_AT}'"]
+    for name, keys in {
+        "alpaca-mistral-7b": ["data.train", "data.test", "data.preferences"],
+        "tldr-pythia-1b": ["data.train", "data.test", "data.preferences"],
+    }.items()
+}
+# Read from a file of the hub with it, whose commit would have to be looked up.
+PINNED["alpaca-mistral-7b"] += [
+    f"benchmarks.alpaca.{key}={{source: tatsu-lab/alpaca_eval, file: {file}, revision: '{_AT}'}}"
+    for key, file in {
+        "data": "alpaca_eval_gpt4_baseline.json", "gamed": "df_gamed.csv",
+        "difficulty": "df_gamed.csv",
+    }.items()
+]  # fmt: skip
 EVERY = [(name, variant) for name in TABLES for variant in variants_of(name)]
 
 
 def test_these_are_the_recipes_that_are_shipped():
     studies = ["study-chat", "study-maths", "study-posts"]
     assert shipped.recipe_names() == sorted([*TABLES, *studies, "demo"])
-    assert {tuple(variants_of(name)) for name in TABLES} == {("lora", "qlora", "full")}
+    for name in TABLES:
+        api = [] if name == "gsm8k-mistral-7b" else ["lora-api"]  # where a judge is asked
+        assert variants_of(name) == ["lora", "qlora", "full", *api]
 
 
 @pytest.mark.parametrize(("name", "variant"), EVERY)
@@ -76,6 +94,7 @@ def test_a_variant_says_what_runs_and_how_and_no_more_than_that(name, variant):
     assert recipe.quantize == {"qlora": "nf4"}.get(variant)
     assert recipe.trainer.get("optim") == {"qlora": "paged_adamw_8bit"}.get(variant)
     own = {"name", "launch", "micro_batch_size", "lora", "quantize", "trainer", "stages"}
+    own |= {"judge"} if variant == "lora-api" else set()
     assert recipe.model_dump(exclude=own | {"generation"}) == other.model_dump(
         exclude=own | {"generation"}
     )
@@ -90,6 +109,25 @@ def test_a_variant_says_what_runs_and_how_and_no_more_than_that(name, variant):
 def _without_rate(stage):
     kept = stage.model_dump(exclude={"learning_rate"})
     return kept | {"trainer": {**kept["trainer"], "learning_rate": None}}
+
+
+@pytest.mark.parametrize("name", ["alpaca-mistral-7b", "tldr-pythia-1b"])
+def test_the_judge_is_pinned_and_needs_no_key_but_in_the_variant_that_says_so(name):
+    judges = {variant: load_recipe(name, variant=variant).judge for variant in variants_of(name)}
+    api = judges.pop("lora-api")
+    assert api.engine == "openai" and (api.revision, api.quantize) == (None, None)
+    (judge,) = {one.model_dump_json() for one in judges.values()}
+    judge = json.loads(judge)
+    assert (judge["engine"], judge["reads"], judge["orders"]) == ("local", "label", "both")
+    assert re.fullmatch("[0-9a-f]{40}", judge["revision"])
+    lora, with_api = (
+        make_plan(load_recipe(name, PINNED[name], one)) for one in ("lora", "lora-api")
+    )
+    others = {step.fingerprint for step in lora.steps} ^ {
+        step.fingerprint for step in with_api.steps
+    }
+    steps = {step.fingerprint: step for step in [*lora.steps, *with_api.steps]}
+    assert {steps[one].kind for one in others} == {load_recipe(name).evaluate[0]}
 
 
 def test_the_full_variants_train_as_published():
