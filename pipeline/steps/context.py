@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pipeline.steps.artifact import PROGRESS, SPEC
 from pipeline.steps.spec import StepSpec
 
 _GROUP_TIMEOUT = 1800  # seconds: transformers' default of `ddp_timeout`
-_MEETINGS = count()  # of this process; all processes of a launch meet as often
+_COUNTERS = count()  # of this process; all processes of a launch make as many
 BEGUN = "begun"  # the precision of the attempt before, in progress.json
 
 
@@ -109,20 +110,34 @@ class StepContext:
 
         return PartialState(cpu=self.launch.use_cpu, timeout=group_timeout(self.spec))
 
+    def counter(self) -> Callable[[int], int]:
+        """A number that the processes of this launch share: adds to it and returns it.
+
+        It lies in the store through which their group came together. Every process has to make its
+        counters in the same order.
+        """
+        if self.state.num_processes == 1:
+            count = 0
+
+            def add(number: int) -> int:
+                nonlocal count
+                count += number
+                return count
+
+            return add
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        return partial(_get_default_store().add, f"bashrac/{next(_COUNTERS)}")
+
     def wait_for_slow_ones(self) -> None:
         """Wait for every process, however long it takes: for work of which some have far more.
 
-        A barrier gives up after the group's time-out, ten minutes in torch. Processes count
-        themselves in the store through which the group came together; one that fails ends its
-        launch, and with it those that wait.
+        A barrier gives up after the group's time-out, ten minutes in torch. A process that fails
+        ends its launch, and with it those that wait.
         """
-        if self.state.num_processes == 1:
-            return
-        from torch.distributed.distributed_c10d import _get_default_store
-
-        store, key = _get_default_store(), f"bashrac/{next(_MEETINGS)}"
-        store.add(key, 1)
-        while store.add(key, 0) < self.state.num_processes:
+        here = self.counter()
+        here(1)
+        while here(0) < self.state.num_processes:
             time.sleep(0.2)
 
     @property

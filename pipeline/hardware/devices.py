@@ -1,0 +1,58 @@
+"""Which devices each of several jobs is given that run side by side on one machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from pipeline.errors import InputError
+from pipeline.hardware.threads import usable_cores
+from pipeline.recipe.shipped import Launch
+
+# What hides devices from a process: the names that `accelerate launch --gpu_ids` sets.
+_VISIBLE = (
+    "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "MLU_VISIBLE_DEVICES", "SDAA_VISIBLE_DEVICES",
+    "MUSA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "HABANA_VISIBLE_MODULES",
+    "NEURON_RT_VISIBLE_CORES",
+)  # fmt: skip
+_COUNT = "import torch; print(torch.accelerator.device_count())"
+
+
+def deal_devices(launch: Launch, jobs: int) -> list[tuple[str, ...]]:
+    """Options of `accelerate launch` for each job: a device for each process, a port of its own.
+
+    On a CPU jobs differ in nothing: each computes with its part of the cores
+    (`pipeline.run.launcher.environment`).
+
+    Raises:
+        InputError: when there are too few devices, or cores.
+    """
+    each = launch.processes
+    port = () if each == 1 else ("--main_process_port", "0")  # any that is free
+    if launch.use_cpu:
+        _check(jobs, each, usable_cores(), "core", launch)
+        return [port] * jobs
+    if not (ids := visible_devices()):
+        raise InputError("the launch config asks for a GPU and there is none; use --launch cpu")
+    _check(jobs, each, len(ids), "GPU", launch)
+    shares = [ids[job * each : (job + 1) * each] for job in range(jobs)]
+    return [("--gpu_ids", ",".join(share), *port) for share in shares]
+
+
+def _check(jobs: int, each: int, there: int, device: str, launch: Launch) -> None:
+    if jobs * each > there:
+        of_each = f" ({each} a job)" if each > 1 else ""
+        raise InputError(
+            f"--jobs {jobs} with the launch {launch.path.stem} takes {jobs * each} {device}s"
+            f"{of_each}, and {there} can be used here; give --jobs {max(there // each, 1)}"
+        )
+
+
+def visible_devices() -> list[str]:
+    """The ids of the accelerators that a process started from here would use."""
+    # Asked of another process, since this one imports no torch and should hold no GPU.
+    done = subprocess.run([sys.executable, "-c", _COUNT], stdout=subprocess.PIPE, text=True)
+    count = int(done.stdout or 0)
+    chosen = next(filter(None, map(os.environ.get, _VISIBLE)), None)
+    return (chosen.split(",") if chosen else list(map(str, range(count))))[:count]
