@@ -230,9 +230,8 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
         signal.signal(chosen, _interrupt)
     upfront.check_launch(launch, given.through)
     if given.jobs > 1:
-        # What starts steps elsewhere sees to devices.
-        jobs = [()] * given.jobs if given.through else deal_devices(launch, given.jobs)
-        settings = replace(settings, jobs=jobs)
+        dealt = deal_devices(launch, given.jobs, elsewhere=bool(given.through))
+        settings = replace(settings, jobs=dealt)
     changes.remember(plan, given.runs)
     if calls := upfront.describe_judge_calls(plan, given.runs, stages):
         print(calls, flush=True)

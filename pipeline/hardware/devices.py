@@ -19,19 +19,25 @@ _VISIBLE = (
 _COUNT = "import torch; print(torch.accelerator.device_count())"
 
 
-def deal_devices(launch: Launch, jobs: int) -> list[tuple[str, ...]]:
+def deal_devices(launch: Launch, jobs: int, *, elsewhere: bool = False) -> list[tuple[str, ...]]:
     """Options of `accelerate launch` for each job: a device for each process, a port of its own.
 
-    On a CPU jobs differ in nothing: each computes with its part of the cores
-    (`pipeline.run.launcher.environment`).
+    On a CPU every job computes with its part of the cores (`pipeline.run.launcher.environment`).
+
+    Args:
+        launch: of each job.
+        jobs: how many run at a time.
+        elsewhere: whether a scheduler starts them, which sees to devices.
 
     Raises:
         InputError: when there are too few devices, or cores.
     """
     each = launch.processes
-    port = () if each == 1 else ("--main_process_port", "0")  # any that is free
-    if launch.use_cpu:
+    # Any that is free; processes of several machines meet where the config or a script says.
+    port = ("--main_process_port", "0") if each > 1 and launch.machines == 1 else ()
+    if launch.use_cpu and not elsewhere:
         _check(jobs, each, usable_cores(), "core", launch)
+    if launch.use_cpu or elsewhere:
         return [port] * jobs
     if not (ids := visible_devices()):
         raise InputError("the launch config asks for a GPU and there is none; use --launch cpu")
