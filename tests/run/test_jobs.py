@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT, processes_naming, result_digests
 
+from pipeline.data.builtin.rows import builtin_rows
 from pipeline.errors import InputError
 from pipeline.hardware.devices import deal_devices, visible_devices
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.recipe.shipped import read_launch
+from pipeline.run.expected import format_time_left
 from pipeline.run.queue import Queue, needs, urgency_of
 
 # --- which steps ----------------------------------------------------------------------------------
@@ -84,6 +87,14 @@ def test_a_judge_is_asked_by_one_job_at_a_time():
     assert queue.take([grades[0]], lambda step: False) == []
 
 
+def test_jobs_divide_the_time_left_but_no_chain_of_steps():
+    """30 steps of a minute each; RAC and DPO on it wait for 7 of them in a row."""
+    steps = demo_steps()
+    seconds = {step.fingerprint: 60.0 for step in steps}
+    left = [format_time_left(steps, seconds, jobs) for jobs in (1, 2, 9)]
+    assert left == [", about 30 min 00 s", ", about 15 min 00 s", ", about 7 min 00 s"]
+
+
 def test_a_step_that_another_run_works_on_is_left_to_it():
     steps = demo_steps()
     queue = queue_of(steps)
@@ -142,20 +153,24 @@ def test_jobs_make_what_one_makes_bit_for_bit(
 def test_after_a_failure_running_steps_are_finished_and_the_way_back_is_named_once(
     bashrac, recipe_dict, write_recipe, tmp_path
 ):
-    """DPO's rows are bad, which it sees at once; meanwhile the answers of its start are written."""
-    rows = [{"question": "What?", "answer": None}] * 4
+    """DPO's second row is bad. `long` goes on to its end meanwhile, and `endless` has no time to."""
+    rows = builtin_rows("maths", "preferences", limit=2)
+    del rows[1]["chosen"]
     (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
     recipe_dict["data"]["preferences"] = {"source": str(tmp_path / "bad.jsonl")}
-    recipe_dict["data"]["test"]["limit"] = 60
-    recipe_dict["stages"] = {name: recipe_dict["stages"][name] for name in ("sft", "sft-dpo")}
+    recipe_dict |= {"evaluate": []}
+    recipe_dict["stages"] = {
+        "sft": {"method": "sft"},
+        "dpo": {"method": "dpo", "from": "sft"},
+        "long": {"method": "sft", "trainer": {"max_steps": 300}},
+        "endless": {"method": "sft", "from": "long", "trainer": {"max_steps": 100_000}},
+    }
     done = bashrac("run", write_recipe(recipe_dict), "--jobs", "2")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.count("bad.jsonl:1") == done.stderr.count("retry: bashrac run") == 1
+    assert done.stderr.count("bad.jsonl:2") == done.stderr.count("retry: bashrac run") == 1
     assert "--jobs 2" in done.stderr
-    kinds = {
-        file.parent.name.partition("-")[0] for file in tmp_path.glob("runs/steps/*/record.json")
-    }
-    assert {"train", "overlap", "answers"} <= kinds
+    assert "what else is running ends with the step it is at" in done.stdout
+    assert re.findall(r"^(\w+), train: done", done.stdout, re.MULTILINE) == ["sft", "long"]
     assert not processes_naming(str(tmp_path / "runs"))
 
 
