@@ -74,6 +74,15 @@ class Queue:
         return bool(needs(step) & coming)
 
 
+def asks_in_turn(step: StepSpec, *, limited: bool) -> bool:
+    """Whether a step asks a judge that one job at a time may ask, so that its limits hold.
+
+    They are the requests that a server gets at once, and, where they are `limited`, all calls.
+    """
+    engine = (step.runtime_options.get("judge") or {}).get("engine")
+    return engine == "openai" or (engine == "local" and limited)
+
+
 def needs(step: StepSpec) -> set[str]:
     """The fingerprints of the steps that a step reads."""
     return {value.fingerprint for value in step.inputs.values() if isinstance(value, StepSpec)}

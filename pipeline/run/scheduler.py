@@ -16,6 +16,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +27,7 @@ from pipeline.recipe import shipped
 from pipeline.run import launcher
 from pipeline.run.expected import expected_seconds
 from pipeline.run.progress import Display
-from pipeline.run.queue import Queue, urgency_of
+from pipeline.run.queue import Queue, asks_in_turn, urgency_of
 from pipeline.run.worker import run_steps
 from pipeline.steps import artifact
 from pipeline.steps.artifact import ERROR
@@ -129,7 +130,10 @@ class _Run:
         if len(settings.jobs) > 1:
             seconds = expected_seconds(pending, settings.runs, launch.use_cpu, launch.processes)
         self.queue = Queue(
-            list(pending), urgency_of(pending, seconds), launch.processes == 1, self._asks_judge
+            list(pending),
+            urgency_of(pending, seconds),
+            chains=launch.processes == 1,
+            in_turn=partial(asks_in_turn, limited=settings.max_judge_calls is not None),
         )
 
     def work(self) -> None:
@@ -173,12 +177,6 @@ class _Run:
         if holder := held_by(step.directory(self.settings.runs)):
             self.display.wait(step, holder)
         return holder is not None
-
-    def _asks_judge(self, step: StepSpec) -> bool:
-        """Whether one job at a time is to do this: a judge's limits are those of the whole run."""
-        engine = (step.runtime_options.get("judge") or {}).get("engine")
-        limited = self.settings.max_judge_calls is not None
-        return engine == "openai" or (engine == "local" and limited)
 
     def _start(self, steps: list[StepSpec]) -> None:
         settings, launch = self.settings, self.settings.launch

@@ -16,11 +16,12 @@ from conftest import ROOT, processes_naming, result_digests
 from pipeline.data.builtin.rows import builtin_rows
 from pipeline.errors import InputError
 from pipeline.hardware.devices import deal_devices, visible_devices
-from pipeline.plan.load import load_recipe
+from pipeline.plan.from_model import recipe_for
+from pipeline.plan.load import check_recipe, load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.recipe.shipped import read_launch
 from pipeline.run.expected import format_time_left
-from pipeline.run.queue import Queue, needs, urgency_of
+from pipeline.run.queue import Queue, asks_in_turn, needs, urgency_of
 
 # --- which steps ----------------------------------------------------------------------------------
 
@@ -85,6 +86,23 @@ def test_a_judge_is_asked_by_one_job_at_a_time():
     assert all(any(steps) == all(steps) for steps in asking), "after all else, or between"
     queue = queue_of(grades, in_turn=grades.__contains__)
     assert queue.take([grades[0]], lambda step: False) == []
+
+
+@pytest.mark.parametrize(
+    ("judge", "limited", "in_turn"),
+    [
+        ("openai:gpt-4.1", False, True),
+        ("local:smollm2-135m-instruct", False, False),
+        ("local:smollm2-135m-instruct", True, True),
+        ("reference", True, False),
+    ],
+)
+def test_which_judges_are_asked_in_turn(judge, limited, in_turn):
+    model, given = "smollm2-135m-instruct", {"data": "builtin:posts", "judge": judge}
+    raw = recipe_for(model, ["tldr"], limit=None, task=None, judge_url=None, **given)
+    steps = make_plan(check_recipe(raw, [], name="judged")).steps
+    asked = [step.kind for step in steps if asks_in_turn(step, limited=limited)]
+    assert asked == (["tldr"] if in_turn else [])
 
 
 def test_jobs_divide_the_time_left_but_no_chain_of_steps():
