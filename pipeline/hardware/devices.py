@@ -9,6 +9,7 @@ import sys
 from pipeline.errors import InputError
 from pipeline.hardware.threads import usable_cores
 from pipeline.recipe.shipped import Launch
+from pipeline.recipe.strict_yaml import read_yaml_file
 
 # What hides devices from a process: the names that `accelerate launch --gpu_ids` sets.
 _VISIBLE = (
@@ -39,7 +40,7 @@ def deal_devices(launch: Launch, jobs: int, *, elsewhere: bool = False) -> list[
         _check(jobs, each, usable_cores(), "core", launch)
     if launch.use_cpu or elsewhere:
         return [port] * jobs
-    if not (ids := visible_devices()):
+    if not (ids := visible_devices(launch)):
         raise InputError("the launch config asks for a GPU and there is none; use --launch cpu")
     _check(jobs, each, len(ids), "GPU", launch)
     shares = [ids[job * each : (job + 1) * each] for job in range(jobs)]
@@ -55,10 +56,13 @@ def _check(jobs: int, each: int, there: int, device: str, launch: Launch) -> Non
         )
 
 
-def visible_devices() -> list[str]:
-    """The ids of the accelerators that a process started from here would use."""
+def visible_devices(launch: Launch) -> list[str]:
+    """The ids of the accelerators that a launch from here may use."""
     # Asked of another process, since this one imports no torch and should hold no GPU.
     done = subprocess.run([sys.executable, "-c", _COUNT], stdout=subprocess.PIPE, text=True)
     count = int(done.stdout or 0)
-    chosen = next(filter(None, map(os.environ.get, _VISIBLE)), None)
-    return (chosen.split(",") if chosen else list(map(str, range(count))))[:count]
+    ids = str(read_yaml_file(launch.path).get("gpu_ids", "all"))
+    if ids == "all":
+        every = ",".join(map(str, range(count)))
+        ids = next(filter(None, map(os.environ.get, _VISIBLE)), every)
+    return ids.split(",")[:count]

@@ -16,6 +16,7 @@ from conftest import ROOT, processes_naming, result_digests
 from pipeline.data.builtin.rows import builtin_rows
 from pipeline.errors import InputError
 from pipeline.hardware.devices import deal_devices, visible_devices
+from pipeline.hardware.threads import usable_cores
 from pipeline.plan.from_model import recipe_for
 from pipeline.plan.load import check_recipe, load_recipe
 from pipeline.plan.plan import make_plan
@@ -124,7 +125,7 @@ def test_a_step_that_another_run_works_on_is_left_to_it():
 
 
 def test_more_jobs_than_cores_are_refused_with_a_number_that_works():
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     launch = replace(read_launch("cpu_ddp"), processes=cores)
     with pytest.raises(InputError, match=rf"takes {2 * cores} cores \({cores} a job\).*--jobs 1"):
         deal_devices(launch, 2)
@@ -139,12 +140,16 @@ def test_gpus_are_dealt_out_by_the_ids_that_are_visible(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("class accelerator:\n    device_count = lambda: 4\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert visible_devices() == ["0", "1", "2", "3"]
+    single = read_launch("single_gpu")
+    assert visible_devices(single) == ["0", "1", "2", "3"]
+    some = tmp_path / "some.yaml"
+    some.write_text(f"{single.path.read_text()}gpu_ids: 1,3\n")
+    assert visible_devices(read_launch(str(some))) == ["1", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     two = replace(read_launch("ddp"), processes=2)
     port = ("--main_process_port", "0")
     assert deal_devices(two, 2) == [("--gpu_ids", "4,5", *port), ("--gpu_ids", "6,7", *port)]
-    assert deal_devices(read_launch("single_gpu"), 2) == [("--gpu_ids", "4"), ("--gpu_ids", "5")]
+    assert deal_devices(single, 2) == [("--gpu_ids", "4"), ("--gpu_ids", "5")]
     with pytest.raises(InputError, match=r"takes 6 GPUs \(2 a job\), and 4 .*--jobs 2"):
         deal_devices(two, 3)
 
