@@ -8,7 +8,6 @@ that the most work waits for goes first.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -95,7 +94,7 @@ def urgency_of(steps: Sequence[StepSpec], seconds: dict[str, float]) -> dict[str
         steps: in an order in which they could run.
         seconds: by fingerprint; a step that is not among them is taken to be as long as others.
     """
-    usual = statistics.median(seconds.values()) if seconds else 1.0
+    usual = sorted(seconds.values())[len(seconds) // 2] if seconds else 1.0
     found: dict[str, float] = {}
     for step in reversed(steps):  # so that whatever needs a step comes before it
         own = seconds.get(step.fingerprint, usual)
