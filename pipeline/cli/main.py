@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,7 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
     """Run a plan; `makes` is the command that its report names."""
     from eval.report.collect import collect
     from eval.report.files import write_report
+    from pipeline.hardware.devices import deal_devices
     from pipeline.plan import changes
     from pipeline.run import upfront
     from pipeline.run.scheduler import (
@@ -203,6 +205,11 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
     settings = RunSettings(
         given.runs, launch, retry, stages, given.max_judge_calls, given.verify, given.through
     )
+    if given.jobs > 1 and launched_by_accelerate():
+        raise InputError(
+            "--jobs starts processes of its own, and these have been started by accelerate launch; "
+            "leave one of them out"
+        )
 
     def written() -> str:
         report = collect(plan, given.runs, commands=[makes])
@@ -222,6 +229,9 @@ def _run_plan(plan: Any, given: Any, makes: str, stages: Sequence[str] = ()) -> 
     for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(chosen, _interrupt)
     upfront.check_launch(launch, given.through)
+    if given.jobs > 1:
+        dealt = deal_devices(launch, given.jobs, elsewhere=bool(given.through))
+        settings = replace(settings, jobs=dealt)
     changes.remember(plan, given.runs)
     if calls := upfront.describe_judge_calls(plan, given.runs, stages):
         print(calls, flush=True)

@@ -150,6 +150,8 @@ _LAUNCH = [
 ]  # fmt: skip
 _RUN = [
     *_LAUNCH,
+    _argument("--jobs", type=_count, default=1, metavar="N",
+              help="run stages and seeds N at a time, each on devices of its own; default: 1"),
     _argument("--max-judge-calls", type=_count, metavar="N",
               help="make no more than this many calls to a judge"),
     _argument("--verify", action="store_true",

@@ -7,7 +7,9 @@ cut before it, as in lm-eval.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 
 from pipeline.data.load import count_parts, load_examples, prompts_cut, warn_of_repeats
 from pipeline.data.render import Renderer, renderer_for
@@ -46,22 +48,24 @@ def write_answers(step: StepContext[AnswerOptions]) -> None:
         tokenizer=renderer.tokenizer,
         excluded_ids=renderer.ids_without_token,
     )
-    write = _with_vllm if options.get("engine") == "vllm" else _in_this_process
+    vllm = options.get("engine") == "vllm"
+    with (_with_vllm if vllm else _in_this_process)(step, prompts, how) as write:
 
-    def make(prompts: Sequence[Prompt]) -> Iterator[AnswerRow]:
-        for prompt, ids in write(step, prompts, how):
-            yield _answer_row(prompt, examples[prompt.row_id], ids, renderer)
+        def make(prompts: Sequence[Prompt]) -> Iterator[AnswerRow]:
+            for prompt, ids in write(prompts):
+                yield _answer_row(prompt, examples[prompt.row_id], ids, renderer)
 
-    rows = write_in_shards(
-        step,
-        prompts,
-        make,
-        key=lambda prompt: (prompt.row_id, prompt.sample),
-        size=lambda prompt: len(prompt.ids),
-        row_key=lambda row: (row["id"], row["sample"]),
-        tokens=lambda row: len(row["ids"]),
-        file_name=artifact.SAMPLES,
-    )
+        rows = write_in_shards(
+            step,
+            prompts,
+            make,
+            key=lambda prompt: (prompt.row_id, prompt.sample),
+            size=lambda prompt: len(prompt.ids),
+            row_key=lambda row: (row["id"], row["sample"]),
+            tokens=lambda row: len(row["ids"]),
+            file_name=artifact.SAMPLES,
+            at_once=_ASKED_AT_ONCE if vllm else None,
+        )
     step.metrics["answers"] = len(rows)
     step.metrics |= count_parts(examples[row_id] for row_id in {row["id"] for row in rows})
     step.metrics["tokens_generated"] = sum(len(row["ids"]) for row in rows)
@@ -101,45 +105,62 @@ def _check_own(step: StepContext[AnswerOptions], rows: Sequence[AnswerRow]) -> N
     )
 
 
+_Write = Callable[[Sequence[Prompt]], Iterator[tuple[Prompt, list[int]]]]
+
+
+@contextmanager
 def _in_this_process(
     step: StepContext[AnswerOptions], prompts: Sequence[Prompt], how: SamplingParams
-) -> Iterator[tuple[Prompt, list[int]]]:
-    model = load_to_read(step)
+) -> Iterator[_Write]:
+    """Give a function that answers prompts with the model, which is loaded when first asked."""
+    del prompts
+    model = cache(partial(load_to_read, step))
 
     def size(prompt: Prompt) -> int:
         return len(prompt.ids) + how.max_new_tokens
 
-    for group, at_once in length_buckets(prompts, size, step.runtime_options["batch_tokens"]):
-        for place, ids in iter_answers(
-            model, group, how, engine=step.runtime_options["engine"], batch_size=at_once
-        ):
-            yield group[place], ids
+    def write(prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[int]]]:
+        for group, at_once in length_buckets(prompts, size, step.runtime_options["batch_tokens"]):
+            for place, ids in iter_answers(
+                model(), group, how, engine=step.runtime_options["engine"], batch_size=at_once
+            ):
+                yield group[place], ids
+
+    yield write
 
 
+@contextmanager
 def _with_vllm(
     step: StepContext[AnswerOptions], prompts: Sequence[Prompt], how: SamplingParams
-) -> Iterator[tuple[Prompt, list[int]]]:
-    """Send many prompts at once, which vLLM batches; answers are stored between the calls."""
+) -> Iterator[_Write]:
+    """Give a function that sends many prompts at once, which vLLM batches, and yields in between.
+
+    vLLM starts with the first call.
+    """
     from pipeline.decoding.vllm_engine import VllmEngine
 
     dtype = step.precision.weights
     longest = max((len(prompt.ids) for prompt in prompts), default=0) + how.max_new_tokens
     with VllmEngine(**weights_of(step), dtype=dtype, longest=longest) as engine:
-        for start in range(0, len(prompts), _ASKED_AT_ONCE):
-            asked = prompts[start : start + _ASKED_AT_ONCE]
-            answers = engine.answer(
-                asked,
-                max_new_tokens=how.max_new_tokens,
-                stop_ids=how.stop_ids,
-                temperature=how.temperature,
-                top_k=how.top_k,
-                top_p=how.top_p,
-                seed=how.seed,
-                stop_text=how.stop_text,
-                excluded_ids=how.excluded_ids,
-            )
-            step.metrics["vllm"] = engine.version  # maybe from another environment
-            yield from zip(asked, answers, strict=True)
+
+        def write(prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, list[int]]]:
+            for start in range(0, len(prompts), _ASKED_AT_ONCE):
+                asked = prompts[start : start + _ASKED_AT_ONCE]
+                answers = engine.answer(
+                    asked,
+                    max_new_tokens=how.max_new_tokens,
+                    stop_ids=how.stop_ids,
+                    temperature=how.temperature,
+                    top_k=how.top_k,
+                    top_p=how.top_p,
+                    seed=how.seed,
+                    stop_text=how.stop_text,
+                    excluded_ids=how.excluded_ids,
+                )
+                step.metrics["vllm"] = engine.version  # maybe from another environment
+                yield from zip(asked, answers, strict=True)
+
+        yield write
 
 
 def _read_prompts(

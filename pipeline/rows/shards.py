@@ -3,6 +3,10 @@
 Finished rows go into files in `shards/` every few seconds, and rows found there after an
 interruption are not generated again. Once all are done, the main process merges them into one file,
 in row order. Rows are not kept in memory: they are read from disk one at a time.
+
+Every process is dealt a share of the rows. One that is done with its share takes rows from the end
+of the share that is furthest behind (`_share_out`), so that a slow process decides nothing. A share
+is worked on in one go, since batches that end together would leave a device half idle at each end.
 """
 
 from __future__ import annotations
@@ -36,18 +40,21 @@ def write_in_shards(
     row_key: Callable[[Row], tuple[int, ...]],
     tokens: Callable[[Row], int],
     file_name: str,
+    at_once: int | None = None,
 ) -> Sequence[Row]:
     """Make one row per item and write them to `step.directory/file_name`.
 
     Args:
         step: the running step.
         items: the inputs, one per row.
-        make: turns items, sorted by decreasing size, into rows, yielded in any order.
+        make: turns items, sorted by decreasing size, into rows, yielded in any order. It is called
+            again for items taken from other processes, and closed early if they take some of its.
         key: an item's sort key in the final order.
         size: the most tokens an item can take.
         row_key: the same key, computed from a row.
         tokens: how many tokens of a row the model generated.
         file_name: the merged file.
+        at_once: how many items `make` works on at a time; by default what `batch_tokens` hold.
 
     Returns:
         All rows in key order, in every process; each is read from disk when it is accessed.
@@ -63,15 +70,19 @@ def write_in_shards(
         pending = [item for item in items if key(item) not in done]
         pending.sort(key=lambda item: (-size(item), key(item)))
         # Every n-th of the sorted items, so that all processes get a similar mix of lengths.
-        mine = pending[step.state.process_index :: step.state.num_processes]
-        groups = length_buckets(mine, size, step.runtime_options["batch_tokens"])
-        rate = Rate(at_once=max((min(len(group), most) for group, most in groups), default=1))
-        made = _with_progress(step, make(mine), rate, of=len(mine), before=len(done), tokens=tokens)
-        _write_shards(folder, made, row_key)
+        share = pending[step.state.process_index :: step.state.num_processes]
+        groups = length_buckets(share, size, step.runtime_options["batch_tokens"])
+        most = max((min(len(group), fitting) for group, fitting in groups), default=1)
+        rate, written = Rate(at_once=most), step.counter()
+        made = _share_out(step, pending, make, key, row_key, at_once=at_once or most)
+        made = _with_progress(
+            step, made, rate, written, of=len(pending), before=len(done), tokens=tokens
+        )
+        mine = _write_shards(folder, made, row_key, writer=step.state.process_index)
         if rate.windows:
             step.metrics["tokens_per_second"] = rate.figures()
         step.wait_for_all()
-        _note_shares(step, len(mine))
+        _note_shares(step, mine)
         if step.state.is_main_process:
             _join(folder, joined, row_key, expected=len(items))
             shutil.rmtree(folder, ignore_errors=True)
@@ -79,16 +90,58 @@ def write_in_shards(
     return cast(Sequence[Row], artifact.StoredRows(joined))
 
 
+def _share_out(
+    step: StepContext,
+    pending: Sequence[Item],
+    make: Callable[[Sequence[Item]], Iterator[Row]],
+    key: Callable[[Item], tuple[int, ...]],
+    row_key: Callable[[Row], tuple[int, ...]],
+    *,
+    at_once: int,
+) -> Iterator[Row]:
+    """Make the rows of this process's share, then what is left of the others'.
+
+    Two counters per share, in the store of the process group, say how many rows its owner has made
+    and how many others have taken from its end. Those that its owner may be working on are left to
+    it. The owner ends where they begin; a row that both have made is stored twice and joined once.
+    """
+    processes, me = step.state.num_processes, step.state.process_index
+    shares = [pending[first::processes] for first in range(processes)]
+    made, taken = ([step.counter() for _ in shares] for _ in range(2))
+    mine, ready, in_order = [key(item) for item in shares[me]], set(), 0
+    for row in make(shares[me]):
+        yield row
+        made[me](1)
+        ready.add(row_key(row))
+        while in_order < len(mine) and mine[in_order] in ready:
+            in_order += 1
+        if in_order >= len(mine) - taken[me](0):
+            break
+    made[me](len(mine) - made[me](0))  # whatever is not made by now has been taken
+    while True:
+        left = [
+            len(share) - made[owner](0) - taken[owner](0) - at_once
+            for owner, share in enumerate(shares)
+        ]
+        behind = max(range(processes), key=left.__getitem__)
+        if left[behind] <= 0:
+            return
+        count = math.ceil(left[behind] / processes)
+        end = max(len(shares[behind]) - taken[behind](count) + count, 0)
+        yield from make(shares[behind][max(end - count, 0) : end])
+
+
 def _join(
     folder: Path, joined: Path, row_key: Callable[[Any], tuple[int, ...]], *, expected: int
 ) -> None:
-    """Merge the lines of all shards into one file, in key order."""
+    """Merge the lines of all shards into one file, in key order, each row once."""
     shards = [artifact.StoredRows(path) for path in sorted(folder.glob("*.jsonl"))]
-    order = sorted(
-        (row_key(row), shard, number)
+    found = {
+        row_key(row): (shard, number)
         for shard, rows in enumerate(shards)
         for number, row in enumerate(rows)
-    )
+    }
+    order = [found[key] for key in sorted(found)]
     if len(order) != expected:
         raise StepFailedError(
             f"{expected} rows were written, but the main process finds {len(order)} of them: the "
@@ -96,7 +149,7 @@ def _join(
             "the same command again"
         )
     with artifact.atomic_file(joined) as file:
-        for _, shard, number in order:
+        for shard, number in order:
             file.write(shards[shard].line(number).decode())
 
 
@@ -128,27 +181,34 @@ def length_buckets(
 
 
 def _write_shards(
-    folder: Path, rows: Iterator[Row], row_key: Callable[[Row], tuple[int, ...]]
-) -> None:
-    """Write rows to files as they finish, including those finished when `rows` raises."""
+    folder: Path, rows: Iterator[Row], row_key: Callable[[Row], tuple[int, ...]], *, writer: int
+) -> int:
+    """Write rows to files as they finish, including those finished when `rows` raises.
+
+    Returns:
+        How many.
+    """
     unwritten: list[Row] = []
-    written = time.monotonic()
+    count, written = 0, time.monotonic()
 
     def write() -> None:
-        # Named by its first row, so that neither other processes nor later attempts reuse a name.
-        name = "-".join(str(part) for part in row_key(unwritten[0]))
+        # Named by its first row, so that later attempts do not reuse a name, and by its process:
+        # two may make the same row.
+        name = "-".join(str(part) for part in (*row_key(unwritten[0]), writer))
         artifact.write_rows(folder / f"{name}.jsonl", cast(Any, unwritten))
         unwritten.clear()
 
     try:
         for row in rows:
             unwritten.append(row)
+            count += 1
             if time.monotonic() - written >= _SECONDS_BETWEEN_SHARDS:
                 write()
                 written = time.monotonic()
     finally:
         if unwritten:
             write()
+    return count
 
 
 class Rate:
@@ -189,19 +249,19 @@ class Rate:
 
 
 def _with_progress(
-    step: StepContext, rows: Iterator[Row], rate: Rate, *,
+    step: StepContext, rows: Iterator[Row], rate: Rate, written: Callable[[int], int], *,
     of: int, before: int, tokens: Callable[[Row], int],
 ) -> Iterator[Row]:  # fmt: skip
-    """Yield rows and report progress, assuming that all processes are equally far."""
+    """Yield rows and report progress; tokens are counted here, as many for every process."""
     processes = step.state.num_processes
-    total = before + of * processes
+    total = before + of
     began = time.monotonic()
     step.progress(before, total, "rows")
-    for number, row in enumerate(rows, 1):
+    for row in rows:
         now = time.monotonic()
         rate.add(tokens(row) * processes, now)
         so_far = rate.last[2] / max(now - began, 1e-9)
-        step.progress(before + number * processes, total, f"rows, {so_far:,.0f} tokens/s")
+        step.progress(min(before + written(1), total), total, f"rows, {so_far:,.0f} tokens/s")
         yield row
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.run.queue import urgency_of
 from pipeline.steps import artifact
 from pipeline.steps.context import read_progress
 from pipeline.steps.spec import Identity, StepSpec
@@ -48,13 +49,19 @@ def expected_seconds(
     return found
 
 
-def format_time_left(pending: Sequence[StepSpec], seconds: dict[str, float]) -> str:
-    """How long steps are likely to take together, of as many as it is known of; ''."""
+def format_time_left(pending: Sequence[StepSpec], seconds: dict[str, float], jobs: int = 1) -> str:
+    """How long steps are likely to take together, of as many as it is known of; ''.
+
+    With several jobs at a time that is their share of it, or the longest chain of steps that wait
+    for each other.
+    """
     known = [seconds[step.fingerprint] for step in pending if step.fingerprint in seconds]
     if not known:
         return ""
     some = "" if len(known) == len(pending) else f" for {len(known)} of them"
-    return f", about {format_duration(sum(known))}{some}"
+    chains = urgency_of(pending, {step.fingerprint: 0.0 for step in pending} | seconds)
+    left = max(sum(known) / jobs, *chains.values())
+    return f", about {format_duration(left)}{some}"
 
 
 def _likeness(identity: Identity, identities: dict[str, Identity]) -> str:

@@ -36,24 +36,38 @@ _STOP_SECONDS_THROUGH = 60  # a scheduler hands signals on at its own pace
 
 
 def command(
-    launch: shipped.Launch, spec_files: list[Path], through: Sequence[str] = ()
+    launch: shipped.Launch,
+    spec_files: list[Path],
+    through: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> list[str]:
     """The command that runs steps, as `bashrac plan` prints it.
 
-    `through` are the words of a command that starts another, on each machine of the launch.
+    `through` are the words of a command that starts another, on each machine of the launch;
+    `options` go over what the launch config says.
     """
-    config = ["--config_file", str(launch.path)]
+    config = ["--config_file", str(launch.path), *options]
     steps = ["-m", "pipeline", "step", *map(str, spec_files)]
     return [*through, "accelerate", "launch", *config, *steps]
 
 
 def start(
-    launch: shipped.Launch, spec_files: list[Path], output: IO[str], through: Sequence[str] = ()
+    launch: shipped.Launch,
+    spec_files: list[Path],
+    output: IO[str],
+    through: Sequence[str] = (),
+    options: Sequence[str] = (),
+    *,
+    jobs: int = 1,
 ) -> Any:
-    """Start what runs these steps, in a session of its own; its words go to `output`."""
+    """Start what runs these steps, in a session of its own; its words go to `output`.
+
+    `jobs` is how many of such launches share this machine.
+    """
     # What `accelerate launch` runs, without importing its other commands (one second).
-    module = [sys.executable, "-m", "accelerate.commands.launch", *command(launch, spec_files)[2:]]
-    surroundings = environment(launch)
+    words = command(launch, spec_files, options=options)[2:]
+    module = [sys.executable, "-m", "accelerate.commands.launch", *words]
+    surroundings = environment(launch, jobs)
     if through:
         surroundings.pop(LIFELINE)
         if "OMP_NUM_THREADS" not in os.environ:  # those of this machine say nothing of others
@@ -74,18 +88,27 @@ def start(
         raise InputError(f"--through: {through[0]} does not start ({error.strerror})") from None
 
 
-def stop(process: Any, directories: list[Path]) -> None:
-    """End launched processes: politely, so that they keep what they have, then for certain."""
-    through = process.stdin is None
-    deadline = time.monotonic() + (_STOP_SECONDS_THROUGH if through else _STOP_SECONDS)
-    with contextlib.suppress(ProcessLookupError, KeyboardInterrupt):
-        os.killpg(process.pid, signal.SIGTERM)
-        # The launcher may end before what it has launched, which holds its step to the last.
-        while process.poll() is None or any(map(held_by, directories)):
+def stop(launched: Sequence[tuple[Any, list[Path]]]) -> None:
+    """End launched processes: politely, so that they keep what they have, then for certain.
+
+    Args:
+        launched: processes, each with the folders of its steps.
+    """
+    patience = [
+        _STOP_SECONDS_THROUGH if process.stdin is None else _STOP_SECONDS for process, _ in launched
+    ]
+    deadline = time.monotonic() + max(patience, default=0)
+    with contextlib.suppress(KeyboardInterrupt):
+        for process, _ in launched:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        # A launcher may end before what it has launched, which holds its step to the last.
+        while any(p.poll() is None or any(map(held_by, folders)) for p, folders in launched):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.05)
-    end(process)
+    for process, _ in launched:
+        end(process)
 
 
 def end(process: Any) -> None:
@@ -98,9 +121,12 @@ def end(process: Any) -> None:
     process.wait()
 
 
-def environment(launch: shipped.Launch) -> dict[str, str]:
-    """What launched processes find in their environment; the user's own goes over defaults."""
-    here = launch.processes // launch.machines
+def environment(launch: shipped.Launch, jobs: int = 1) -> dict[str, str]:
+    """What launched processes find in their environment; the user's own goes over defaults.
+
+    `jobs` is how many launches share this machine.
+    """
+    here = launch.processes // launch.machines * jobs
     threads = str(max(usable_cores() // here, 1))
     defaults = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"TRANSFORMERS_VERBOSITY": "warning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

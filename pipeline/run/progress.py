@@ -25,6 +25,7 @@ class _Row:
     seconds: float | None = None
     left: float | None = None
     detail: str = ""
+    told: float = 0.0  # when a line about it was last printed
 
     def words(self, width: int = 200) -> str:
         """The state, with progress where there is some, and without its unit where need be."""
@@ -42,7 +43,6 @@ class Display:
             for step in steps
         }
         self.live: Any = None
-        self.last_line = 0.0
         self.told: set[str] = set()
         self.began = time.monotonic()
 
@@ -68,7 +68,7 @@ class Display:
     def start(self, step: StepSpec) -> None:
         """A step begins to run."""
         self.rows[step.fingerprint] = _Row("running", started=time.monotonic())
-        self._changed(f"{self._name(step)}: started")
+        self._changed(step, "started")
 
     def update(self, step: StepSpec, progress: Progress) -> None:
         """A step goes on."""
@@ -78,10 +78,10 @@ class Display:
         if progress["total"]:
             row.left = progress["left"]
             row.detail = f"{progress['done']} of {progress['total']} {progress['unit']}"
-        if not self.live and time.monotonic() - self.last_line > _PLAIN_SECONDS:
+        if not self.live and time.monotonic() - row.told > _PLAIN_SECONDS:
             expected = f", {format_duration(row.left)} left" if row.left is not None else ""
-            detail = f": {row.detail}" if row.detail else ": starting"
-            self._changed(f"{self._name(step)}{detail}, {format_duration(row.seconds)}{expected}")
+            detail = row.detail or "starting"
+            self._changed(step, f"{detail}, {format_duration(row.seconds)}{expected}")
 
     def _tell_precision(self, known: Any) -> None:
         """Say what steps compute in, each precision once."""
@@ -118,12 +118,13 @@ class Display:
         row = self.rows[step.fingerprint]
         row.seconds = time.monotonic() - row.started if row.started else row.seconds
         row.state, row.left, row.detail = state, None, ""
-        self._changed(f"{self._name(step)}: {state} in {format_duration(row.seconds)}")
+        took = "" if row.seconds is None else f" in {format_duration(row.seconds)}"
+        self._changed(step, f"{state}{took}")
 
-    def _changed(self, line: str) -> None:
-        self.last_line = time.monotonic()
+    def _changed(self, step: StepSpec, words: str) -> None:
+        self.rows[step.fingerprint].told = time.monotonic()
         if not self.live:
-            _say(line)
+            _say(f"{self._name(step)}: {words}")
 
     def _name(self, step: StepSpec) -> str:
         several = len({other.seed for other in self.steps}) > 1 and not step.of_every_seed
@@ -154,7 +155,7 @@ class Display:
             yield Text(f"{line}  {other:>{times[1]}}", style=style, no_wrap=True)
 
     def _visible(self) -> list[StepSpec]:
-        """The steps around the running one, as many as fit the terminal."""
+        """The steps that run, and those around the first of them, as many as fit the terminal."""
         import shutil
 
         room = max(shutil.get_terminal_size().lines - 8, 5)
@@ -163,7 +164,12 @@ class Display:
             (i for i, state in enumerate(states) if state in ("running", "waiting", "failed")), 0
         )
         first = max(min(at - room // 2, len(self.steps) - room), 0)
-        return self.steps[first : first + room]
+        around = range(first, first + room)
+        shown = sorted(
+            range(len(self.steps)),
+            key=lambda i: (states[i] not in ("running", "failed"), i not in around, abs(i - at)),
+        )
+        return [self.steps[i] for i in sorted(shown[:room])]
 
 
 def _cut(text: str, width: int) -> str:

@@ -69,7 +69,8 @@ def status(
         spec = artifact.read_object(running[0].directory(runs) / SPEC) if running else {}
         asked = {"use_cpu": launch.use_cpu, "processes": launch.processes, **spec.get("launch", {})}
         seconds = expected_seconds(steps, runs, asked["use_cpu"], asked["processes"])
-        left = f"{format_count(len(pending), 'step')}{format_time_left(pending, seconds)}"
+        time_left = format_time_left(pending, seconds, jobs=max(len(running), 1))
+        left = f"{format_count(len(pending), 'step')}{time_left}"
         rows.append(("left", left))
     rows.append(("log", f"{logs[0]}; `{command('logs')}` prints its end" if logs else "none yet"))
     report = runs / recipe.name / "report.html"

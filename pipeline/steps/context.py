@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Generic, NotRequired, TypedDict, cast
@@ -35,8 +36,8 @@ class Progress(TypedDict):
 
 NO_PROGRESS: Progress = {"done": 0, "total": 0, "unit": "", "left": None, "seconds": 0.0}
 _GROUP_TIMEOUT = 1800  # seconds: transformers' default of `ddp_timeout`
-# Numbers this process's calls of `wait_for_all`; all processes of a launch make the same calls.
-_BARRIERS = count()
+# Numbers this process's counters; all processes of a launch make the same ones in the same order.
+_COUNTERS = count()
 
 
 @dataclass(frozen=True)
@@ -125,17 +126,32 @@ class StepContext(Generic[OptionsT]):
 
         return PartialState(cpu=self.launch.use_cpu, timeout=group_timeout(self.spec))
 
-    def wait_for_all(self) -> None:
-        """Wait for all processes without a time-out, after work that is unevenly distributed."""
+    def counter(self) -> Callable[[int], int]:
+        """A number shared by the processes of this launch: a function that adds to and returns it.
+
+        All processes have to make their counters in the same order.
+        """
         if self.state.num_processes == 1:
-            return
-        # A barrier fails after the group's time-out, so processes poll a counter in the group's
-        # store instead. If one of them fails, the launcher ends those that wait.
+            count = 0
+
+            def add(number: int) -> int:
+                nonlocal count
+                count += number
+                return count
+
+            return add
         from torch.distributed.distributed_c10d import _get_default_store
 
-        store, key = _get_default_store(), f"bashrac/{next(_BARRIERS)}"
-        store.add(key, 1)
-        while store.add(key, 0) < self.state.num_processes:
+        # Kept in the store through which the process group was formed.
+        return partial(_get_default_store().add, f"bashrac/{next(_COUNTERS)}")
+
+    def wait_for_all(self) -> None:
+        """Wait for all processes without a time-out, after work that is unevenly distributed."""
+        # A barrier fails after the group's time-out, so processes poll a counter instead. If one of
+        # them fails, the launcher ends those that wait.
+        here = self.counter()
+        here(1)
+        while here(0) < self.state.num_processes:
             time.sleep(0.2)
 
     @property

@@ -7,7 +7,8 @@
 set -eu
 
 first=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)
-port=$((20000 + SLURM_JOB_ID % 10000)) # so that two jobs on one node do not meet
+# So that two jobs on one node do not meet, nor two steps of a job (bashrac run --jobs 2).
+port=$((20000 + (SLURM_JOB_ID + 37 * ${SLURM_STEP_ID:-0}) % 10000))
 
 for word in "$@"; do
     shift

@@ -40,3 +40,36 @@ def test_a_step_that_a_stop_interrupts_is_not_left_as_running(capsys):
     console.print(display)
     text = console.export_text()
     assert "stopped, 3 of 12 rows" in text and "running" not in text and "1 min" not in text
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_terminal_shows_all_that_runs_side_by_side(columns):
+    """Of far more steps than it has lines, those of the first seed and of the last."""
+    steps = make_plan(load_recipe("demo", ["seeds=[0, 1, 2]"])).steps
+    display = Display(steps, set())
+    running = [steps[1], steps[len(steps) // 2], steps[-1]]
+    for number, step in enumerate(running):
+        display.start(step)
+        display.update(step, {"done": number, "total": 12, "unit": "rows", "left": 61.0})
+    shown = display._visible()
+    assert shown == sorted(shown, key=steps.index) and len(shown) < len(steps)
+    console = Console(width=columns, file=io.StringIO(), record=True)
+    console.print(display)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= columns
+    for number in range(3):
+        assert sum(f"running, {number} of 12" in line for line in lines) == 1
+
+
+def test_without_a_terminal_each_running_step_has_lines_of_its_own(capsys):
+    """One that is heard of often is no reason to be silent about another."""
+    steps = make_plan(load_recipe("demo")).steps
+    display = Display(steps, set())
+    for step in steps[:2]:
+        display.start(step)
+        display.rows[step.fingerprint].told -= 31
+    for _ in range(2):
+        for done, step in enumerate(steps[:2], 3):
+            display.update(step, {"done": done, "total": 12, "unit": "rows", "left": 61.0})
+    said = capsys.readouterr().out
+    assert said.count("3 of 12 rows") == said.count("4 of 12 rows") == 1
