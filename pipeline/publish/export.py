@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.publish.config import CONFIG, corrected_config
 from pipeline.publish.stage import FinishedStage
 from pipeline.steps import artifact
 
@@ -38,6 +39,8 @@ def write_model(found: FinishedStage, out: Path, *, dtype: str | None = None) ->
         raise InputError(f"{out} exists; choose another name, nothing is overwritten")
     with _quiet(), artifact.whole_folder(out) as temporary:
         how = _write_weights(found, temporary, dtype)
+        if config := corrected_config(found, artifact.read_json(temporary / CONFIG)):
+            (temporary / CONFIG).write_bytes(config)
         _write_rest(found, temporary)
     return (
         f"{out} written: stage {found.name} of {found.plan.recipe.name}, seed {found.seed}, {how}\n"
