@@ -42,7 +42,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = line.decode("utf-8-sig")  # a mark may stand where files were joined
             except UnicodeDecodeError as error:
                 raise InputError(
                     f"{path}:{number}: not UTF-8 text ({error.reason}); save the file as UTF-8"
@@ -73,6 +73,11 @@ def _parsed(place: str, text: str) -> Any:
         return json.loads(text, object_pairs_hook=_without_duplicates)
     except RecursionError:
         reason = "nested too deeply"
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg}, column {error.colno}"
+        if error.lineno > 1:
+            several = text.count("\n") > 1
+            reason = f"{error.msg}, line {error.lineno}" if several else "the line ends too early"
     except ValueError as error:
         reason = str(error).partition(";")[0]
     raise InputError(f"{place}: not valid JSON ({reason}); write one JSON object a line")
@@ -89,7 +94,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _object(place: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise InputError(f"{place}: a row must be a JSON object, {{...}}, not {type(row).__name__}")
+        way_out = "; call a file that is one list .json" if isinstance(row, list) else ""
+        given = type(row).__name__
+        raise InputError(f"{place}: a row must be a JSON object, {{...}}, not {given}{way_out}")
     return row
 
 
