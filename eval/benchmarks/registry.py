@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks.types import Benchmark, JudgedOptions, Options
 from pipeline.recipe.schema import Recipe, Source
+from pipeline.steps.spec import Model
 
 if TYPE_CHECKING:
     from pipeline.stages.builder import Builder
-    from pipeline.steps.spec import Model, StepSpec
+    from pipeline.steps.spec import StepSpec
 
 # Module names, because a benchmark that plans its own steps imports the functions below.
 BENCHMARKS = {
@@ -123,14 +124,17 @@ def add_overlap(name: str, build: Builder) -> StepSpec:
     data = {"train": recipe.data.train, "test": test}
     if isinstance(recipe.data.preferences, Source):
         data["preferences"] = recipe.data.preferences
+    parts = [part for source in data.values() if source for part in source.parts or [source]]
+    skips = any(part.skip_unusable for part in parts)  # which rows, the model's template decides
     return build.step(
         "overlap",
         "eval.contamination:check_overlap",
         title=f"overlap with {name}",
         options={"n": 13, "task": recipe.task, "test_task": task_of(recipe, name)},
+        model=Model(base=None) if skips else None,
         data=data,
         main_process_only=True,
-        renders=False,
+        renders=skips,
     )
 
 

@@ -20,8 +20,8 @@ GRADES = "grades.jsonl"
 Grade = dict[str, Any]  # `id`, `verdict` (shown to users), and what it is based on
 
 
-def answers_to_grade(step: StepContext) -> list[AnswerRow]:
-    """Read the stored answers that a step grades."""
+def answers_to_grade(step: StepContext) -> Sequence[AnswerRow]:
+    """The stored answers that a step grades."""
     return read_answers(step.input_folders()["answers"])
 
 

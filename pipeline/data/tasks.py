@@ -20,8 +20,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,9 +33,10 @@ Message = dict[str, Any]
 Messages = list[Message]
 # Fields of a row that change what other software renders or trains on, and that nothing reads here.
 _NOT_READ = (
-    "chat_template_kwargs", "documents", "functions", "function_call", "images", "image", "videos",
-    "video", "audios", "audio", "reasoning", "reasoning_content", "thinking", "system",
-    "system_prompt", "tool_calls", "train", "weight",
+    "assistant_masks", "chat_template_kwargs", "completion_mask", "documents", "functions",
+    "function_call", "images", "image", "loss_mask", "videos", "video", "audios", "audio",
+    "reasoning", "reasoning_content", "sample_weight", "thinking", "system", "system_prompt",
+    "tool_calls", "train", "weight",
 )  # fmt: skip
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write one, no tokenizer can read it
 
@@ -98,6 +100,7 @@ class Example:
         tools: descriptions of the functions that the model may call.
         answer: the reference as a message, where it has reasoning or calls tools.
         part: which source it is from, where several are mixed.
+        place: where its row stands, such as 'train.jsonl:17'; for people only.
     """
 
     task: str
@@ -108,6 +111,7 @@ class Example:
     tools: list[dict[str, Any]] | None = None
     answer: Message | None = None
     part: str = ""
+    place: str = field(default="", compare=False)
 
     @property
     def plain_prompt(self) -> str:
@@ -276,7 +280,7 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     _check_fields(row)
     messages = _prompt(row)
     chosen, rejected = _answer("chosen", row, messages), _answer("rejected", row, messages)
-    if chosen == rejected:
+    if _as_seen(chosen) == _as_seen(rejected):
         raise RowError("rejected", "equals chosen, so there is no preference")
     if task == "tldr" and len(messages) == 1:
         messages = [_said("user", _as_post(messages[0]["content"]))]
@@ -284,6 +288,11 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     more = any(map(_more_than_text, (chosen, rejected)))
     example = Example(task, messages, text, tools=_tools(row), answer=_more_than_text(chosen))
     return PreferencePair(example, text, text_of(rejected), (chosen, rejected) if more else None)
+
+
+def _as_seen(answer: Message) -> str:
+    """An answer however its accents are written."""
+    return unicodedata.normalize("NFC", json.dumps(answer, ensure_ascii=False, default=str))
 
 
 def text_of(answer: Message) -> str:
@@ -362,8 +371,13 @@ def _check_fields(row: Mapping[str, Any]) -> None:
     for name in _NOT_READ:
         if not _is_empty(row.get(name)):
             raise RowError(name, f"{_UNREAD}; take it out, or write it into the messages")
-    if row.get("label") is False:
-        raise RowError("label", "says that the answer is a bad one, which would be trained on")
+    label = row.get("label")
+    if label == 0 or (isinstance(label, str) and label.strip().lower() in ("false", "0")):
+        raise RowError(
+            "label",
+            f"is {label!r}, which marks a bad answer, and would be trained on; take out the row, "
+            "or the field if it means something else",
+        )
 
 
 _UNREAD = "is not read here, and without it the row would mean something else"
@@ -384,10 +398,15 @@ def _any_text(field: str, row: Mapping[str, Any]) -> str:
         raise RowError(field, f"is missing; the row has {_names(row)}")
     if not isinstance(value, str):
         raise RowError(field, f"is {type(value).__name__}, expected text")
-    if not value.strip():
+    if _is_blank(value):
         raise RowError(field, "is empty")
     _check_whole(field, value)
     return value
+
+
+def _is_blank(text: str) -> bool:
+    """Whether there is nothing to see: white space, control characters, marks of no width."""
+    return all(one.isspace() or unicodedata.category(one) in ("Cc", "Cf") for one in text)
 
 
 def _trimmed(answer: Message) -> Message:
@@ -409,7 +428,8 @@ def _check_whole(field: str, text: str) -> None:
 
 def _messages(field: str, value: Any) -> Messages:
     if not isinstance(value, list) or not value:
-        raise RowError(field, "is missing or not a list of {role, content} messages")
+        what = "missing" if value is None else f"{value!r:.40}"
+        raise RowError(field, f"is {what}, expected a list of {{role, content}} messages")
     return [_message(field, number, message) for number, message in enumerate(value)]
 
 
@@ -431,10 +451,13 @@ def _message(field: str, number: int, message: Any) -> Message:
     if "tool_calls" in more:
         read["tool_calls"] = _calls(field, where, more.pop("tool_calls"))
         content = "" if content is None else content
-    elif isinstance(content, str) and not content.strip():
+    elif isinstance(content, str) and _is_blank(content):
         content = None
-    if not isinstance(content, str):
+    if content is None:
         raise RowError(field, f"{where} has no text")
+    if not isinstance(content, str):
+        given = "a list of parts" if isinstance(content, list) else type(content).__name__
+        raise RowError(field, f"{where} has {given} as its content, expected one text")
     if len(thoughts := [more.pop(key) for key in _REASONING if key in more]) > 1:
         raise RowError(field, f"{where} has reasoning under several names; keep reasoning_content")
     if thoughts:

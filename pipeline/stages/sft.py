@@ -101,9 +101,9 @@ def read_training_rows(step: StepContext, renderer: Renderer) -> tuple[TokenTabl
     for row in token_rows:
         places[row.row_id] = (len(table), len(row.prompt))
         ids = training_row(row.prompt, row.answer, row.answer)
-        name = (
-            f"answer {row.row_id + 1}" if turns == "all" else f"row {source.skip + row.row_id + 1}"
-        )
+        answer = 1 + sum(message["role"] == "assistant" for message in row.example.messages)
+        place = row.example.place
+        name = f"{place}, answer {answer}" if turns == "all" else place
         table.add(name, len(row.prompt), ids, whole=row.whole)
     numbers = list(range(len(table)))
     if "rows" in step.locations:
@@ -134,7 +134,7 @@ def _self_generated(
         if any(label != -100 for label in row["labels"]):
             place, prompt = places[row["id"]]
             ids: TokenIds = {"input_ids": row["input_ids"], "labels": row["labels"]}
-            name = f"self-generated row {row['id'] + 1}"
+            name = f"{table.name_of(place)}, self-generated"
             rows.append(len(table))
             table.add(name, prompt, ids, whole=False, prompt_of=place)
     if not rows:
