@@ -78,10 +78,11 @@ def measured(model: str, rows: int, words: int, folder: Path) -> Iterator[Part]:
     tracemalloc.start()
     yield from of_contexts(steps["bash", "contexts"], steps["bash", "train"], renderer)
     yield from of_corrections(steps["rac", "answers"], steps["rac", "corrections"], renderer)
-    yield from of_pairs(*(steps["dpo", kind] for kind in ("answers", "pairs", "train")), renderer)
+    dpo_steps = (steps["dpo", kind] for kind in ("answers", "pairs", "train"))
+    yield from of_pairs(*dpo_steps, renderer=renderer)
     yield from of_grades(steps["base", "answers"], steps["base", "gsm8k"], renderer)
     kinds = ("answers", "gap-contexts", "gap-losses", "gap")
-    yield from of_gap(*(steps["base", kind] for kind in kinds), renderer)
+    yield from of_gap(*(steps["base", kind] for kind in kinds), renderer=renderer)
 
 
 def of_contexts(contexts: StepContext, train: StepContext, renderer: Renderer) -> Iterator[Part]:
@@ -125,7 +126,7 @@ def of_corrections(
 
 
 def of_pairs(
-    answers: StepContext, pairs: StepContext, train: StepContext, renderer: Renderer
+    answers: StepContext, pairs: StepContext, train: StepContext, *, renderer: Renderer
 ) -> Iterator[Part]:
     """DPO on pairs from own answers."""
     tokens = store_answers(answers, renderer)
@@ -150,7 +151,7 @@ def of_grades(answers: StepContext, grades: StepContext, renderer: Renderer) -> 
 
 def of_gap(
     answers: StepContext, contexts: StepContext, losses: StepContext, grades: StepContext,
-    renderer: Renderer,
+    *, renderer: Renderer,
 ) -> Iterator[Part]:  # fmt: skip
     """`gap`: contexts at several rates, losses on them, and both graded."""
     store_answers(answers, renderer)

@@ -259,6 +259,7 @@ def _read_answers(inner: Any, given: WritingPass) -> None:
     vocabulary = inner.config.get_text_config().vocab_size
     chunk = max(_LOGITS // (rows * vocabulary), 1)
     logits = inner.get_output_embeddings()(answers[:, :chunk]).flatten(0, 1)
+    del hidden, mask  # of the model's pass, which has ended
     part = logits[: max(_COPIED_LOGITS // vocabulary, 1)]
     if given.sampled:
         Sampling(0, 1.0).noisy(part, torch.zeros(len(part), dtype=torch.long)).argmax(dim=-1)

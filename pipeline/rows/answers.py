@@ -200,7 +200,8 @@ def _with_room(
 
 def answer_figures(rows: Iterable[AnswerRow]) -> dict[str, int]:
     """Figures of a round's self-generated answers, from the rows of `samples.jsonl`."""
-    figures = dict.fromkeys(("answers", "answers empty", "answers = reference", "answers cut"), 0)
+    names = ("answers", "answers empty", "answers = reference", "answers cut")
+    figures: dict[str, int] = dict.fromkeys(names, 0)
     for row in rows:
         figures["answers"] += 1
         figures["answers empty"] += row["finished"] and not row["answer"]

@@ -356,6 +356,7 @@ def test_what_is_left_out_is_noticed_however_short_it_is(kept):
     tools = [{"type": "function", "function": {"name": "f"}}]
     called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
     question, answer = {"role": "user", "content": "of 4?"}, {"role": "assistant", "content": "4"}
+    thought = {**answer, "thinking": "So."}
     renderer = renderer_of(kept + CHAT_TEMPLATE)
     assert bool(kept) == (
         admits(renderer, {"messages": [question, answer], "tools": tools}) is None
@@ -368,7 +369,8 @@ def test_what_is_left_out_is_noticed_however_short_it_is(kept):
     assert "leaves out the tool message" in admits(
         renderer_of(no_results), {"messages": found, "tools": tools}
     )
-    assert admits(renderer_of(QWEN), {"messages": found, "tools": tools}) is None
+    row = {"messages": [*found[:-1], thought], "tools": tools}
+    assert admits(renderer_of(QWEN), row) is None
 
 
 def admits(renderer, row):

@@ -703,7 +703,7 @@ def test_a_subset_of_instructions_cannot_be_taken_for_all(instructions):
     [
         pytest.param(None, "d.csv must be a CSV file", id="missing"),
         pytest.param("index,difficulty\n0,1\n", "valid are numbers in the columns", id="column"),
-        pytest.param("index,instruction_difficulty\n0,hard\n", "row 1: .*hard", id="word"),
+        pytest.param("index,instruction_difficulty\n0,hard\n", "d.csv:2: .*hard", id="word"),
         pytest.param(
             "index,instruction_difficulty\n0\n1,2\n", "an empty or infinite cell", id="empty-cell"
         ),
