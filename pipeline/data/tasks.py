@@ -429,7 +429,8 @@ def _check_whole(field: str, text: str) -> None:
 def _messages(field: str, value: Any) -> Messages:
     if not isinstance(value, list) or not value:
         what = "missing" if value is None else f"{value!r:.40}"
-        raise RowError(field, f"is {what}, expected a list of {{role, content}} messages")
+        text = "" if field == "messages" else "text, or "
+        raise RowError(field, f"is {what}, expected {text}a list of {{role, content}} messages")
     return [_message(field, number, message) for number, message in enumerate(value)]
 
 
@@ -512,6 +513,8 @@ def _parsed(text: str) -> Any:
 def _prompt(row: Mapping[str, Any]) -> Messages:
     """The prompt of a row: plain text, or a dialogue that ends with the user's turn."""
     prompt = row.get("prompt")
+    if "prompt" not in row:
+        raise RowError("prompt", f"is missing; the row has {_names(row)}")
     messages = [_said("user", prompt)] if isinstance(prompt, str) else prompt
     messages = _messages("prompt", messages)
     if not _asks(messages):

@@ -78,7 +78,7 @@ def test_pairs_that_look_the_same_are_no_preference():
     row = {"prompt": "Hi", "chosen": "caf\u00e9", "rejected": "cafe\u0301"}
     with pytest.raises(RowError, match="equals chosen"):
         preference_of("chat", row)
-    with pytest.raises(RowError, match="is missing, expected a list"):
+    with pytest.raises(RowError, match="is missing; the row has chosen, rejected"):
         preference_of("chat", {"chosen": "a", "rejected": "b"})
 
 
