@@ -126,11 +126,13 @@ def add_overlap(name: str, build: Builder) -> StepSpec:
         data["preferences"] = recipe.data.preferences
     parts = [part for source in data.values() if source for part in source.parts or [source]]
     skips = any(part.skip_unusable for part in parts)  # which rows, the model's template decides
+    shots = benchmark_of(name).shots(recipe, options_of(recipe, name)) if skips else None
+    plain = {} if shots is None else {"few_shot": shots.limit}
     return build.step(
         "overlap",
         "eval.contamination:check_overlap",
         title=f"overlap with {name}",
-        options={"n": 13, "task": recipe.task, "test_task": task_of(recipe, name)},
+        options={"n": 13, "task": recipe.task, "test_task": task_of(recipe, name), **plain},
         model=Model(base=None) if skips else None,
         data=data,
         main_process_only=True,
