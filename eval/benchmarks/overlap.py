@@ -44,7 +44,8 @@ def check_overlap(step: StepContext) -> None:
     task = step.options["test_task"]
     examples = load_examples(test, task, step.warn, renderer, answered=False)
     items = [benchmark_item(example) for example in examples]
-    sources = _training_rows(step, renderer)
+    # Few-shot prompts leave the chat template aside, training does not.
+    sources = _training_rows(step, None if "few_shot" in step.options else renderer)
     found = overlaps(_streamed(step, sources), items, n=step.options["n"])
     write_rows(step.directory / OVERLAPS, _as_rows(found, sources))
     write_json(
