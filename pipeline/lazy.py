@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TypeVar, overload
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
 
 Item = TypeVar("Item", covariant=True)
 
@@ -24,3 +24,17 @@ class Lazy(Sequence[Item]):
         """An item, or several."""
         places = range(len(self))[number]
         return self.item(places) if isinstance(places, int) else [self.item(at) for at in places]
+
+
+class Mapped(Lazy[Item]):
+    """What a function makes of each item of a sequence."""
+
+    def __init__(self, function: Callable[[Any], Item], items: Sequence[Any]):
+        self.function, self.items = function, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def item(self, number: int) -> Item:
+        """Call the function."""
+        return self.function(self.items[number])

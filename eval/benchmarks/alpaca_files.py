@@ -176,16 +176,17 @@ def _read_columns(path: str | Path, names: Sequence[str]) -> list[list[float]]:
     """Return columns of a CSV as numbers, empty cells as NaN."""
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} must be a CSV file: {error}") from None
     numbers = []
-    for number, row in enumerate(rows, start=1):
+    for line, row in rows:
         try:
             # pandas writes an empty name for its index column.
             cells = [row[""] if name == "index" and "" in row else row[name] for name in names]
             numbers.append([float(cell or "nan") for cell in cells])
         except (KeyError, ValueError) as error:
             valid = f"valid are numbers in the columns {', '.join(names)}"
-            raise InputError(f"{path}: row {number}: {error}; {valid}") from None
+            raise InputError(f"{path}:{line}: {error}; {valid}") from None
     return numbers

@@ -31,12 +31,14 @@ Decisions:
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 
 from pydantic import Field
 
@@ -48,9 +50,11 @@ from eval.stats.measures import Curve, Measure, curve, measure
 from pipeline.data.tasks import Example
 from pipeline.errors import Problem, StepFailedError, suggest
 from pipeline.hardware.precision import NOT_FINITE
+from pipeline.lazy import Mapped
 from pipeline.recipe.schema import DEFAULT_MAX_LENGTH, Recipe, Share, Source
 from pipeline.rows.stored import ROWS, Grade, SelfGeneratedRow, read_answers
 from pipeline.steps import artifact
+from pipeline.steps.artifact import StoredRows
 from pipeline.steps.options import (
     AnswerOptions,
     ComputingOptions,
@@ -315,43 +319,63 @@ def write_losses(step: StepContext[ComputingOptions]) -> None:
     from pipeline.rows.diagnostics import losses_as_done
     from pipeline.rows.shards import length_buckets, write_in_shards
 
-    written = cast(list[Row], artifact.read_rows(step.input_folders()["contexts"] / ROWS))
-    rates = sorted({row["rate"] for row in written})
+    file = step.input_folders()["contexts"] / ROWS
+    written = cast(Sequence[Row], StoredRows(file))
+    contexts = [_Context.of(number, row) for number, row in enumerate(written)]
+    rates = sorted({context.rate for context in contexts})
     model, batch_tokens = load_to_read(step).eval(), step.runtime_options["batch_tokens"]
 
-    def make(rows: Sequence[Row]) -> Iterator[LossRow]:
+    def own(group: Sequence[_Context]) -> Own:
+        row = written[group[0].number]
+        said = len(labels_of(row))
+        return Own(row["input_ids"][:-said], row["input_ids"][-said:], row["id"])
+
+    def make(contexts: Sequence[_Context]) -> Iterator[LossRow]:
         # A confident model often writes the reference; the loss of equal contexts is computed once.
-        alike: dict[tuple[int, ...], list[Row]] = {}
-        for row in rows:
-            alike.setdefault((row["id"], *row["input_ids"]), []).append(row)
+        alike: dict[tuple[int, bytes], list[_Context]] = {}
+        for context in contexts:
+            alike.setdefault((context.row_id, context.digest), []).append(context)
         groups = list(alike.values())
-        for group, at_once in length_buckets(groups, lambda rows: _size(rows[0]), batch_tokens):
-            labels = [labels_of(row) for row, *_ in group]
-            read = [
-                Own(row["input_ids"][: -len(said)], row["input_ids"][-len(said) :], row["id"])
-                for (row, *_), said in zip(group, labels, strict=True)
-            ]
-            for place, nats in losses_as_done(model, read, labels, batch_size=at_once):
-                yield from (_loss_row(row, nats) for row in group[place])
+        for group, at_once in length_buckets(groups, lambda alike: alike[0].size, batch_tokens):
+            labels = Mapped(lambda alike: labels_of(written[alike[0].number]), group)
+            losses = losses_as_done(model, Mapped(own, group), labels, batch_size=at_once)
+            for place, nats in losses:
+                for one in group[place]:
+                    if not math.isfinite(nats):
+                        at = f"{file}:{one.number + 1}"
+                        raise StepFailedError(f"the loss of {at} is {nats}: {NOT_FINITE}")
+                    yield _loss_row(written[one.number], nats)
 
     rows = write_in_shards(
         step,
-        written,
+        contexts,
         make,
-        key=lambda row: (row["id"], rates.index(row["rate"])),
-        size=_size,
+        key=lambda context: (context.row_id, rates.index(context.rate)),
+        size=lambda context: context.size,
         row_key=lambda row: (row["id"], rates.index(row["rate"])),
         tokens=lambda row: row["tokens"],
         file_name=LOSSES,
     )
-    step.metrics |= {"rows": len(rows), "tokens_read": sum(map(_size, written))}
+    step.metrics |= {"rows": len(rows), "tokens_read": sum(one.size for one in contexts)}
+
+
+@dataclass(frozen=True)
+class _Context:
+    """A stored context, without its tokens: equal ones have equal digests."""
+
+    number: int
+    row_id: int
+    rate: float
+    size: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, number: int, row: Row) -> _Context:
+        ids = array("q", row["input_ids"])
+        return cls(number, row["id"], row["rate"], len(ids), blake2b(ids, digest_size=16).digest())
 
 
 def _loss_row(row: Row, nats: float) -> LossRow:
-    if not math.isfinite(nats):
-        raise StepFailedError(
-            f"the loss of row {row['id'] + 1} at rate {row['rate']:g} is {nats}: {NOT_FINITE}"
-        )
     return {
         "id": row["id"],
         "rate": row["rate"],
@@ -364,10 +388,6 @@ def _loss_row(row: Row, nats: float) -> LossRow:
 def labels_of(row: Row) -> list[int]:
     """The token ids of the reference of a row."""
     return [label for label in row["labels"] if label != -100]
-
-
-def _size(row: Row) -> int:
-    return len(row["input_ids"])
 
 
 def _written(row: Row) -> int:
@@ -400,16 +420,16 @@ class Losses:
     @classmethod
     def read(cls, folder: Path) -> Losses:
         """Read the losses stored by a step."""
-        rows = cast(list[LossRow], artifact.read_rows(folder / LOSSES))
-        known = {(row["rate"], row["id"]): row for row in rows}
+        known = {
+            (row["rate"], row["id"]): (row["nats"] / row["tokens"], row["changed"] / row["tokens"])
+            for row in cast(Sequence[LossRow], StoredRows(folder / LOSSES))
+        }
         rates, ids = sorted({rate for rate, _ in known}), sorted({row for _, row in known})
 
-        def table(name: Literal["nats", "changed"]) -> list[list[float]]:
-            return [
-                [known[rate, i][name] / known[rate, i]["tokens"] for i in ids] for rate in rates
-            ]
+        def table(column: int) -> list[list[float]]:
+            return [[known[rate, i][column] for i in ids] for rate in rates]
 
-        return cls(ids, rates, table("nats"), table("changed"))
+        return cls(ids, rates, table(0), table(1))
 
     @property
     def slopes(self) -> list[float]:
@@ -461,15 +481,16 @@ def _agreements(
     step: StepContext, contexts: Path, renderer: Renderer, ids: Sequence[int]
 ) -> list[tuple[int, int, bool]]:
     """For each row: tokens on which the greedy answer agrees, their total, and `is_reference`."""
-    rows = cast(list[Row], artifact.read_rows(contexts / ROWS))
-    references = {row["id"]: labels_of(row) for row in rows if row["rate"] == 0}
-    answers = {
-        row["id"]: renderer.own_answer_ids(row["ids"], finished=row["finished"])
-        for row in answers_to_grade(step)
-    }
-    end = renderer.end_of_turn_id
-    pairs = [(answers[i], references[i]) for i in ids]
-    return [(agreement(*pair), len(pair[1]), is_reference(*pair, end)) for pair in pairs]
+    rows, answers = cast(Sequence[Row], StoredRows(contexts / ROWS)), answers_to_grade(step)
+    reference_at = {row["id"]: at for at, row in enumerate(rows) if row["rate"] == 0}
+    answer_at = {row["id"]: at for at, row in enumerate(answers)}
+    agreed = []
+    for row_id in ids:
+        answer, reference = answers[answer_at[row_id]], labels_of(rows[reference_at[row_id]])
+        own = renderer.own_answer_ids(answer["ids"], finished=answer["finished"])
+        is_whole = is_reference(own, reference, renderer.end_of_turn_id)
+        agreed.append((agreement(own, reference), len(reference), is_whole))
+    return agreed
 
 
 def _by_length(

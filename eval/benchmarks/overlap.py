@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -11,6 +12,7 @@ from pipeline.errors import InputError
 from pipeline.steps.artifact import RESULT, write_json, write_rows
 
 if TYPE_CHECKING:
+    from pipeline.data.render import Renderer
     from pipeline.steps.context import StepContext
     from pipeline.steps.options import OverlapOptions
 
@@ -50,13 +52,14 @@ def check_overlap(step: StepContext[OverlapOptions]) -> None:
     """
     from pipeline.data.load import load_examples
 
-    test = step.source("test")
-    examples = load_examples(test, step.options["test_task"], step.warn)
+    test, renderer = step.source("test"), _renderer(step)
+    task = step.options["test_task"]
+    examples = load_examples(test, task, step.warn, renderer, answered=False)
     items = [benchmark_item(example) for example in examples]
-    sources = _training_rows(step)
+    # Few-shot prompts leave the chat template aside, training does not.
+    sources = _training_rows(step, None if "few_shot" in step.options else renderer)
     found = overlaps(_streamed(step, sources), items, n=step.options["n"])
-    skipped = {role: step.source(role).skip for role in sources}
-    write_rows(step.directory / OVERLAPS, _as_rows(found, sources, skipped))
+    write_rows(step.directory / OVERLAPS, _as_rows(found, sources))
     write_json(
         step.directory / RESULT,
         {
@@ -78,17 +81,30 @@ def _spoken(messages: Messages) -> list[str]:
     return [message["content"] for message in messages if message["role"] != "system"]
 
 
+def _renderer(step: StepContext[Any]) -> Renderer | None:
+    """The model's, where rows are left out, perhaps because of its chat template.
+
+    Items are numbered as answers are, so the same rows must be left out.
+    """
+    if "base" not in step.locations:
+        return None
+    from pipeline.data.render import renderer_for
+
+    return renderer_for(step)
+
+
 def _training_rows(
-    step: StepContext[OverlapOptions],
+    step: StepContext[OverlapOptions], renderer: Renderer | None
 ) -> dict[str, Sequence[Example] | Sequence[PreferencePair]]:
     from pipeline.data.load import load_examples, load_preferences
 
     task = step.options["task"]
     rows: dict[str, Sequence[Example] | Sequence[PreferencePair]] = {}
     if "train" in step.locations:
-        rows["train"] = load_examples(step.source("train"), task, step.warn)
+        rows["train"] = load_examples(step.source("train"), task, step.warn, renderer)
     if "preferences" in step.locations:
-        rows["preferences"] = load_preferences(step.source("preferences"), task, step.warn)
+        source = step.source("preferences")
+        rows["preferences"] = load_preferences(source, task, step.warn, renderer)
     if not rows:
         raise InputError(
             "there are no training rows to compare the test items with; add them to the recipe "
@@ -110,19 +126,25 @@ def _streamed(
 
 
 def _as_rows(
-    found: Overlaps, sources: dict[str, Sequence[Any]], skipped: dict[str, int]
+    found: Overlaps, sources: dict[str, Sequence[Example] | Sequence[PreferencePair]]
 ) -> Iterator[OverlapRow]:
-    places = [(role, row) for role, rows in sources.items() for row, _ in enumerate(rows, start=1)]
+    places = [(role, example) for role, rows in sources.items() for example in map(_example, rows)]
     for overlap in found.found:
-        source, row = places[overlap.first_row - 1]
+        role, example = places[overlap.first_row - 1]
+        line = re.search(r"[0-9]+\Z", example.place)
+        assert line is not None  # rows are numbered wherever they come from
         yield {
             "id": overlap.item,
             "where": overlap.where,
             "training_rows": overlap.training_rows,
-            "first_source": source,
-            "first_row": skipped[source] + row,
+            "first_source": f"{role} ({example.part})" if example.part else role,
+            "first_row": int(line[0]),
             "words": overlap.words,
         }
+
+
+def _example(row: Example | PreferencePair) -> Example:
+    return row.example if isinstance(row, PreferencePair) else row
 
 
 def _describe(found: Overlaps) -> str:

@@ -22,10 +22,11 @@ from pipeline.steps.options import (
     OverlapOptions,
     TaskGradeOptions,
 )
+from pipeline.steps.spec import Model
 
 if TYPE_CHECKING:
     from pipeline.stages.builder import Builder
-    from pipeline.steps.spec import Model, StepSpec
+    from pipeline.steps.spec import StepSpec
 
 # Module names, because a benchmark that plans its own steps imports the functions below.
 BENCHMARKS = {
@@ -137,11 +138,20 @@ def add_overlap(name: str, build: Builder) -> StepSpec:
     data = {"train": recipe.data.train, "test": test}
     if isinstance(recipe.data.preferences, Source):
         data["preferences"] = recipe.data.preferences
+    parts = [part for source in data.values() if source for part in source.parts or [source]]
+    skips = any(part.skip_unusable for part in parts)  # which rows, the model's template decides
+    shots = benchmark_of(name).shots(recipe, options_of(recipe, name)) if skips else None
+    plain = {} if shots is None else {"few_shot": shots.limit}
     return build.step(
         "overlap",
         "eval.contamination:check_overlap",
         title=f"overlap with {name}",
-        options=OverlapOptions(n=13, task=recipe.task, test_task=task_of(recipe, name)),
+        options={
+            **(build.rendering() if skips else {}),
+            **OverlapOptions(n=13, task=recipe.task, test_task=task_of(recipe, name)),
+            **plain,
+        },
+        model=Model(base=None) if skips else None,
         data=data,
         main_process_only=True,
     )

@@ -34,8 +34,8 @@ class CurvedResult(Result):
     curves: dict[str, Curve]
 
 
-def answers_to_grade(step: StepContext) -> list[AnswerRow]:
-    """Read the stored answers that a step grades."""
+def answers_to_grade(step: StepContext) -> Sequence[AnswerRow]:
+    """The stored answers that a step grades."""
     return read_answers(step.input_folders()["answers"])
 
 

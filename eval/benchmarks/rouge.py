@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eval.benchmarks.results import answers_to_grade, cut_off, store
@@ -41,7 +42,7 @@ def grade_answers(step: StepContext) -> None:
 
 
 def rouge_measures(
-    samples: list[AnswerRow],
+    samples: Sequence[AnswerRow],
 ) -> tuple[dict[str, Measure], list[RougeGrade]]:
     """Return ROUGE-1, -2 and -L over stored answers, and one grade per answer.
 

@@ -10,7 +10,8 @@ What counts as a number, in both modes:
    then groups of exactly three. So `1,234.50` is a number; `1,23`, `0,123`, `1234,567` and
    the Indian `1,00,000` are not. LaTeX's `1{,}234` and `1\,234`, and groups separated by a thin
    or no-break space, are `1,234`. An ordinary space separates two numbers.
-3. Decimal digits of every script are read, with Arabic and fullwidth separators.
+3. Decimal digits of every script are read, with Arabic and fullwidth separators. Characters that
+   cannot be seen (zero-width spaces, marks of direction) are left out.
 4. `1e3` is 1000, with an exponent of at most three digits.
 5. A minus sign is a hyphen, U+2212, an en dash or a fullwidth or small hyphen that touches the
    number or its currency sign and does not follow a word, number or closing bracket: `3-4` is 3
@@ -46,6 +47,8 @@ _ASCII_SIGNS = str.maketrans(
     dict.fromkeys("\u2212\u2013\uff0d\ufe63", "-")  # minus, en dash, fullwidth and small hyphen
     | {"\u066b": ".", "\uff0e": ".", "\u066c": ",", "\uff0c": ","}  # Arabic and fullwidth
 )
+# Characters of no width: a soft hyphen, joiners, and marks of the direction of writing.
+_UNSEEN = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 _NARROW_SPACE = "\u2009\u202f\u00a0"
 _NARROW_GROUPS = re.compile(
     rf"(?<![\d.,{_NARROW_SPACE}])[1-9]\d{{0,2}}(?:(?:[{_NARROW_SPACE}]|\\,)\d{{3}})++(?![\d,])"
@@ -109,7 +112,8 @@ _CONTINUATION = re.compile(
         (
             # "3-4", "1 234", "18, 20", "10:30", "10^{2}"
             rf"{_SPACE}*+{_FIGURE}",
-            rf"{_SPACE}*+(?:[-+*/^\u00d7\u00f7:'\u2019_\u2014]{{1,3}}|\\[,!;:]){_SPACE}*+{_AMOUNT}",
+            rf"{_SPACE}*+(?:[-+*/^\u00d7\u00f7:'\u2019_\u2014]{{1,3}}|\\[,!;: ]){_SPACE}*+"
+            rf"{_AMOUNT}",
             # "10x12", "2\sqrt{3}", "2π"
             rf"{_GAP}[xX]{_SPACE}*+{_AMOUNT}",
             rf"{_GAP}(?:\\(?:sqrt|pi|frac|log|ln)(?![^\W\d_])|[\u221a\u221b\u03c0])",
@@ -253,7 +257,7 @@ def _check_how(how: str) -> None:
 def _normalize(text: str, how: str = "strict") -> str:
     """Convert signs, digits and groups of digits to ASCII and, for strict, fractions to 1/2."""
     if not text.isascii():
-        text = text.translate(_ASCII_SIGNS)
+        text = _UNSEEN.sub("", text).translate(_ASCII_SIGNS)
         text = re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text)
     text = _NARROW_GROUPS.sub(lambda groups: re.sub(r"\D+", ",", groups[0]), text)
     text = text.replace("{,}", ",")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks.results import GRADES
 from pipeline.data.tasks import with_system
+from pipeline.lazy import Mapped
 from pipeline.steps import artifact
 
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
     from pipeline.steps.spec import StepSpec
-
-Rows = dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,16 @@ def _draw(
     samples, grades = {}, {}
     for stage, step in steps.items():
         answers = step.inputs["answers"].directory(runs)
-        samples[stage] = _by_id(artifact.read_rows(answers / artifact.SAMPLES))
-        grades[stage] = _by_id(artifact.read_rows(step.directory(runs) / GRADES))
-    tables: list[Rows] = [*samples.values(), *grades.values()]
+        samples[stage] = _ById(artifact.StoredRows(answers / artifact.SAMPLES))
+        grades[stage] = _ById(artifact.StoredRows(step.directory(runs) / GRADES))
+    tables = [*samples.values(), *grades.values()]
     shared = sorted(set.intersection(*(set(table) for table in tables)))
     # In a sweep over data or prompts, rows of the same number may differ.
-    asked = {row: [samples[stage][row] for stage in steps] for row in shared}
+    asked = Mapped(lambda row: [samples[stage][row] for stage in steps], shared)
     common = [
-        row for row in shared if _same(asked[row], "messages") and _same(asked[row], "reference")
+        row
+        for row, answers in zip(shared, asked, strict=True)
+        if _same(answers, "messages") and _same(answers, "reference")
     ]
     chosen = sorted(random.Random(seed).sample(common, min(count, len(common))))
     first = next(iter(steps))
@@ -124,9 +126,23 @@ def _draw(
     ]
 
 
-def _by_id(rows: list[dict[str, Any]]) -> Rows:
-    """Rows by example id; the first of several samples of an example."""
-    return {row["id"]: row for row in reversed(rows)}
+class _ById(Mapping[int, dict[str, Any]]):
+    """Stored rows by example id; the first of several samples of an example."""
+
+    def __init__(self, rows: artifact.StoredRows):
+        self.rows = rows
+        self.places: dict[int, int] = {}
+        for place, row in enumerate(rows):
+            self.places.setdefault(row["id"], place)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.places)
+
+    def __getitem__(self, example: int) -> dict[str, Any]:
+        return self.rows[self.places[example]]
 
 
 def _same(samples: list[dict[str, Any]], key: str) -> bool:

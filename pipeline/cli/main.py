@@ -96,10 +96,16 @@ def _source_of(given: Any) -> tuple[str, list[str], str | None]:
 
 def _launch_of(plan: Any, given: Any) -> Any:
     from pipeline.hardware.precision import refuse_float16
+    from pipeline.plan.check import batch_problems
     from pipeline.recipe.shipped import read_launch
     from pipeline.steps.artifact import is_finished
 
     launch = read_launch(plan.recipe.launch if given.launch is None else given.launch)
+    if given.launch is not None:  # the recipe's own has been checked with the recipe
+        stages = plan.stages.values()  # in a sweep, each of its own recipe
+        found = [one for stage in stages for one in batch_problems(stage.recipe, launch)]
+        if found:
+            raise RecipeError(f"{given.recipe} --launch {given.launch}", list(dict.fromkeys(found)))
     refuse_float16((s for s in plan.steps if not is_finished(s.directory(given.runs))), launch)
     return launch
 

@@ -41,7 +41,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = line.decode("utf-8-sig")  # a mark may stand where files were joined
             except UnicodeDecodeError as error:
                 raise InputError(
                     f"{path}:{number}: not UTF-8 text ({error.reason}); save the file as UTF-8"
@@ -61,20 +61,26 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
     if not first.lstrip().startswith("["):
         yield from _jsonl_rows(path)
         return
-    entries = _parsed(str(path), "".join(line for _, line in _lines(path)))
+    text = "".join(line for _, line in _lines(path))
+    entries = _parsed(str(path), text, way_out="write one list of JSON objects, or one a line")
     for number, entry in enumerate(entries, start=1):
         place = f"{path}, row {number}"
         yield place, _object(place, entry)
 
 
-def _parsed(place: str, text: str) -> Any:
+def _parsed(place: str, text: str, *, way_out: str = "write one JSON object a line") -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_duplicates)
     except RecursionError:
         reason = "nested too deeply"
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg}, column {error.colno}"
+        if error.lineno > 1:
+            several = text.strip().count("\n")
+            reason = f"{error.msg}, line {error.lineno}" if several else "the line ends too early"
     except ValueError as error:
         reason = str(error).partition(";")[0]
-    raise InputError(f"{place}: not valid JSON ({reason}); write one JSON object per line")
+    raise InputError(f"{place}: not valid JSON ({reason}); {way_out}")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -88,7 +94,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _object(place: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise InputError(f"{place}: a row must be a JSON object, {{...}}, not {type(row).__name__}")
+        way_out = "; call a file that is one list .json" if isinstance(row, list) else ""
+        given = "null" if row is None else type(row).__name__
+        raise InputError(f"{place}: a row must be a JSON object, {{...}}, not {given}{way_out}")
     return row
 
 
@@ -114,7 +122,8 @@ def _csv_rows(path: Path) -> Iterator[PlacedRow]:
             else:
                 yield place, dict(zip(head, cells, strict=True))
     except csv.Error as error:
-        raise InputError(f"{path}:{begin}: not valid CSV: {error}") from None
+        hint = ": a quote is opened, and never closed" if "end of data" in str(error) else ""
+        raise InputError(f"{path}:{begin}: not valid CSV: {error}{hint}") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:

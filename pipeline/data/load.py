@@ -96,16 +96,16 @@ def warn_of_repeats(
     """
     seen: set[str] = set()
     repeats = []
-    for row, example in enumerate(examples, start=source.skip + 1):
+    for example in examples:
         text = json.dumps([example.messages, example.tools, example.reference], sort_keys=True)
         if text in seen:
-            repeats.append(row)
+            repeats.append(example.place)
         seen.add(text)
     if repeats:
         verb, them = ("repeats", "it") if len(repeats) == 1 else ("repeat", "them")
         warn(
             f"{source.source}: {len(repeats)} of {len(examples)} test rows {verb} an earlier row "
-            f"(first: row {repeats[0]}); each is counted, so intervals are narrower than they "
+            f"(first: {repeats[0]}); each is counted, so intervals are narrower than they "
             f"should be: remove {them} from the data"
         )
 
@@ -246,7 +246,7 @@ def _read_each(
     for place, row in islice(_placed_rows(source), source.skip, source.stop):
         try:
             item = read(row)
-            items += admit(item)
+            items += [_at(place, admitted) for admitted in admit(item)]
             usable += 1
             if renderer is not None and (token := renderer.special_token_in(item)):
                 marked.append(f"{token!r} at {place}")
@@ -272,6 +272,13 @@ def _read_each(
             "turn; remove them if they are meant as text"
         )
     return items
+
+
+def _at(place: str, item: Read) -> Read:
+    """A row that knows where it stands."""
+    if isinstance(item, Example):
+        return replace(item, place=place)
+    return replace(item, example=replace(item.example, place=place))
 
 
 def _placed_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -37,7 +37,7 @@ class Row:
     """A row as the trainer gets it.
 
     Attributes:
-        name: for messages, such as 'row 3, rejected'.
+        name: where it comes from, such as 'pairs.jsonl:3, rejected'.
         prompt: the prompt's ids as generation renders them.
         input_ids: what the model reads.
         labels: what it is trained to predict; -100 for positions without loss.
@@ -73,11 +73,11 @@ def check_rows(step: StepContext, rows: Sequence[Row], renderer: Renderer) -> No
             "learn to stop: raise max_length, so that answers are not all cut",
             renderer,
         )
-    inside = [row for row in rows if row.whole and end in row.labels[:-1]]
+    inside = [row.name for row in rows if row.whole and end in row.labels[:-1]]
     if inside:
         step.warn(
             f"{len(inside)} of {len(rows)} rows have the end-of-turn token inside the answer, "
-            f"first {inside[0].name}: the model learns to stop there"
+            f"first {inside[0]}: the model learns to stop there"
         )
     if not renderer.prompt_starts_dialogue():
         step.warn(

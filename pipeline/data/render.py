@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime
 from functools import cached_property
@@ -46,6 +46,7 @@ _READS_REASONING = re.compile("reasoning|thinking")
 _EMPTY_BLOCK = re.compile(r"<([\w|-]+)>\s*</\1>|\[([A-Z]+)\]\s*\[/\2\]")
 _OPENED = re.compile(r"(<|\[)([\w|-]+)(>|\])\Z")
 _REFUSES = "the model's chat template refuses it"
+_LEAVES_OUT = "the model's chat template leaves out"
 _MISPLACED = "the model's chat template does not put the answer right after its generation prompt"
 _WAY_OUT = (
     "provide rows with reasoning_content, or write chat_template_kwargs: {enable_thinking: false} "
@@ -83,6 +84,11 @@ class Renderer:
 
     @cached_property
     def _ints(self) -> dict[int, int]:
+        return {}
+
+    @cached_property
+    def _lost(self) -> dict[tuple[str, ...], str]:
+        """Roles of a dialogue -> the role of a message that the chat template leaves out, or ''."""
         return {}
 
     @cached_property
@@ -266,14 +272,50 @@ class Renderer:
         return PreferencePair(example, chosen, rejected)
 
     def _check_complete(self, example: Example, asked: str) -> None:
-        """Raise RowError if the template leaves out tools, their calls or results, or reasoning."""
-        parts = [tool.get("function", tool)["name"] for tool in example.tools or ()]
-        for message in example.messages:
-            parts += _names_of_calls(message)
-            parts += [message["content"]] if message["role"] == "tool" else []
-            if "reasoning_content" in message and not _READS_REASONING.search(self._template):
-                parts.append(message["reasoning_content"])  # templates may drop earlier reasoning
-        _check_parts(parts, asked)
+        """Raise RowError if the template leaves out a message, tools, their calls, or reasoning."""
+        self._check_roles([message["role"] for message in example.messages])
+        for tool in example.tools or ():
+            _check_part(tool.get("function", tool)["name"], asked)
+        if example.tools and self._renders_same(asked, example.messages, None):
+            raise RowError("", f"{_LEAVES_OUT} tools")
+        for at, message in enumerate(example.messages):
+            for part, other in _parts_of(message):
+                if part == message.get("reasoning_content") and _READS_REASONING.search(
+                    self._template
+                ):
+                    continue  # templates may drop earlier reasoning
+                changed = [*example.messages[:at], other, *example.messages[at + 1 :]]
+                _check_part(part, asked)
+                if self._renders_same(asked, changed, example.tools):
+                    raise RowError("", f"{_LEAVES_OUT} {part!r:.80}")
+
+    def _renders_same(self, text: str, messages: Messages, tools: Any) -> bool:
+        """Whether a dialogue renders to this prompt: short parts would be found in any text."""
+        try:
+            return self._render(messages, tools, ask=True) == text
+        except RowError:
+            return False
+
+    def _check_roles(self, roles: Sequence[str]) -> None:
+        """Raise RowError if the template drops a message of dialogues with these roles."""
+        lost = self._lost.get(tuple(roles))
+        if lost is None:
+            messages: Messages = [{"role": role, "content": "a"} for role in roles]
+            messages = with_system(messages, self.system and "a")
+            try:
+                text = self._render(messages, None, ask=True)
+            except RowError:  # such as of a tool's result without a call
+                messages, text = [], ""
+            other = [
+                [*messages[:at], {**one, "content": "b"}, *messages[at + 1 :]]
+                for at, one in enumerate(messages)
+            ]
+            missing = [
+                at for at, changed in enumerate(other) if self._renders_same(text, changed, None)
+            ]
+            lost = self._lost[tuple(roles)] = messages[missing[0]]["role"] if missing else ""
+        if lost:
+            raise RowError("", f"{_LEAVES_OUT} the {lost} message")
 
     def _rendered_answer(self, example: Example, asked: str, answer: Message) -> str:
         """An answer as the template renders it after the prompt `asked`, without the end of turn.
@@ -281,16 +323,28 @@ class Renderer:
         Raises:
             RowError: if the template does not render it there, or leaves out a part of it.
         """
-        if not _is_rich(answer):
-            self._check_plain_answer(example, asked, answer["content"])
-            return answer["content"]
         whole = self._answered_text(example, answer)
+        if not _is_rich(answer):
+            return self._rendered_text(example, asked, answer["content"], whole)
         if not whole.startswith(asked):
             raise RowError("", f"{_MISPLACED}, which ends with {asked[-40:]!r}; {_WAY_OUT}")
         text, end, _ = whole[len(asked) :].rpartition(self.end_of_turn)
         text = (text if end else whole[len(asked) :]).strip()
-        parts = [answer.get("reasoning_content", ""), answer["content"], *_names_of_calls(answer)]
-        _check_parts(parts, text)
+        for part, other in _parts_of(answer):
+            _check_part(part, text)
+            if self._answered_text(example, other) == whole:
+                raise RowError("", f"{_LEAVES_OUT} {part!r:.80}")
+        return text
+
+    def _rendered_text(self, example: Example, asked: str, text: str, whole: str) -> str:
+        """A plain answer, without the opening of its reasoning if the prompt already has that."""
+        after = whole.removeprefix(asked).rpartition(self.end_of_turn)[0]
+        if whole.startswith(asked) and after.strip() == text.strip():
+            return text  # also if the template finds reasoning in the text
+        self._check_plain_answer(example, asked, text)
+        opened = _OPENED.search(asked.rstrip())
+        if opened and text.startswith(opened[0]) and _closing(opened) in text:
+            return text[len(opened[0]) :].lstrip()
         return text
 
     def _check_plain_answer(self, example: Example, asked: str, text: str) -> None:
@@ -305,7 +359,7 @@ class Renderer:
             header = asked[asked.rfind(question) + len(question) :] if question in asked else asked
             header = _EMPTY_BLOCK.sub("", header).rstrip()
             opened = _OPENED.search(header)
-            if opened and f"{opened[1]}/{opened[2]}{opened[3]}" in text:
+            if opened and _closing(opened) in text:
                 header = header[: opened.start()].rstrip()  # the answer has its own reasoning
             if not before.rstrip().endswith(header):
                 raise RowError("", f"{_MISPLACED}, which ends with {header[-40:]!r}; {_WAY_OUT}")
@@ -434,15 +488,29 @@ def _is_rich(message: Message) -> bool:
     return message["role"] == "tool" or not {"tool_calls", "reasoning_content"}.isdisjoint(message)
 
 
-def _names_of_calls(message: Message) -> list[str]:
-    return [call["function"]["name"] for call in message.get("tool_calls", ())]
+def _closing(opened: re.Match[str]) -> str:
+    """What closes a block of reasoning."""
+    return f"{opened[1]}/{opened[2]}{opened[3]}"
 
 
-def _check_parts(parts: list[str], text: str) -> None:
+def _parts_of(message: Message) -> Iterator[tuple[str, Message]]:
+    """Yield each part of a rich message that a template may drop, and the message changed there."""
+    if not _is_rich(message):
+        return
+    for key in ("content", "reasoning_content"):
+        if message.get(key, "").strip():
+            yield message[key], {**message, key: _PROBE}
+    calls = message.get("tool_calls", ())
+    other = [{**call, "function": {**call["function"], "name": _PROBE}} for call in calls]
+    for call in calls:
+        yield call["function"]["name"], {**message, "tool_calls": other}
+
+
+def _check_part(part: str, text: str) -> None:
     """Raise RowError for a part that a text contains neither literally nor escaped as in JSON."""
-    for part in map(str.strip, parts):
-        if part not in text and json.dumps(part, ensure_ascii=False)[1:-1] not in text:
-            raise RowError("", f"the model's chat template leaves out {part!r:.80}")
+    part = part.strip()
+    if part not in text and json.dumps(part, ensure_ascii=False)[1:-1] not in text:
+        raise RowError("", f"{_LEAVES_OUT} {part!r:.80}")
 
 
 def template_terms(options: TemplateOptions) -> TemplateTerms:
@@ -481,6 +549,11 @@ def renderer_for(step: StepContext[RenderedModelOptions]) -> Renderer:
             "models that have none"
         )
     ours = step.metrics["rendering"] = renderer.digest()
+    if renderer.digest() != ours:
+        raise InputError(
+            "the model's chat template does not write the same twice (is there something random in "
+            "it?): take that out of its chat_template.jinja or tokenizer_config.json"
+        )
     for name, folder in step.input_folders().items():
         if artifact.read_record(folder)["metrics"].get("rendering") not in (None, ours):
             raise StepFailedError(

@@ -20,8 +20,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -33,9 +34,10 @@ Messages = list[Message]
 Tools = list[dict[str, Any]]  # JSON schemas of functions
 # Fields that change what other software renders or trains on, and that are not supported here.
 _UNSUPPORTED_FIELDS = (
-    "chat_template_kwargs", "documents", "functions", "function_call", "images", "image", "videos",
-    "video", "audios", "audio", "reasoning", "reasoning_content", "thinking", "system",
-    "system_prompt", "tool_calls", "train", "weight",
+    "assistant_masks", "chat_template_kwargs", "completion_mask", "documents", "functions",
+    "function_call", "images", "image", "loss_mask", "videos", "video", "audios", "audio",
+    "reasoning", "reasoning_content", "sample_weight", "thinking", "system", "system_prompt",
+    "tool_calls", "train", "weight",
 )  # fmt: skip
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # valid in JSON, but not for tokenizers
 
@@ -99,6 +101,7 @@ class Example:
         tools: descriptions of the functions that the model may call.
         answer: the reference as a message, if it has reasoning or tool calls.
         part: its source in a mixture of several, else empty.
+        place: where its row stands, such as 'train.jsonl:17'; for messages only.
     """
 
     task: str
@@ -109,6 +112,7 @@ class Example:
     tools: Tools | None = None
     answer: Message | None = None
     part: str = ""
+    place: str = field(default="", compare=False)
 
     @property
     def plain_prompt(self) -> str:
@@ -270,7 +274,7 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     _check_fields(row)
     messages = _prompt(row)
     chosen, rejected = _answer("chosen", row, messages), _answer("rejected", row, messages)
-    if chosen == rejected:
+    if _as_seen(chosen) == _as_seen(rejected):
         raise RowError("rejected", "equals chosen, so there is no preference")
     if task == "tldr" and len(messages) == 1:
         messages = [_turn("user", _as_post(messages[0]["content"]))]
@@ -278,6 +282,11 @@ def preference_of(task: str, row: Mapping[str, Any]) -> PreferencePair:
     more = any(map(_more_than_text, (chosen, rejected)))
     example = Example(task, messages, text, tools=_tools(row), answer=_more_than_text(chosen))
     return PreferencePair(example, text, text_of(rejected), (chosen, rejected) if more else None)
+
+
+def _as_seen(answer: Message) -> str:
+    """An answer however its accents are written."""
+    return unicodedata.normalize("NFC", json.dumps(answer, ensure_ascii=False, default=str))
 
 
 def text_of(answer: Message) -> str:
@@ -356,8 +365,13 @@ def _check_fields(row: Mapping[str, Any]) -> None:
     for name in _UNSUPPORTED_FIELDS:
         if not _is_empty(row.get(name)):
             raise RowError(name, f"{_UNSUPPORTED}; remove it, or write it into the messages")
-    if row.get("label") is False:
-        raise RowError("label", "marks the answer as bad, but it would be trained on")
+    label = row.get("label")
+    if label == 0 or (isinstance(label, str) and label.strip().lower() in ("false", "0")):
+        raise RowError(
+            "label",
+            f"is {label!r}, which marks a bad answer, and would be trained on; take out the row, "
+            "or the field if it means something else",
+        )
 
 
 _UNSUPPORTED = "is not supported here, and without it the row would mean something else"
@@ -378,10 +392,15 @@ def _any_text(field: str, row: Mapping[str, Any]) -> str:
         raise RowError(field, f"is missing; the row has {_names(row)}")
     if not isinstance(value, str):
         raise RowError(field, f"is {type(value).__name__}, expected text")
-    if not value.strip():
+    if _is_blank(value):
         raise RowError(field, "is empty")
     _check_characters(field, value)
     return value
+
+
+def _is_blank(text: str) -> bool:
+    """Whether there is nothing to see: white space, control characters, marks of no width."""
+    return all(one.isspace() or unicodedata.category(one) in ("Cc", "Cf") for one in text)
 
 
 def _trimmed(answer: Message) -> Message:
@@ -403,7 +422,9 @@ def _check_characters(field: str, text: str) -> None:
 
 def _messages(field: str, value: Any) -> Messages:
     if not isinstance(value, list) or not value:
-        raise RowError(field, "is missing or not a list of {role, content} messages")
+        what = "missing" if value is None else f"{value!r:.40}"
+        text = "" if field == "messages" else "text, or "
+        raise RowError(field, f"is {what}, expected {text}a list of {{role, content}} messages")
     return [_message(field, number, message) for number, message in enumerate(value)]
 
 
@@ -425,10 +446,13 @@ def _message(field: str, number: int, message: Any) -> Message:
     if "tool_calls" in more:
         read["tool_calls"] = _calls(field, where, more.pop("tool_calls"))
         content = "" if content is None else content
-    elif isinstance(content, str) and not content.strip():
+    elif isinstance(content, str) and _is_blank(content):
         content = None
-    if not isinstance(content, str):
+    if content is None:
         raise RowError(field, f"{where} has no text")
+    if not isinstance(content, str):
+        given = "a list of parts" if isinstance(content, list) else type(content).__name__
+        raise RowError(field, f"{where} has {given} as its content, expected one text")
     if len(thoughts := [more.pop(key) for key in _REASONING if key in more]) > 1:
         raise RowError(field, f"{where} has reasoning under several names; keep reasoning_content")
     if thoughts:
@@ -483,6 +507,8 @@ def _parsed(text: str) -> Any:
 def _prompt(row: Mapping[str, Any]) -> Messages:
     """A row's prompt: plain text, or a dialogue that ends with a user turn."""
     prompt = row.get("prompt")
+    if "prompt" not in row:
+        raise RowError("prompt", f"is missing; the row has {_names(row)}")
     messages = [_turn("user", prompt)] if isinstance(prompt, str) else prompt
     messages = _messages("prompt", messages)
     if not _ends_with_prompt(messages):

@@ -251,19 +251,20 @@ class MemoryEstimator:
         share = -(-work.rows // self.launch.processes)
         slots = max(min(runtime["batch_tokens"] // max(work.longest, 1), share), 1)
         answer = max(work.longest - work.longest_prompt, 1)
-        window, sampled, labels = 1, slots, 0
+        window, sampled, labelled = 1, slots, 0
         if step.kind in ("contexts", "gap-contexts"):
             if runtime.get("engine") != "sequential":
                 window = _width("cpu" if use_cpu else "cuda", slots, _WINDOWS_ENDED, most=answer)
             rate = options["beta"] if "beta" in options else max(options["rates"])
             sampled = max(round(slots * window * rate), 1)
-            labels = slots * answer  # of the losses that are compared
+            labelled = slots  # for the losses that are compared
         elif step.kind == "gap-losses" or options.get("correction") == "token":
-            slots, sampled, labels = 0, 0, slots * answer
+            sampled = slots if options.get("label") == "sample" else 0
+            slots, labelled = 0, slots
         elif options.get("temperature", 0.0) == 0 and options.get("label") != "sample":
             sampled = 0
         return WritingPass(
-            slots, work.longest, work.longest_prompt, window, sampled, labels, on_gpu=not use_cpu
+            slots, work.longest, work.longest_prompt, window, sampled, labelled, on_gpu=not use_cpu
         )
 
     def _once(self, of: Any, trace: Callable[[], tuple[Memory, Shape]]) -> tuple[Memory, Shape]:

@@ -176,8 +176,8 @@ class WritingPass:
         columns: tokens of the longest row, prompt and answer.
         prompt: tokens of the longest prompt.
         window: tokens of an answer that are read at once.
-        sampled: tokens that are sampled at once; 0 where decoding is greedy.
-        labels: rows times tokens of answers that a plain pass gives labels for; 0 for none.
+        sampled: tokens that are sampled at once; 0 where decoding, or labelling, is greedy.
+        labelled: rows of which a plain pass without a cache reads answers, for labels or losses.
         on_gpu: whether it is for a GPU.
     """
 
@@ -186,7 +186,7 @@ class WritingPass:
     prompt: int
     window: int = 1
     sampled: int = 0
-    labels: int = 0
+    labelled: int = 0
     on_gpu: bool = False
 
     @property
@@ -206,7 +206,7 @@ def writing_peak(skeleton: Skeleton, given: WritingPass) -> tuple[int, int]:
     inner = without_adapter(skeleton.model.eval())
     with torch.no_grad(), _counting(skeleton) as live:
         cache = _decode(inner, given) if given.slots else 0
-        if given.labels:
+        if given.labelled:
             _read_answers(inner, given)
         return live.most, cache
 
@@ -265,14 +265,18 @@ def _decode(inner: Any, given: WritingPass) -> int:
 
 
 def _read_answers(inner: Any, given: WritingPass) -> None:
-    """Read whole rows and the logits of answers, as pipeline/rows/corrections.py does."""
+    """Read whole rows at once, and the logits of answers, as pipeline/rows/corrections.py does."""
     from pipeline.rows.corrections import _COPIED_LOGITS, _LOGITS
 
-    rows = max(1, given.tokens // given.columns)
-    ids = torch.zeros(rows, given.columns, dtype=torch.long)
-    mask = _mask(rows, given.columns)
-    read = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=True)
+    rows = min(max(1, given.tokens // given.columns), given.labelled)
+    ids, mask = torch.zeros(rows, given.columns, dtype=torch.long), _mask(rows, given.columns)
+    hidden = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    answers = hidden[:, -max(given.columns - given.prompt, 1) :].clone()
     vocabulary = inner.config.get_text_config().vocab_size
-    scored = max(min(_LOGITS // vocabulary, given.labels, rows * given.columns), 1)
-    logits = inner.get_output_embeddings()(read.last_hidden_state.flatten(0, 1)[:scored])
-    logits[: max(_COPIED_LOGITS // vocabulary, 1)].float().log_softmax(dim=-1)
+    chunk = max(_LOGITS // (rows * vocabulary), 1)
+    logits = inner.get_output_embeddings()(answers[:, :chunk]).flatten(0, 1)
+    del hidden, mask  # of the model's pass, which has ended
+    part = logits[: max(_COPIED_LOGITS // vocabulary, 1)]
+    if given.sampled:
+        Sampling(0, 1.0).noisy(part, torch.zeros(len(part), dtype=torch.long)).argmax(dim=-1)
+    part.float().log_softmax(dim=-1)

@@ -411,13 +411,24 @@ def _check_model(recipe: Recipe) -> Iterator[Problem]:
 
 def _check_launch(recipe: Recipe) -> Iterator[Problem]:
     try:
-        processes = shipped.read_launch(recipe.launch).processes
+        launch = shipped.read_launch(recipe.launch)
     except InputError as error:
         yield Problem("launch", str(error))
-        return
-    sizes = {"batch_size": recipe.batch_size}
-    sizes |= {f"stages.{n}.batch_size": s.batch_size or 0 for n, s in recipe.stages.items()}
+    else:
+        yield from batch_problems(recipe, launch)
+
+
+def batch_problems(recipe: Recipe, launch: shipped.Launch) -> Iterator[Problem]:
+    """Batches of training stages that the processes of a launch cannot share evenly."""
+    sizes = {}
+    for name, stage in recipe.stages.items():
+        if trainer_of(stage.method) is not None:
+            key = f"stages.{name}.batch_size" if stage.batch_size else "batch_size"
+            sizes[key] = recipe.batch_size_for(stage)
     for key, size in sizes.items():
-        if size % processes:
-            message = f"{size} is not a multiple of the {processes} processes of {recipe.launch}"
+        if size % launch.processes:
+            message = (
+                f"{size} is not a multiple of the {launch.processes} processes of "
+                f"{launch.path.stem}, which share each batch"
+            )
             yield Problem(key, message)

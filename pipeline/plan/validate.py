@@ -29,6 +29,10 @@ _SHAPES = {
     **dict.fromkeys(
         ("dict_type", "model_type", "model_attributes_type"), "must be a mapping of keys"
     ),
+    **dict.fromkeys(("string_type", "string_unicode"), "must be text: write it in quotes"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
 }
 # Control characters but tab and line ends, and half characters, which UTF-8 cannot hold.
 _UNREADABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")

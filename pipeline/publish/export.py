@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.publish.config import CONFIG, corrected_config
 from pipeline.publish.stage import FinishedStage
 from pipeline.steps import artifact
 
@@ -37,6 +38,8 @@ def write_model(found: FinishedStage, out: Path, *, dtype: str | None = None) ->
         raise InputError(f"{out} exists; choose another name, nothing is overwritten")
     with _quiet(), artifact.atomic_folder(out) as temporary:
         how = _write_weights(found, temporary, dtype)
+        if config := corrected_config(found, artifact.read_json(temporary / CONFIG)):
+            (temporary / CONFIG).write_bytes(config)
         _write_rest(found, temporary)
     return (
         f"{out} written: stage {found.name} of {found.plan.recipe.name}, seed {found.seed}, {how}\n"

@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.errors import BashracError, InputError, visible
 from pipeline.publish.card import make_card
 from pipeline.publish.card_metadata import hub_base
+from pipeline.publish.config import CONFIG, corrected_config
 from pipeline.publish.portable import portable_recipe
 from pipeline.publish.stage import FinishedStage
 from pipeline.steps import artifact
@@ -105,6 +106,8 @@ def package(found: FinishedStage, repository: str) -> Files:
     files: Files = {path.removeprefix("model/"): found.folder / path for path in paths}
     if found.model.adapter is not None:
         files[_ADAPTER] = _adapter_config(found)
+    elif config := corrected_config(found, artifact.read_json(found.folder / "model" / CONFIG)):
+        files[CONFIG] = config
     files[CARD] = str(make_card(found, repository)).encode()
     files[RECIPE] = portable_recipe(found).encode()
     files[artifact.RECORD] = _public_record(record)

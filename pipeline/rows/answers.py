@@ -7,7 +7,7 @@ cut before it, as in lm-eval.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 
@@ -81,8 +81,8 @@ def _check_own(step: StepContext[AnswerOptions], rows: Sequence[AnswerRow]) -> N
     Raises:
         InputError: if all of them are empty.
     """
-    figures, count = answer_figures(rows), len(rows)
-    empty, cut = figures["answers empty"], figures["answers cut"]
+    figures = answer_figures(rows)
+    count, empty, cut = (figures[key] for key in ("answers", "answers empty", "answers cut"))
     if empty == count:
         raise InputError(
             f"all {count} own answers are empty: the model ends its turn at once, so there is "
@@ -190,13 +190,16 @@ def _read_prompts(
     ids = [renderer.prompt_ids(example) for example in examples]
     return examples, [
         Prompt(row_id, sample, ids[row_id])
-        for row_id in _with_room(step, ids, renderer, skipped=source.skip)
+        for row_id in _with_room(step, examples, ids, renderer)
         for sample in range(options["samples"])
     ]
 
 
 def _with_room(
-    step: StepContext[AnswerOptions], prompts: list[list[int]], renderer: Renderer, *, skipped: int
+    step: StepContext[AnswerOptions],
+    examples: list[Example],
+    prompts: list[list[int]],
+    renderer: Renderer,
 ) -> list[int]:
     """Return the rows with room for an answer; training rows may be skipped, test rows never."""
     limit = step.options["max_new_tokens"]
@@ -205,7 +208,7 @@ def _with_room(
     if len(fitting) == len(prompts):
         return fitting
     first = next(row for row, kept in enumerate([*fitting, None]) if row != kept)
-    place = skipped + first + 1
+    place = examples[first].place
     sentence = (
         f"a prompt of {len(prompts[first])} tokens and max_new_tokens {limit} (under generation, "
         f"or the benchmark's own) exceed the model's window of {renderer.window} tokens"
@@ -215,22 +218,24 @@ def _with_room(
         sentence = f"a prompt of {len(prompts[first])} tokens is over max_prompt_length {longest}"
     if "test" in step.locations or not fitting:
         raise InputError(
-            f"row {place}: {sentence}; set max_prompt_length or max_new_tokens to fit, or "
+            f"{place}: {sentence}; set max_prompt_length or max_new_tokens to fit, or "
             "shorten or remove the row"
         )
     left_out = len(prompts) - len(fitting)
-    step.warn(f"{left_out} of {len(prompts)} rows get no answer, first row {place}: {sentence}")
+    step.warn(f"{left_out} of {len(prompts)} rows get no answer, first {place}: {sentence}")
     return fitting
 
 
-def answer_figures(rows: Sequence[AnswerRow]) -> dict[str, float]:
+def answer_figures(rows: Iterable[AnswerRow]) -> dict[str, float]:
     """Figures of a round's self-generated answers, from the rows of `samples.jsonl`."""
-    return {
-        "answers": len(rows),
-        "answers empty": sum(row["finished"] and not row["answer"] for row in rows),
-        "answers = reference": sum(is_reference(row) for row in rows),
-        "answers cut": sum(not row["finished"] for row in rows),
-    }
+    names = ("answers", "answers empty", "answers = reference", "answers cut")
+    figures: dict[str, float] = dict.fromkeys(names, 0)
+    for row in rows:
+        figures["answers"] += 1
+        figures["answers empty"] += row["finished"] and not row["answer"]
+        figures["answers = reference"] += is_reference(row)
+        figures["answers cut"] += not row["finished"]
+    return figures
 
 
 def is_reference(row: AnswerRow) -> bool:

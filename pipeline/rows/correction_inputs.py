@@ -44,12 +44,12 @@ def read_correction_inputs(
     token_rows, _ = tokenise(examples, renderer, max_length=options["max_length"])
     written = read_answers(step.input_folders()["answers"])
     step.metrics["figures"] = answer_figures(written)
-    own = {row["id"]: row for row in written}
+    asked = {row.row_id: row for row in token_rows}
     inputs = {}
-    for row in token_rows:
-        if row.row_id not in own:
+    for found in written:
+        row = asked.get(found["id"])
+        if row is None:
             continue
-        found = own[row.row_id]
         whole = renderer.own_answer_ids(found["ids"], finished=found["finished"])
         # Training puts the answer after the plain prompt, so that is where it has to fit.
         answer = whole[: row.room]

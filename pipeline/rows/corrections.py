@@ -152,9 +152,10 @@ def batches(model: Any, rows: Sequence[Own], batch_size: int) -> Iterator[list[i
 
     A batch has at most `tokens_of_a_pass`; rows longer than `rope_limit` get a batch to themselves.
     """
-    order = sorted(range(len(rows)), key=lambda place: -len(rows[place].answer))
-    order = [place for place in order if rows[place].answer]
-    sizes = [len(row.shown) + len(row.answer) for row in rows]
+    lengths = [(len(row.shown), len(row.answer)) for row in rows]  # rows may have to be read
+    order = sorted(range(len(rows)), key=lambda place: -lengths[place][1])
+    order = [place for place in order if lengths[place][1]]
+    sizes = [shown + answer for shown, answer in lengths]
     limit, tokens = rope_limit(model), tokens_of_a_pass(model.device)
     for place in list(order):
         if sizes[place] > limit:

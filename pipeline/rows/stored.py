@@ -1,16 +1,17 @@
 """The rows that steps store in files: their types, and functions to read and write them.
 
+Rows stay on disk: each is read when it is looked at.
 This module must not import torch: benchmarks grade answers without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 from pipeline.data.tasks import Messages, Tools
-from pipeline.steps.artifact import SAMPLES, StoredRows, read_rows, write_rows
+from pipeline.steps.artifact import SAMPLES, StoredRows, write_rows
 
 ROWS = "rows.jsonl"  # of contexts, corrections and kept answers
 PAIRS = "pairs.jsonl"
@@ -62,21 +63,21 @@ class PairRow(TypedDict):
     rejected_finished: bool
 
 
-def read_answers(folder: Path) -> list[AnswerRow]:
-    """Read the answers of a step."""
-    return cast(list[AnswerRow], read_rows(folder / SAMPLES))
+def read_answers(folder: Path) -> Sequence[AnswerRow]:
+    """The answers of a step, by row and sample."""
+    return cast(Sequence[AnswerRow], StoredRows(folder / SAMPLES))
 
 
 def read_self_generated(folder: Path) -> Sequence[SelfGeneratedRow]:
-    """The contexts or corrections of a step; each is read from disk when it is accessed."""
+    """The contexts or corrections of a step."""
     return cast(Sequence[SelfGeneratedRow], StoredRows(folder / ROWS))
 
 
-def read_pair_rows(folder: Path) -> list[PairRow]:
-    """Read the pairs of a step."""
-    return cast(list[PairRow], read_rows(folder / PAIRS))
+def read_pair_rows(folder: Path) -> Sequence[PairRow]:
+    """The pairs of a step."""
+    return cast(Sequence[PairRow], StoredRows(folder / PAIRS))
 
 
-def write_pair_rows(folder: Path, pairs: Sequence[PairRow]) -> None:
-    """Write the pairs of a step."""
-    write_rows(folder / PAIRS, pairs)
+def write_pair_rows(folder: Path, pairs: Iterable[PairRow]) -> int:
+    """Write the pairs of a step and return their number."""
+    return write_rows(folder / PAIRS, pairs)

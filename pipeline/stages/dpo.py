@@ -17,6 +17,8 @@ and counted.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,8 +29,8 @@ from pipeline.recipe.schema import Recipe, SamplingOptions, Source
 from pipeline.rows.stored import AnswerRow, PairRow
 
 if TYPE_CHECKING:
-    from pipeline.data.preflight import Row
     from pipeline.recipe.schema import TrainerOptions
+    from pipeline.rows.table import PairTable
     from pipeline.stages.builder import Builder
     from pipeline.steps.context import StepContext
     from pipeline.steps.options import PairOptions, TrainOptions
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 TRAIN = "pipeline.stages.dpo:train"
 # Options with which the first loss need not be ln 2: other losses, weights, noise.
 _NOT_LN2 = ("loss_weights", "use_weighting", "neftune_noise_alpha")
+# The tolerance of the first loss in 16 bits; in float32, what is logged and the error of a token.
+_ROUGHLY, _LOGGED, _FLOAT32 = 0.02, 1e-4, 1e-5
 _FOR_SELF = {"samples", "prompts", "temperature", "top_k", "top_p"}
 
 
@@ -101,27 +105,36 @@ def write_pairs(step: StepContext[PairOptions]) -> None:
     """
     from pipeline.rows.pairs import read_answers_of, store_pairs
 
-    grouped: dict[int, list[AnswerRow]] = {}
-    for row in read_answers_of(step, "answers"):
-        grouped.setdefault(row["id"], []).append(row)
-    if step.options.get("told_by") == "ROUGE-L":
-        pairs = [pair for rows in grouped.values() if (pair := pair_by_rouge(rows)) is not None]
-        left_out = {"prompts without a worse answer": len(grouped) - len(pairs)}
+    by_rouge = step.options.get("told_by") == "ROUGE-L"
+    prompts = without_right = 0
+
+    def pairs() -> Iterator[PairRow]:
+        nonlocal prompts, without_right
+        for _, rows in groupby(read_answers_of(step, "answers"), key=itemgetter("id")):
+            prompts += 1
+            if by_rouge:
+                pair = pair_by_rouge(list(rows))
+            else:
+                pair, has_right = pair_of(list(rows), step.options.get("task", "gsm8k"))
+                without_right += not has_right
+            if pair is not None:
+                yield pair
+
+    made = store_pairs(step, pairs())
+    if by_rouge:
+        left_out = {"prompts without a worse answer": prompts - made}
     else:
-        made = [pair_of(rows, step.options.get("task", "gsm8k")) for rows in grouped.values()]
-        pairs = [pair for pair, _ in made if pair is not None]
         left_out = {
-            "prompts without a right answer": sum(not has_right for _, has_right in made),
-            "prompts without a wrong answer": len(grouped) - len(pairs),
+            "prompts without a right answer": without_right,
+            "prompts without a wrong answer": prompts - made,
         }
-    step.metrics["figures"] = {"prompts": len(grouped), "pairs": len(pairs), **left_out}
-    if not pairs:
-        kind = "worse than another" if "told_by" in step.options else "wrong"
+    step.metrics["figures"] = {"prompts": prompts, "pairs": made, **left_out}
+    if not made:
         raise InputError(
-            f"no answer to any of the {len(grouped)} prompts is {kind}, so there is nothing to "
-            "reject; raise the stage's temperature or samples, or give data.preferences"
+            f"no answer to any of the {prompts} prompts is "
+            f"{'worse than another' if by_rouge else 'wrong'}, so there is nothing to reject; "
+            "raise the stage's temperature or samples, or give data.preferences"
         )
-    store_pairs(step, pairs)
 
 
 def pair_of(rows: list[AnswerRow], task: str = "gsm8k") -> tuple[PairRow | None, bool]:
@@ -162,28 +175,26 @@ def train(step: StepContext[TrainOptions]) -> None:
     from pipeline.train.trainer import fit
 
     renderer = renderer_for(step)
-    rows = read_pairs(step, renderer)
-    check_rows(step, [side for pair in rows for side in pair], renderer)
-    trainer = make_trainer(step, rows, renderer.tokenizer)
+    pairs = read_pairs(step, renderer)
+    check_rows(step, pairs.sides, renderer)
+    trainer = make_trainer(step, pairs, renderer.tokenizer)
     if starts_at_ln2(step.options["trainer"]):
-        trainer.add_callback(_first_loss_check(trainer.router_aux_loss_coef))
-    tokens = sum(len(side.input_ids) for pair in rows for side in pair)
-    del rows  # the trainer holds them in less memory
-    fit(step, trainer, tokens_per_epoch=tokens)
+        coefficient = trainer.router_aux_loss_coef
+        tolerance = _ROUGHLY if coefficient else ln2_tolerance(step, pairs.longest_answer)
+        trainer.add_callback(_first_loss_check(coefficient, tolerance))
+    fit(step, trainer, tokens_per_epoch=sum(map(sum, pairs.sizes)))
 
 
-def make_trainer(
-    step: StepContext[TrainOptions], rows: list[tuple[Row, Row]], tokenizer: Any
-) -> Any:
+def make_trainer(step: StepContext[TrainOptions], pairs: PairTable, tokenizer: Any) -> Any:
     """Return stock `trl.DPOTrainer` over pairs of (chosen, rejected), weights loaded.
 
     DPOTrainer insists on tokenising text itself; it gets empty text, and the collator takes our
     token ids instead, so that all stages share one rendering.
     """
-    from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     from pipeline.models.load import load_for
+    from pipeline.rows.table import dataset_of_pairs
     from pipeline.train.adapters import complete_reference, train_in_float32
     from pipeline.train.dropout import without_noise
     from pipeline.train.sampler import arrange_batches
@@ -198,29 +209,18 @@ def make_trainer(
         for module in (model, reference):
             if module is not None:
                 without_noise(module)
-    no_text = {"prompt": "", "chosen": "", "rejected": ""}
-    columns = [
-        {
-            "row_prompt": chosen.prompt,
-            "row_chosen": chosen.input_ids[len(chosen.prompt) :],
-            "row_rejected": rejected.input_ids[len(rejected.prompt) :],
-            **no_text,
-        }
-        for chosen, rejected in rows
-    ]
     trainer = DPOTrainer(
         model=model,
         ref_model=reference,
         args=arguments,
-        train_dataset=Dataset.from_list(columns),
+        train_dataset=dataset_of_pairs(pairs),
         processing_class=tokenizer,
         data_collator=_collator(tokenizer, arguments),
         peft_config=peft_config,
     )
     train_in_float32(step, trainer.model)
     complete_reference(trainer.model)
-    sides = [(len(chosen.input_ids), len(rejected.input_ids)) for chosen, rejected in rows]
-    arrange_batches(step, trainer, sides)
+    arrange_batches(step, trainer, pairs.sizes)
     return trainer
 
 
@@ -229,6 +229,23 @@ def starts_at_ln2(trainer: TrainerOptions) -> bool:
     known_loss = trainer.get("loss_type", ["sigmoid"]) in (["sigmoid"], ["robust"])
     no_dropout = trainer.get("disable_dropout", True)
     return known_loss and no_dropout and not any(trainer.get(name) for name in _NOT_LN2)
+
+
+def ln2_tolerance(step: StepContext, longest: int) -> float:
+    """How far rounding can take the first loss from ln 2; answers have up to `longest` tokens.
+
+    A margin sums 4 log probabilities (of two models and two answers) over as many tokens. In
+    float32 each is off by less than _FLOAT32, so the margin by less than 4 _FLOAT32 `longest`, and
+    the loss, whose slope is beta / 2 at 0, by less than 2 beta _FLOAT32 `longest`. Smoothed labels
+    make the slope of a robust loss steeper.
+    """
+    options = {**step.options["trainer"], **step.runtime_options["trainer"]}
+    precision = step.precision
+    exact = precision.compute == precision.weights == "float32" and precision.autocast is None
+    if not exact or step.options.get("quantize") or options.get("tf32"):
+        return _ROUGHLY
+    beta = options.get("beta", 0.1) / (1 - 2 * options.get("label_smoothing", 0.0))
+    return min(_ROUGHLY, _LOGGED + 2 * beta * _FLOAT32 * longest)
 
 
 def _collator(tokenizer: Any, arguments: Any) -> Any:
@@ -259,7 +276,7 @@ def _collator(tokenizer: Any, arguments: Any) -> Any:
     return collate
 
 
-def _first_loss_check(router_aux_loss_coef: float = 0.0) -> Any:
+def _first_loss_check(router_aux_loss_coef: float = 0.0, tolerance: float = _ROUGHLY) -> Any:
     """A callback that stops training if the first loss is not ln 2.
 
     For a mixture of experts TRL adds the auxiliary loss, which it also logs, times a coefficient.
@@ -271,9 +288,9 @@ def _first_loss_check(router_aux_loss_coef: float = 0.0) -> Any:
             if state.global_step != 1 or not logs or "loss" not in logs:
                 return
             loss = logs["loss"] - router_aux_loss_coef * logs.get("aux_loss", 0.0)
-            if abs(loss - math.log(2)) > 0.02:
+            if not abs(loss - math.log(2)) <= tolerance:
                 raise StepFailedError(
-                    f"the first DPO loss is {loss:.4f}, not ln 2 = 0.6931: policy and reference "
+                    f"the first DPO loss is {loss:.5f}, not ln 2 = 0.69315: policy and reference "
                     "disagree before anything is trained. Either the reference model is not the "
                     "model that training starts from, or this model is random in training mode (an "
                     "unusual kind of dropout): set its dropouts to 0 in its config.json"

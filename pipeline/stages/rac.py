@@ -246,10 +246,15 @@ def _check_ends(
     kept = last.count(end)
     step.metrics.setdefault("figures", {})["answers end kept"] = kept
     if kept < len(last) / 2:
+        way_out = "train the stage it starts from longer, so that its answers end where they should"
+        if "{reference}{end}" not in step.options["shown_prompt"]:
+            way_out = (
+                "write {end} right after {reference} in shown_prompt, so that the model sees where "
+                "an answer ends"
+            )
         step.warn(
             f"of {len(last)} finished own answers only {kept} keep the end-of-turn token as their "
-            "last label, so the model may unlearn to stop; write {end} after {reference} in "
-            "shown_prompt, so that the model sees where an answer ends"
+            f"last label, so the model may unlearn to stop; {way_out}"
         )
 
 

@@ -165,9 +165,9 @@ def _references(
     table = TokenTable()
     for row in rows:
         ids = training_row(row.prompt, row.answer, row.answer)
-        name = (
-            f"answer {row.row_id + 1}" if turns == "all" else f"row {source.skip + row.row_id + 1}"
-        )
+        answer = 1 + sum(message["role"] == "assistant" for message in row.example.messages)
+        place = row.example.place
+        name = f"{place}, answer {answer}" if turns == "all" else place
         table.add(f"{kind}{name}", len(row.prompt), ids, whole=row.whole)
     return table, rows, counts
 
@@ -187,7 +187,7 @@ def _self_generated(
         if any(label != -100 for label in row["labels"]):
             place, prompt = places[row["id"]]
             ids: TokenIds = {"input_ids": row["input_ids"], "labels": row["labels"]}
-            name = f"self-generated row {row['id'] + 1}"
+            name = f"{table.name_of(place)}, self-generated"
             rows.append(len(table))
             table.add(name, prompt, ids, whole=False, prompt_of=place)
     if not rows:

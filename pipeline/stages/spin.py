@@ -13,6 +13,7 @@ beta 0.1, and 5.0 in the last of four rounds.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -106,15 +107,15 @@ def write_pairs(step: StepContext) -> None:
     from pipeline.rows.pairs import read_answers_of, store_pairs
 
     current = read_answers_of(step, "answers")
-    earlier = read_answers_of(step, "earlier") if "earlier" in step.locations else []
-    pairs = [pair for row in current + earlier if (pair := pair_against_reference(row))]
-    step.metrics["figures"] = {**answer_figures(current), "pairs": len(pairs)}
+    earlier = read_answers_of(step, "earlier") if "earlier" in step.locations else ()
+    rows = chain(current, earlier)
+    pairs = store_pairs(step, (pair for row in rows if (pair := pair_against_reference(row))))
+    step.metrics["figures"] = {**answer_figures(current), "pairs": pairs}
     if not pairs:
         raise InputError(
             f"all {len(current)} own answers equal their reference, so there is nothing to reject; "
             "use fewer rounds, or start from another stage"
         )
-    store_pairs(step, pairs)
 
 
 def pair_against_reference(row: AnswerRow) -> PairRow | None:

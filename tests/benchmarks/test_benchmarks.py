@@ -121,16 +121,18 @@ def test_repeated_test_rows_are_named_whatever_the_benchmark(
         if step.kind in ("answers", "gap-contexts")
     }
     ours = (
-        f"{tmp_path / 'test.jsonl'}: 2 of 4 test rows repeat an earlier row (first: row 4); each is "
-        "counted, so intervals are narrower than they should be: remove them from the data"
+        f"{tmp_path / 'test.jsonl'}: 2 of 4 test rows repeat an earlier row (first: {tmp_path / 'test.jsonl'}:4); "
+        "each is counted, so intervals are narrower than they should be: remove them from the data"
     )
     theirs = ours.replace(str(tmp_path / "test.jsonl"), str(baseline))
     theirs = theirs.replace("2 of 4 test rows repeat an", "1 of 5 test rows repeats an")
-    theirs = theirs.replace("row 4", "row 2").replace("remove them", "remove it")
+    theirs = theirs.replace(f"{baseline}:4", f"{baseline}, row 2").replace(
+        "remove them", "remove it"
+    )
     assert ours in warned["answers for gsm8k"] and theirs in warned["answers for alpaca"]
     assert [one for one in warned["contexts for gap"] if "test rows" in one] == [ours]
     report = markdown(collect(plan, runs))
-    assert report.count("2 of 4 test rows repeat an earlier row (first: row 4)") == 1
+    assert report.count("2 of 4 test rows repeat an earlier row (first: ") == 1
 
 
 def test_the_files_of_an_alpaca_step_are_the_official_ones_and_score_the_same(

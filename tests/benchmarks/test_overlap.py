@@ -320,6 +320,48 @@ def test_a_training_row_is_named_by_its_place_in_the_file(tmp_path):
     assert (found["first_row"], read_result(step)["training_rows"]) == (3, 2)
 
 
+def test_items_are_numbered_as_answers_where_rows_are_left_out(
+    recipe_dict, write_recipe, run_steps_here, tmp_path
+):
+    """The tiny model's template writes no tools, so of the test rows the second is left out; of the
+
+    training rows the first, which is empty, and the third. Lines without a row count as lines.
+    """
+
+    def said(question, answer, **more):
+        turns = (("user", question), ("assistant", answer))
+        messages = [{"role": role, "content": text} for role, text in turns]
+        return json.dumps({"messages": messages, **more}) + "\n"
+
+    tools = {"tools": [{"type": "function", "function": {"name": "f"}}]}
+    train = [said("a", " "), "\n", said(numbered("a", 20), "b"), said(TEXT, "c", **tools)]
+    test = [said(numbered("p", 20), "d"), said("q", "e", **tools), said(TEXT, "f")]
+    for name, lines in (("train", [*train, said(TEXT, "g")]), ("test", test)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    recipe_dict |= {"task": "chat", "stages": {"sft": {"method": "sft"}}, "evaluate": ["rouge"]}
+    recipe_dict["data"] = {
+        name: {"source": str(tmp_path / f"{name}.jsonl"), "skip_unusable": True}
+        for name in ("train", "test")
+    }
+    plan, runs = run_steps_here(write_recipe(recipe_dict))
+    folders = {step.kind: step.directory(runs) for step in plan.steps}
+    answers = artifact.read_rows(folders["answers"] / artifact.SAMPLES)
+    (found,) = artifact.read_rows(folders["overlap"] / "overlaps.jsonl")
+    assert [row["messages"][0]["content"] for row in answers if row["id"] == found["id"]] == [TEXT]
+    assert (found["first_row"], found["training_rows"]) == (5, 1), "the line of the file"
+
+
+def test_a_row_of_a_mixture_is_named_by_its_own_file(tmp_path):
+    for name, rows in (("one", [problem("a"), problem("b")]), ("two", [problem(TEXT)])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = [{"source": str(tmp_path / f"{name}.jsonl")} for name in ("one", "two")]
+    train = {"source": "one + two", "parts": parts}
+    step = make_step(tmp_path, {"train": train, "test": [problem(TEXT, "#### 2")]})
+    execute(step)
+    (found,) = artifact.read_rows(step.directory / "overlaps.jsonl")
+    assert (found["first_source"], found["first_row"]) == (f"train ({tmp_path}/two.jsonl)", 1)
+
+
 def test_the_step_without_overlap_is_silent(tmp_path):
     rows = {"train": [problem(numbered("a", 20))], "test": [problem(TEXT, "#### 2")]}
     step = make_step(tmp_path, rows)

@@ -56,17 +56,34 @@ def test_limit_takes_the_first_rows(tmp_path):
         ),
         ([GOOD, '{"question": "q", "answer"'], r"rows.jsonl:2: not valid JSON"),
         ([GOOD, '{"question": ["q"], "answer": "a"}'], r"rows.jsonl:2: field 'question' is list"),
-        ([GOOD, "[1, 2]"], r"rows.jsonl:2: a row must be a JSON object"),
+        ([GOOD, "[1, 2]"], r"rows.jsonl:2: a row must be a JSON object, .*call a file that is one"),
+        ([GOOD, '{"a": 1,}'], r"rows.jsonl:2: not valid JSON \(.*, column 9\); write"),
+        (["{", '"a": 1}'], r"rows.jsonl:1: not valid JSON \(the line ends too early\); write"),
         (
             ['{"question": 5, "answer": "a"}'],
             r"rows.jsonl:1: field 'question' is int, expected text",
         ),
     ],
-    ids=["missing field", "blank", "cut off", "changed type", "not an object", "number"],
+    ids=[
+        "missing field",
+        "blank",
+        "cut off",
+        "changed type",
+        "not an object",
+        "comma",
+        "several lines",
+        "number",
+    ],
 )
 def test_a_malformed_row_is_named_by_line_and_field(tmp_path, rows, message):
     with pytest.raises(InputError, match=message):
         load_examples(write(tmp_path, rows), "gsm8k")
+
+
+def test_files_with_byte_order_marks_may_be_joined(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\ufeff{json.dumps(GOOD)}\n\ufeff{json.dumps(GOOD)}\n")
+    assert len(load_examples({"source": str(path)}, "gsm8k")) == 2
 
 
 def test_bytes_that_are_no_text_are_named_by_line(tmp_path):

@@ -10,6 +10,7 @@ from pipeline.errors import InputError
 
 ASKED = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
+ANSWERED = [{"role": "assistant", "content": "Hello"}]
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 
@@ -46,9 +47,39 @@ def test_a_row_with_a_field_that_is_not_read_is_refused_by_name(name, task):
 def test_an_answer_that_is_marked_as_bad_is_not_trained_on():
     """Rows of KTO: prompt, completion, and whether the completion is a good one."""
     row = {"prompt": "Hi", "completion": "Go away."}
-    with pytest.raises(RowError, match="marks the answer as bad"):
-        example_of("chat", row | {"label": False})
-    assert example_of("chat", row | {"label": True}) == example_of("chat", row)
+    for label in (False, 0, "False", "0"):
+        with pytest.raises(RowError, match="marks a bad answer"):
+            example_of("chat", row | {"label": label})
+    for label in (True, 1, "True", None, 3, "sport"):
+        assert example_of("chat", row | {"label": label}) == example_of("chat", row)
+
+
+@pytest.mark.parametrize("content", ["\u200b", "\ufeff", "\x00", " \u200f\n"])
+def test_a_text_of_nothing_to_see_is_empty(content):
+    with pytest.raises(RowError, match="is empty"):
+        example_of("chat", {"prompt": "Hi", "completion": content})
+    asked = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(RowError, match="has no text"):
+        example_of("chat", {"messages": [*asked, {"role": "assistant", "content": content}]})
+    said = {"role": "assistant", "content": "\u200f\u05e9\u05dc\u05d5\u05dd"}  # Hebrew, with a mark
+    assert example_of("chat", {"messages": [*asked, said]}).reference == said["content"]
+
+
+def test_a_content_of_parts_is_named_as_such():
+    """As OpenAI and models of images write it."""
+    parts = [{"type": "text", "text": "Hi"}]
+    with pytest.raises(RowError, match=r"message 0 \(user\) has a list of parts as its content"):
+        example_of("chat", {"messages": [{"role": "user", "content": parts}, *ANSWERED]})
+    with pytest.raises(RowError, match="has int as its content"):
+        example_of("chat", {"messages": [{"role": "user", "content": 5}, *ANSWERED]})
+
+
+def test_pairs_that_look_the_same_are_no_preference():
+    row = {"prompt": "Hi", "chosen": "caf\u00e9", "rejected": "cafe\u0301"}
+    with pytest.raises(RowError, match="equals chosen"):
+        preference_of("chat", row)
+    with pytest.raises(RowError, match="is missing; the row has chosen, rejected"):
+        preference_of("chat", {"chosen": "a", "rejected": "b"})
 
 
 def test_fields_without_a_value_are_those_of_other_rows(tmp_path):

@@ -200,6 +200,19 @@ def test_an_answer_that_holds_its_thoughts_as_text_closes_the_block_itself():
     row = {"prompt": "Hi", "completion": "They greet.\n</think>\n\nHello"}
     prompt, answer = texts_of(renderer, row)
     assert prompt.endswith(ASK + "<think>\n") and answer == row["completion"] + "<|im_end|>"
+    opened = {**row, "completion": f"<think>\n{row['completion']}"}
+    assert texts_of(renderer, opened) == (prompt, answer), "it is not opened twice"
+
+
+def test_thoughts_in_the_text_of_an_answer_are_trained_on_where_the_template_finds_them():
+    """As Qwen3's does, which writes an empty block before answers without thoughts."""
+    found = QWEN.replace(
+        "{% if loop.last %}", "{% if loop.last and '<think>' not in message.content %}"
+    )
+    said = "<think>\nThey greet.\n</think>\n\nHello"
+    row = {"prompt": "Hi", "completion": said}
+    assert texts_of(renderer_of(found), row)[1] == f"{said}<|im_end|>"
+    assert "writes '<think>" in admits(renderer_of(found), CHAT)
 
 
 # What templates refuse
@@ -333,6 +346,67 @@ def test_what_the_template_leaves_out_is_refused_by_name(row, lost):
         renderer_of(CHAT_TEMPLATE).admit(example_of("chat", row))
     with pytest.raises(RowError, match="no chat template"):
         Renderer(build_tokenizer(template=False)).admit(example_of("chat", row))
+
+
+@pytest.mark.parametrize(
+    "kept", ["", "{% for tool in tools or () %}{{ tool.function.name }}{% endfor %}"]
+)
+def test_what_is_left_out_is_noticed_however_short_it_is(kept):
+    """The tool `f`, called for `4`: both are found in any text."""
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    question, answer = {"role": "user", "content": "of 4?"}, {"role": "assistant", "content": "4"}
+    thought = {**answer, "thinking": "So."}
+    renderer = renderer_of(kept + CHAT_TEMPLATE)
+    assert bool(kept) == (
+        admits(renderer, {"messages": [question, answer], "tools": tools}) is None
+    )
+    assert "leaves out 'f'" in admits(renderer, {"messages": [question, called]})
+    found = [question, called, {"role": "tool", "content": "4"}, answer]
+    assert "leaves out 'f'" in admits(renderer, {"messages": found})
+    no_results = QWEN.replace("{{ message.content }}{% endif %}<", "{% if message.role != 'tool' %}"
+                              "{{ message.content }}{% endif %}{% endif %}<")  # fmt: skip
+    assert "leaves out the tool message" in admits(
+        renderer_of(no_results), {"messages": found, "tools": tools}
+    )
+    row = {"messages": [*found[:-1], thought], "tools": tools}
+    assert admits(renderer_of(QWEN), row) is None
+
+
+def admits(renderer, row):
+    """Why a row is refused, or None."""
+    try:
+        renderer.admit(example_of("chat", row))
+    except RowError as error:
+        return str(error)
+    return None
+
+
+def test_a_template_that_leaves_out_messages_is_refused():
+    """One without system messages would ignore the recipe's, too."""
+    no_system = CHAT_TEMPLATE.replace(" in messages ", " in messages if message.role != 'system' ")
+    own = {"messages": [{"role": "system", "content": "Be kind."}, *CHAT["messages"]]}
+    assert admits(renderer_of(no_system), CHAT) is None
+    assert "leaves out the system message" in admits(renderer_of(no_system), own)
+    assert "leaves out the system message" in admits(renderer_of(no_system, system="Hm."), CHAT)
+    last_turn = CHAT_TEMPLATE.replace(" in messages ", " in messages[-2:] ")
+    assert admits(renderer_of(last_turn), CHAT) is None
+    longer = {"messages": [*CHAT["messages"], *CHAT["messages"]]}
+    assert "leaves out the user message" in admits(renderer_of(last_turn), longer)
+
+
+def test_a_template_that_writes_something_random_is_refused(
+    tiny_model, tmp_path, write_recipe, run_steps_here
+):
+    import shutil
+
+    folder = tmp_path / "random"
+    shutil.copytree(tiny_model, folder)
+    template = "{{ range(0, 100000) | random }}" + CHAT_TEMPLATE
+    (folder / "chat_template.jinja").write_text(template)
+    recipe = {**tiny_recipe(str(folder)), "stages": {"sft": {"method": "sft"}}}
+    with pytest.raises(InputError, match="does not write the same twice"):
+        run_steps_here(write_recipe(recipe))
 
 
 def test_preferences_may_think_and_call():

@@ -56,6 +56,13 @@ ARCHITECTURES = {
         "layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2,
         "block_size": 8, "head_dim": 8,
     },
+    "xlstm": {"num_heads": 4, "chunk_size": 8, "autocast_kernel_dtype": "float32"},
+    "kimi_linear": {
+        "num_key_value_heads": 4, "layer_types": ["linear_attention", "full_attention"],
+        "linear_head_dim": 8, "linear_num_heads": 4, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8, "v_head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
 }  # fmt: skip
 # Rotations that follow the longest row of a pass, once one is over 32 tokens.
 FOLLOWING = {

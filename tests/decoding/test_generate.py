@@ -155,7 +155,8 @@ def test_training_prompts_that_do_not_fit_are_left_out_and_counted(
     answers = artifact.read_rows(plan.steps[0].directory(runs) / artifact.SAMPLES)
     assert [row["id"] for row in answers] == [0, 1, 3, 4]
     records = [artifact.read_record(step.directory(runs))["metrics"] for step in plan.steps]
-    assert records[0]["warnings"][0].startswith("1 of 5 rows get no answer")
+    place = f"{tmp_path / 'rows.jsonl'}:3"
+    assert records[0]["warnings"][0].startswith(f"1 of 5 rows get no answer, first {place}: a pro")
     assert records[1]["figures"]["answers"] == 4
     assert records[2]["data"]["dropped"] == 1 and records[2]["data"]["self_generated_rows"] == 4
 
@@ -165,7 +166,9 @@ def test_a_test_prompt_that_does_not_fit_is_an_error(
 ):
     recipe_dict = recipe_with_long_rows(recipe_dict, tmp_path)
     recipe_dict["stages"] = {"sft": {"method": "sft"}}
-    with pytest.raises(InputError, match=r"row 3: a prompt of .* exceed the model's window of 512"):
+    with pytest.raises(
+        InputError, match=r"rows.jsonl:3: a prompt of .* exceed the model's window of 512"
+    ):
         run_steps_here(write_recipe(recipe_dict))
 
 

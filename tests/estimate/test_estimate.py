@@ -177,6 +177,33 @@ def test_cache_is_that_of_the_reader(tiny_model):
     assert most > weights + cache
 
 
+@pytest.mark.parametrize("label", ["argmax", "sample"])
+def test_labels_take_what_labelling_rows_takes(tiny_model, label):
+    """What is alive while real rows are labelled, counted as the estimate counts fake tensors.
+
+    Eight rows of up to 120 tokens go through one pass of the layers, which keeps no cache.
+    """
+    from pipeline.estimate.skeleton import build
+    from pipeline.estimate.trace import Live, WritingPass, writing_peak
+    from pipeline.models.load import load_config, load_model
+    from pipeline.rows.corrections import Own, labels_as_done
+
+    rows = [Own([5] * 60, [6] * (60 - number), number) for number in range(8)]
+    model = load_model(tiny_model, dtype="float32").eval()
+    how = {"label": label, "min_confidence": 0.5, "seed": 0, "batch_size": 8}
+    with Live() as live:
+        for one in model.parameters():
+            live.add(one)
+        weights = live.now
+        for _ in labels_as_done(model, rows, **how):
+            pass
+    skeleton = build(load_config(tiny_model), dtype="float32", trains=False)
+    given = WritingPass(0, columns=120, prompt=60, sampled=8 * (label == "sample"), labelled=8)
+    most, cache = writing_peak(skeleton, given)
+    assert cache == 0
+    assert most - weights == pytest.approx(live.most - weights, rel=0.1)
+
+
 def test_more_rows_or_longer_ones_need_more_and_checkpoints_less(tiny_model):
     from pipeline.estimate.skeleton import build
     from pipeline.estimate.trace import TrainingPass, training_peak

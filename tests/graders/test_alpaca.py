@@ -703,7 +703,7 @@ def test_a_subset_of_instructions_cannot_be_taken_for_all(instructions):
     [
         pytest.param(None, "d.csv must be a CSV file", id="missing"),
         pytest.param("index,difficulty\n0,1\n", "valid are numbers in the columns", id="column"),
-        pytest.param("index,instruction_difficulty\n0,hard\n", "row 1: .*hard", id="word"),
+        pytest.param("index,instruction_difficulty\n0,hard\n", "d.csv:2: .*hard", id="word"),
         pytest.param(
             "index,instruction_difficulty\n0\n1,2\n", "an empty or infinite cell", id="empty-cell"
         ),
@@ -742,7 +742,7 @@ def test_gamed_rows_are_read_in_order_and_unjudged_ones_are_left_out(tmp_path):
         pytest.param(GAMED_HEADER, "g.csv: gamed", id="no-rows"),
         pytest.param(GAMED_HEADER + "v,1.75,0,1,1,False\n", r"g.csv: .*\[0, 1\]", id="in-1-2"),
         pytest.param(GAMED_HEADER + "v,0.75,0,,1,False\n", "g.csv: .*all finite", id="gap"),
-        pytest.param("index,preference\n0,1\n", "g.csv: row 1: 'std_delta_len'", id="columns"),
+        pytest.param("index,preference\n0,1\n", "g.csv:2: 'std_delta_len'", id="columns"),
     ],
 )
 def test_a_wrong_gamed_file_is_refused(tmp_path, content, message):

@@ -233,3 +233,29 @@ def test_every_step_knows_the_time_out_of_the_group_that_its_first_one_makes(
     }
     assert given == {7200}
     assert [step.fingerprint for step in plan.steps] == [step.fingerprint for step in plain.steps]
+
+
+def test_a_launch_of_the_command_line_must_share_the_batches_too(recipe_dict, write_recipe, capsys):
+    """Eight processes and batches of 4 ended in a traceback of `--estimate`, and of the first step."""
+    from pipeline.cli.main import main
+
+    path = write_recipe(recipe_dict)
+    for command in ("plan", "run"):
+        assert main([command, str(path), "--launch=ddp", "--runs", str(path.parent / "runs")]) == 2
+        said = capsys.readouterr()
+        assert "batch_size  4 is not a multiple of the 8 processes of ddp" in said.err
+        assert not said.out
+    assert not (path.parent / "runs").exists()
+    swept = ["--set=sweep.batch_size=[8, 4]", "--launch=ddp"]
+    assert main(["plan", str(path), *swept]) == 2
+    assert capsys.readouterr().err.count("is not a multiple") == 1
+
+
+def test_a_batch_that_nothing_is_trained_with_is_no_problem(recipe_dict, write_recipe):
+    """A recipe that only evaluates, and one whose stages all have batches of their own."""
+    recipe_dict |= {"launch": "ddp", "batch_size": 4, "stages": {"base": {"method": "base"}}}
+    del recipe_dict["data"]["train"], recipe_dict["data"]["preferences"]
+    load_recipe(write_recipe(recipe_dict))
+    recipe_dict["data"]["train"] = {"source": "builtin:maths"}
+    recipe_dict["stages"] = {"sft": {"method": "sft", "batch_size": 8}}
+    load_recipe(write_recipe(recipe_dict))

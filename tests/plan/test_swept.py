@@ -157,7 +157,7 @@ def test_all_problems_of_all_points_are_listed_once(swept):
     assert [(problem.key, problem.message) for problem in caught.value.problems] == [
         ("micro_batch_size", "0: should be greater than or equal to 1"),
         ("modle", "not a key bashrac knows; did you mean model?"),
-        ("sweep.batch_size", "'many': should be a valid integer (where batch_size is many)"),
+        ("sweep.batch_size", "'many': must be a whole number (where batch_size is many)"),
         ("sweep.seed", "'seed' is not a key of a recipe; did you mean seeds?"),
         (f"sweep.{BETA}", f"7: should be less than or equal to 1 (where {BETA} is 7)"),
         (f"sweep.{BETA}", f"8: should be less than or equal to 1 (where {BETA} is 8)"),

@@ -13,6 +13,7 @@ from pipeline.models.load import load_merged, load_model
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
 from pipeline.publish.export import write_model
+from pipeline.publish.push import package
 from pipeline.publish.stage import find_stage
 from pipeline.steps import artifact
 from pipeline.train.trainer import _finish_adapter_config
@@ -219,3 +220,35 @@ def test_the_embedded_model_in_4_bits_through_three_arms(bashrac, tmp_path):
         f"merged against 4 bits and adapter: {difference.max():.1e} of {logits(exact).abs().max():.1f}"
     )
     assert difference.max() < 1e-3 * logits(exact).abs().max()
+
+
+@pytest.mark.parametrize("in_base", [False, True])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_router_logits_are_published_as_the_base_has_them(
+    recipe_of_one, write_recipe, run_steps_here, tmp_path, lora, in_base
+):
+    """An older bashrac saved a trained mixture of experts with them on, and `generate` failed."""
+    sizes = {"num_key_value_heads": 2, "num_local_experts": 4, "output_router_logits": in_base}
+    recipe_of_one["model"] = save_tiny_model(tmp_path / "base", architecture="mixtral", **sizes)
+    if lora:
+        lora = {"r": 2, "target_modules": ["q_proj"]}
+    path = write_recipe(recipe_of_one | {"lora": lora})
+    plan, runs = run_steps_here(path)
+    if lora is None:
+        folder = plan.models["sft", 0].base.directory(runs)
+        config = json.loads((folder / "model/config.json").read_text())
+        config["output_router_logits"] = not in_base
+        (folder / "model/config.json").write_text(json.dumps(config))
+        record = artifact.read_json(folder / artifact.RECORD)
+        artifact.write_record(folder, record | {"files": artifact.written_files(folder)})
+    found = find_stage(f"{path}:sft", runs)
+    sent = []
+    for dtype in (None, "float32"):
+        write_model(found, tmp_path / f"out-{dtype}", dtype=dtype)
+        sent.append((tmp_path / f"out-{dtype}/config.json").read_bytes())
+    if lora is None:
+        sent.append(package(found, "me/sft")["config.json"])
+    assert [json.loads(one)["output_router_logits"] for one in sent] == [in_base] * len(sent)
+    if not in_base:
+        ids = torch.tensor([[5, 6]])
+        assert plain(tmp_path / "out-None").generate(ids, max_new_tokens=2).shape == (1, 4)

@@ -114,7 +114,7 @@ def test_a_threshold_is_no_part_of_any_steps_identity(recipe_dict, write_recipe,
         ("answers_cut", 1.5, "less than or equal to 1"),
         ("loss_ratio", 0, "greater than 0"),
         ("label_changed", 0.5, "did you mean labels_changed?"),
-        ("tokens_changed", "half", "valid number"),
+        ("tokens_changed", "half", "must be a number"),
     ],
 )
 def test_a_wrong_threshold_is_named(recipe_dict, write_recipe, key, value, message):

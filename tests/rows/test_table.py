@@ -5,9 +5,18 @@ import json
 import tracemalloc
 
 import pytest
+from conftest import benchmark_script, save_tiny_model
 
+from pipeline.data.preflight import Row
 from pipeline.errors import InputError
-from pipeline.rows.table import TokenTable, TrainingRows, dataset_of
+from pipeline.rows.table import (
+    Answer,
+    PairTable,
+    TokenTable,
+    TrainingRows,
+    dataset_of,
+    dataset_of_pairs,
+)
 from pipeline.steps.artifact import StoredRows, read_rows, write_rows
 
 
@@ -59,6 +68,51 @@ def test_rows_to_train_on_take_under_twelve_bytes_a_token():
         tracemalloc.stop()
     assert dataset[199]["input_ids"] == ids[199]
     assert taken / (200 * 700) <= 12
+
+
+def test_a_table_of_pairs_gives_the_pairs_it_was_given():
+    pairs = PairTable()
+    pairs.add("pair 1", [5, 6], Answer([70000, 2], whole=True), Answer([8], whole=False))
+    pairs.add("pair 3", [7], Answer([9], whole=False), Answer([10, 11, 2], whole=True))
+    chosen, rejected = pairs[0]
+    assert chosen == Row("pair 1, chosen", [5, 6], [5, 6, 70000, 2], [-100, -100, 70000, 2], True)
+    assert rejected == Row("pair 1, rejected", [5, 6], [5, 6, 8], [-100, -100, 8], False, False)
+    assert list(pairs.sides) == [side for pair in pairs for side in pair]
+    assert [(side.name, side.whole, side.wanted) for side in pairs.sides][2:] == [
+        ("pair 3, chosen", False, True), ("pair 3, rejected", True, False),
+    ]  # fmt: skip
+    assert pairs.sizes == [(4, 3), (2, 4)] and pairs.longest_answer == 3
+    empty = {"prompt": "", "chosen": "", "rejected": ""}  # TRL tokenises some text of every row
+    assert dataset_of_pairs(pairs).to_list() == [
+        {"row_prompt": [5, 6], "row_chosen": [70000, 2], "row_rejected": [8], **empty},
+        {"row_prompt": [7], "row_chosen": [9], "row_rejected": [10, 11, 2], **empty},
+    ]
+
+
+def test_rows_are_held_once_and_stored_rows_not_at_all(tmp_path):
+    """Python lists of ids from JSON take 36 bytes a token and more; what is held takes 4 or 8."""
+    model = save_tiny_model(tmp_path / "model", max_position_embeddings=4096)
+    script = benchmark_script("row_memory")
+    try:
+        parts = script.measured(model, rows=40, words=400, folder=tmp_path)
+        taken = {part: size / tokens for part, size, tokens in parts}
+    finally:
+        tracemalloc.stop()
+    print(taken)
+    limits = {
+        "rows to write contexts for, tokenised": 12,
+        "written contexts, as the step holds them": 1,
+        "rows to train on, checked and as a dataset": 12,
+        "answers to correct, with their prompts": 12,
+        "answers to correct, with their prompts, at most": 16,
+        "answers made into pairs, at most": 16,
+        "pairs to train on, checked and as a dataset": 8,
+        "answers graded (gsm8k), at most": 6,
+        "contexts read for their losses (gap), at most": 10,
+        "contexts, losses and answers graded (gap), at most": 10,
+    }
+    assert {part: size for part, size in taken.items() if size > limits[part]} == {}
+    assert taken.keys() == limits.keys()
 
 
 def test_stored_rows_are_those_of_the_file(tmp_path):

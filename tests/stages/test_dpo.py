@@ -8,11 +8,11 @@ import torch
 from conftest import save_tiny_model
 from helpers import training_step
 
-from pipeline.data.preflight import Row
 from pipeline.data.render import renderer_for
 from pipeline.errors import InputError, StepFailedError
 from pipeline.models.load import load_model
 from pipeline.rows.pairs import read_pairs
+from pipeline.rows.table import Answer, PairTable
 from pipeline.stages import dpo
 from pipeline.steps import artifact
 
@@ -59,11 +59,10 @@ def test_the_loss_on_hand_built_probabilities(tmp_path, recipe_dict, write_recip
     recipe_dict["trainer"]["beta"] = beta
     recipe_dict["stages"] = {"dpo": {"method": "dpo"}}
     step = training_step(write_recipe(recipe_dict), tmp_path / "runs")
-    pair = tuple(
-        Row(name, [5, 6], [5, 6, token, 2], [-100, -100, token, 2], whole=True)
-        for name, token in (("chosen", 10), ("rejected", 11))
-    )
-    trainer = dpo.make_trainer(step, [pair, pair], renderer_for(step).tokenizer)
+    pairs = PairTable()
+    for name in ("pair 1", "pair 2"):
+        pairs.add(name, [5, 6], Answer([10, 2], whole=True), Answer([11, 2], whole=True))
+    trainer = dpo.make_trainer(step, pairs, renderer_for(step).tokenizer)
     probability = torch.full((400,), 0.25 / 398)
     probability[10], probability[11] = 0.5, 0.25
     batch = next(iter(trainer.get_train_dataloader()))
@@ -182,6 +181,55 @@ def test_a_wrong_reference_model_stops_the_run():
         callback.on_log(None, state, None, logs={"loss": 0.58})
 
 
+def test_in_float32_a_reference_that_is_slightly_off_stops_the_run(
+    recipe_dict, write_recipe, tmp_path
+):
+    """Weights of the reference moved by some thousandths: a loss that 16 bits might round to."""
+    recipe_dict |= {"stages": {"dpo": {"method": "dpo"}}, "evaluate": []}
+    step = training_step(write_recipe(recipe_dict), tmp_path / "runs")
+    pairs = read_pairs(step, renderer_for(step))
+    trainer = dpo.make_trainer(step, pairs, renderer_for(step).tokenizer)
+    batch = next(iter(trainer.get_train_dataloader()))
+
+    def loss():
+        return trainer.compute_loss(trainer.model, batch).item()
+
+    tolerance = dpo.ln2_tolerance(step, pairs.longest_answer)
+    assert tolerance < 2e-4
+    assert abs(loss() - math.log(2)) < tolerance / 10
+    callback = dpo._first_loss_check(0.0, tolerance)
+    state = type("State", (), {"global_step": 1})
+    callback.on_log(None, state, None, logs={"loss": loss()})
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in trainer.ref_model.parameters():
+            weight += 0.003 * weight.std() * torch.randn_like(weight)
+    off = loss()
+    assert tolerance < abs(off - math.log(2)) < 0.02
+    with pytest.raises(StepFailedError, match="not ln 2"):
+        callback.on_log(None, state, None, logs={"loss": off})
+    with pytest.raises(StepFailedError, match="not ln 2"):
+        callback.on_log(None, state, None, logs={"loss": math.nan})
+
+
+def test_the_tolerance_grows_with_beta_and_length_and_is_that_of_16_bits_elsewhere(
+    recipe_dict, write_recipe, tmp_path
+):
+    """1e-4 + 2 beta 1e-5 T: of 1,000 tokens at beta 0.1 it is 0.0021, and never more than 0.02."""
+    recipe_dict |= {"stages": {"dpo": {"method": "dpo"}}, "evaluate": []}
+
+    def tolerance(longest, **more):
+        path = write_recipe(recipe_dict | more)
+        return dpo.ln2_tolerance(training_step(path, tmp_path / "runs"), longest)
+
+    assert tolerance(1000) == pytest.approx(0.0021)
+    options = recipe_dict["trainer"]
+    assert tolerance(1000, trainer={**options, "beta": 0.5}) == pytest.approx(0.0101)
+    smooth = {"loss_type": ["robust"], "label_smoothing": 0.25}
+    assert tolerance(1000, trainer={**options, **smooth}) == pytest.approx(0.0041)
+    assert tolerance(100_000) == 0.02 == tolerance(10, precision="bfloat16")
+
+
 def test_self_made_pairs_reject_wrong_answers_and_count_the_rest():
     def answer(text, finished=True):
         return {"id": 0, "messages": ["m"], "reference": "2 + 3 = 5\n#### 5", "answer": text,
@@ -246,7 +294,7 @@ def test_pairs_that_are_equal_once_they_are_cut_are_left_out_and_counted(
     recipe_dict["trainer"]["max_length"] = 60
     step = training_step(write_recipe(recipe_dict), tmp_path / "runs")
     ((chosen, _),) = read_pairs(step, renderer_for(step))
-    assert chosen.name == "pair 2, chosen"
+    assert chosen.name == f"{tmp_path}/pairs.jsonl:2, chosen"
     assert step.metrics["data"]["equal"] == 1 and step.metrics["data"]["dropped"] == 0
     (said,) = step.metrics["warnings"]
     assert said.startswith("1 of 2 pairs left out: both answers are the same tokens")

@@ -282,13 +282,19 @@ def test_a_wrong_option_is_named(recipe, write_recipe, options, key, message):
     assert message in problems_of(write_recipe(recipe))[f"stages.rac.{key}"]
 
 
+@pytest.mark.parametrize("shown", [TASKS["gsm8k"].shown, "{reference}\n{prompt}"])
 @pytest.mark.parametrize(("last", "kept", "warns"), [([2, 2, 9], 2, False), ([2, 9, 9], 1, True)])
-def test_a_stage_whose_labels_mostly_do_not_end_turns_warns(last, kept, warns):
-    """Three finished answers, and a cut one that is not looked at."""
+def test_a_stage_whose_labels_mostly_do_not_end_turns_warns(last, kept, warns, shown):
+    """Three finished answers, and a cut one that is not looked at. The prompts of built-in tasks
+
+    show the end of the reference, so there it is no advice to show it.
+    """
     from types import SimpleNamespace
 
     warnings = []
-    step = SimpleNamespace(metrics={"figures": {}}, warn=warnings.append)
+    step = SimpleNamespace(
+        metrics={"figures": {}}, warn=warnings.append, options={"shown_prompt": shown}
+    )
     drafts = drafts_of([[5, 2]] * 4, [[5, 2]] * 4)
     drafts[3] = CorrectionInput(drafts[3].row, [5, 6], False, [1])
     rows = [
@@ -299,3 +305,4 @@ def test_a_stage_whose_labels_mostly_do_not_end_turns_warns(last, kept, warns):
     assert step.metrics["figures"] == {"answers end kept": kept}
     assert bool(warnings) == warns
     assert all(f"of 3 finished own answers only {kept}" in warning for warning in warnings)
+    assert all(("write {end}" in warning) == ("{end}" not in shown) for warning in warnings)

@@ -12,10 +12,10 @@ from accelerate.data_loader import BatchSamplerShard
 from conftest import ROOT, random_ids
 from torch.utils.data import BatchSampler
 
-from pipeline.data.preflight import Row
 from pipeline.data.render import renderer_for
 from pipeline.plan.load import load_recipe
 from pipeline.plan.plan import make_plan
+from pipeline.rows.table import Answer, PairTable
 from pipeline.run.worker import execute
 from pipeline.stages import dpo, sft
 from pipeline.steps import artifact
@@ -213,17 +213,11 @@ def test_pairs_are_grouped_by_the_longer_side(training, capsys, lora):
     Passes of the reference model, which with LoRA are the same model's, do not count.
     """
     generator = torch.Generator().manual_seed(2)
-    pairs = []
+    pairs = PairTable()
     for number in range(64):
         ids = [random_ids(generator, *span) for span in ((10, 201), (4, 10))]
-        sides = [[5, 6, *one, 2] for one in (ids if number % 2 else reversed(ids))]
-        names = ("chosen", "rejected")
-        pairs.append(
-            tuple(
-                Row(name, [5, 6], side, [-100, -100, *side[2:]], whole=True)
-                for name, side in zip(names, sides, strict=True)
-            )
-        )
+        sides = [Answer([*one, 2], whole=True) for one in (ids if number % 2 else reversed(ids))]
+        pairs.add(f"pair {number + 1}", [5, 6], *sides)
     preferences = {"data": {"preferences": {"source": "builtin:maths", "limit": 4}}}
     step = training(**preferences, stages={"dpo": {"method": "dpo"}}, lora=lora)
     trainer = dpo.make_trainer(step, pairs, renderer_for(step).tokenizer)
