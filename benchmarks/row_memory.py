@@ -29,6 +29,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import eval.graders.gsm8k  # noqa: E402, F401 - its patterns are not to be counted
 from eval.benchmarks import gap, gsm8k  # noqa: E402 - from this checkout
 from pipeline.data.load import load_examples, tokenise  # noqa: E402
 from pipeline.data.render import Renderer, renderer_for  # noqa: E402

@@ -27,7 +27,7 @@ from pipeline.steps.spec import Place
 Read = TypeVar("Read", Example, PreferencePair)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenRow:
     """A row as tokens.
 

@@ -88,7 +88,7 @@ class Task:
                 raise ValueError(f"{name} lacks {' and '.join(missing)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One row of a task.
 

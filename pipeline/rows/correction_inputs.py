@@ -13,7 +13,7 @@ from pipeline.steps.context import StepContext
 from pipeline.steps.options import CorrectionOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CorrectionInput:
     """A self-generated answer to correct.
 

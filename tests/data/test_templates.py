@@ -212,7 +212,7 @@ def test_thoughts_in_the_text_of_an_answer_are_trained_on_where_the_template_fin
     said = "<think>\nThey greet.\n</think>\n\nHello"
     row = {"prompt": "Hi", "completion": said}
     assert texts_of(renderer_of(found), row)[1] == f"{said}<|im_end|>"
-    assert "writes '<think>" in admits(renderer_of(found), CHAT)
+    assert "puts '<think>" in admits(renderer_of(found), CHAT)
 
 
 # What templates refuse

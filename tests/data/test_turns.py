@@ -52,8 +52,7 @@ def test_a_dialogue_is_left_out_whole(tmp_path):
     """One of its answers cannot be used, so that the numbers of rows stay those of dialogues."""
     tokenizer = build_tokenizer(template=True)
     tokenizer.chat_template += (
-        "{% if messages[-1].content == '2' or messages | length == 3 %}"
-        "{{ raise_exception('too short') }}{% endif %}"
+        "{% if messages | length == 3 %}{{ raise_exception('too short') }}{% endif %}"
     )
     path = tmp_path / "rows.jsonl"
     rows = [{"messages": DIALOGUE}, {"messages": DIALOGUE[2:4]}]

@@ -186,7 +186,7 @@ def test_labels_take_what_labelling_rows_takes(tiny_model, label):
     from pipeline.estimate.skeleton import build
     from pipeline.estimate.trace import Live, WritingPass, writing_peak
     from pipeline.models.load import load_config, load_model
-    from pipeline.rows.corrections import Own, labels_as_done
+    from pipeline.rows.corrections import Own, iter_labels
 
     rows = [Own([5] * 60, [6] * (60 - number), number) for number in range(8)]
     model = load_model(tiny_model, dtype="float32").eval()
@@ -195,7 +195,7 @@ def test_labels_take_what_labelling_rows_takes(tiny_model, label):
         for one in model.parameters():
             live.add(one)
         weights = live.now
-        for _ in labels_as_done(model, rows, **how):
+        for _ in iter_labels(model, rows, **how):
             pass
     skeleton = build(load_config(tiny_model), dtype="float32", trains=False)
     given = WritingPass(0, columns=120, prompt=60, sampled=8 * (label == "sample"), labelled=8)

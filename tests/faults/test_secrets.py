@@ -418,7 +418,7 @@ def test_a_name_cannot_leave_the_runs_folder(recipe_dict, write_recipe, change, 
 # module that a step would write to, upload to or import; whoever raises a version looks at new ones.
 NO_PLACE = (
     "accelerator_config activation_checkpointing_kwargs dataloader_multiprocessing_context "
-    "ddp_backend debug f_divergence_type gradient_checkpointing_kwargs include_for_metrics "
+    "ddp_backend debug eval_strategy f_divergence_type gradient_checkpointing_kwargs include_for_metrics "
     "include_num_input_tokens_seen label_names length_column_name liger_kernel_config log_level "
     "log_level_replica loss_type loss_weights lr_scheduler_kwargs lr_scheduler_type "
     "metric_for_best_model optim optim_args optim_target_modules packing_strategy "
