@@ -29,7 +29,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import eval.graders.gsm8k  # noqa: E402, F401 - its patterns are not to be counted
+import eval.graders.gsm8k  # noqa: E402 - its patterns are not to be counted
+import eval.stats.seeds  # noqa: E402, F401 - nor this
 from eval.benchmarks import gap, gsm8k  # noqa: E402 - from this checkout
 from pipeline.data.load import load_examples, tokenise  # noqa: E402
 from pipeline.data.render import Renderer, renderer_for  # noqa: E402
