@@ -361,7 +361,9 @@ def judging_model(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    name = save_tiny_model(tmp_path / "judge", architecture="gpt_neox")
+    name = save_tiny_model(
+        tmp_path / "judge", architecture="gpt_neox", max_position_embeddings=2048
+    )
     model = AutoModelForCausalLM.from_pretrained(name)
     ids = AutoTokenizer.from_pretrained(name).convert_tokens_to_ids(["m", "M"])
     with torch.no_grad():
