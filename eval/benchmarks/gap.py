@@ -175,7 +175,7 @@ def _contexts(build: Builder, model: Model) -> StepSpec:
         "top_p": 1.0,
         "excluded_ids": None,
         "max_length": recipe.trainer.get("max_length", DEFAULT_MAX_LENGTH),
-        "dtype": recipe.reading_dtype,
+        **recipe.reading,
     }
     if given.max_prompt_length is not None:
         options["max_prompt_length"] = given.max_prompt_length
@@ -199,7 +199,7 @@ def _losses(build: Builder, model: Model, contexts: StepSpec, whose: str) -> Ste
         title=f"losses on {whose}",
         model=model,
         steps={"contexts": contexts},
-        options={"dtype": build.recipe.reading_dtype},
+        options=build.recipe.reading,
         runtime_options=build.writing,
         renders=False,
     )

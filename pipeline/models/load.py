@@ -1,9 +1,9 @@
 """Finds, loads and saves models: the embedded one, local folders, hub ids, and LoRA adapters.
 
-Decisions: (1) an adapter is only ever merged by a `merge` step, which a recipe asks for; (2) a
-model from outside may be a folder with a LoRA adapter: its base is what `adapter_config.json`
-names; (3) code and pickled weights among a model's files are refused, unless its recipe trusts
-them.
+Decisions: (1) an adapter is only merged where a recipe asks for it, by a `merge` step, or in memory
+for steps that write rows (`generation.merge_for_reading`); (2) a model from outside may be a folder
+with a LoRA adapter: its base is what `adapter_config.json` names; (3) code and pickled weights
+among a model's files are refused, unless its recipe trusts them.
 """
 
 from __future__ import annotations
@@ -259,8 +259,11 @@ def weights_of(step: StepContext) -> dict[str, Any]:
 
 
 def load_to_read(step: StepContext) -> Any:
-    """Load the model of a step that writes rows, on its device."""
-    return load_for(step).to(step.device)
+    """Load the model of a step that writes rows, on its device (decision 1)."""
+    model = load_for(step).to(step.device)
+    if step.options.get("merge_for_reading") and hasattr(model, "merge_and_unload"):
+        return model.merge_and_unload()
+    return model
 
 
 def tokenizer_for(step: StepContext) -> Any:

@@ -134,12 +134,15 @@ class Generation(Strict):
     """How answers are written, for evaluation and for self-generated rows.
 
     `batch_tokens` is how many tokens are held at once, in each process; only memory and speed.
+    `merge_for_reading` merges a LoRA adapter into the weights that a step reads with, in memory:
+    each layer computes less, and weights are rounded to the precision once more.
     """
 
     max_new_tokens: int = Field(default=256, ge=1)
     batch_tokens: int = Field(default=32768, ge=1)
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     dtype: PRECISION = "auto"  # over precision
+    merge_for_reading: bool = False
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -359,10 +362,14 @@ class Recipe(Strict):
         return self.precision
 
     @property
-    def reading_dtype(self) -> str:
-        """In what models are read that write rows or answers: a name, or 'auto'."""
+    def reading(self) -> dict[str, Any]:
+        """Options of steps whose model writes rows or answers: how its weights are read.
+
+        `dtype` is the name of a precision, or 'auto'.
+        """
         chosen = self.generation.dtype
-        return self.precision if chosen == "auto" else chosen
+        merged = {"merge_for_reading": True} if self.generation.merge_for_reading else {}
+        return {"dtype": self.precision if chosen == "auto" else chosen, **merged}
 
     def batch_size_for(self, stage: StageOptions) -> int:
         """The global batch of a stage: its own when given, else the recipe's."""

@@ -109,7 +109,7 @@ def plan(stage: Options, build: Builder) -> Model:
                 "top_p": stage.top_p,
                 "excluded_ids": stage.excluded_ids,
                 "max_length": build.recipe.trainer_for(stage)["max_length"],
-                "dtype": build.recipe.reading_dtype,
+                **build.recipe.reading,
                 **build.recipe.trained_turns,
             },
             runtime_options={**build.writing, "engine": stage.engine},

@@ -238,7 +238,7 @@ class Builder:
         options: dict[str, Any] = {
             "task": task or self.recipe.task,
             "max_new_tokens": max_new_tokens or generation.max_new_tokens,
-            "dtype": self.recipe.reading_dtype,
+            **self.recipe.reading,
             "samples": samples,
             "round": round_number,
             "temperature": sampling.temperature if sampling else temperature,
