@@ -364,7 +364,7 @@ def _others(before: Mapping[int, int], seed: int, excluded: tuple[int, ...]) -> 
 
     class Others(Sampling):
         def noisy(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
-            # Without waiting for a GPU. A pass may hold keys of other places, which stay as they are.
+            # On the device throughout. Keys of other places, which a pass may hold, change nothing.
             scores_NV = super().noisy(logits_NV, key_N)
             known, stood = known_K.to(key_N.device), stood_K.to(key_N.device)
             at_N = torch.searchsorted(known, key_N).clamp(max=len(known) - 1)
