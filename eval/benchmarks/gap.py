@@ -215,7 +215,7 @@ def _contexts(build: Builder, model: Model) -> StepSpec:
             top_p=1.0,
             excluded_ids=None,
             max_length=recipe.trainer.get("max_length", DEFAULT_MAX_LENGTH),
-            dtype=recipe.reading_dtype,
+            **recipe.reading,
         ),
         runtime_options=DecodingRuntime(**build.writing, engine="parallel"),
         keys={} if given.data is None else {"test": f"benchmarks.{NAME}.data"},
@@ -230,7 +230,7 @@ def _losses(build: Builder, model: Model, contexts: StepSpec, whose: str) -> Ste
         title=f"losses on {whose}",
         model=model,
         steps={"contexts": contexts},
-        options=ComputingOptions(dtype=build.recipe.reading_dtype),
+        options=ComputingOptions(**build.recipe.reading),
         runtime_options=build.writing,
     )
 

@@ -192,7 +192,7 @@ def _beginnings(build: Builder, model: Model) -> tuple[StepSpec, StepSpec]:
             replaced=given.replaced,
             where=given.where,
             noise_seed=_NOISE_SEED,
-            dtype=recipe.reading_dtype,
+            **recipe.reading,
         ),
         runtime_options=build.writing,
     )
@@ -216,7 +216,7 @@ def _continuations(build: Builder, model: Model, beginnings: StepSpec, whose: st
         options=ContinuationOptions(
             **build.rendering(),
             max_new_tokens=given.max_new_tokens or build.recipe.generation.max_new_tokens,
-            dtype=build.recipe.reading_dtype,
+            **build.recipe.reading,
         ),
         runtime_options=build.writing,
     )
@@ -359,12 +359,18 @@ def _others(before: Mapping[int, int], seed: int, excluded: tuple[int, ...]) -> 
 
     from pipeline.decoding.sampling import Sampling
 
+    keys = sorted(before)
+    known_K, stood_K = torch.tensor(keys), torch.tensor([before[key] for key in keys])
+
     class Others(Sampling):
-        def sample(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
-            stood_N = torch.tensor([before[key] for key in key_N.tolist()])
-            scores_NV = logits_NV.float().clone()
-            scores_NV[torch.arange(len(stood_N)), stood_N] = float("-inf")
-            return super().sample(scores_NV, key_N)
+        def noisy(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
+            # On the device throughout. Keys of other places, which a pass may hold, change nothing.
+            scores_NV = super().noisy(logits_NV, key_N)
+            known, stood = known_K.to(key_N.device), stood_K.to(key_N.device)
+            at_N = torch.searchsorted(known, key_N).clamp(max=len(known) - 1)
+            token_N1, is_known_N1 = stood[at_N, None], (known[at_N] == key_N)[:, None]
+            kept_N1 = scores_NV.gather(1, token_N1).masked_fill(is_known_N1, float("-inf"))
+            return scores_NV.scatter(1, token_N1, kept_N1)
 
     return Others(seed, temperature=1.0, excluded_ids=excluded)
 

@@ -1,10 +1,11 @@
-"""Batching for forward passes: padding, tokens per pass, and restoring the order of rows."""
+"""Batching for forward passes: padding, the pace of a device, and restoring the order of rows."""
 
 from __future__ import annotations
 
 import inspect
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,9 +46,50 @@ def forget_length(model: Any) -> None:
     model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What passes should be like on a device. It decides speed, not results.
+
+    Attributes:
+        tokens: how many a pass should hold.
+        passes: how many decoding passes follow one another before the host reads back what they
+            wrote. A GPU that has to wait for the host after each pass stands still meanwhile.
+        few_shapes: whether sizes are rounded up, so that passes are of few shapes and none depends
+            on values. A CUDA graph holds a pass of one shape.
+    """
+
+    tokens: int
+    passes: int
+    few_shapes: bool
+
+    def round_up(self, count: int, *, least: int = 1, most: int = sys.maxsize) -> int:
+        """A power of two from `least` to `most`, or the count itself where shapes may differ."""
+        if not self.few_shapes:
+            return count
+        return min(max(1 << (count - 1).bit_length(), least), most)
+
+
+# On a CPU a pass of more tokens would not fit in its cache, and waiting costs nothing.
+_PACES = {"cpu": Pace(tokens=1024, passes=1, few_shapes=False)}
+_PACE_ELSEWHERE = Pace(tokens=16384, passes=8, few_shapes=True)
+
+
+def pace_of(device: Any) -> Pace:
+    """The pace of a device."""
+    return _PACES.get(device.type, _PACE_ELSEWHERE)
+
+
+def upload(values: Any, device: Any) -> torch.Tensor:
+    """Numbers as a tensor on a device. From pinned memory a GPU fetches them as it gets to it."""
+    there = torch.as_tensor(values)
+    if device.type == "cuda":
+        there = there.pin_memory()
+    return there.to(device=device, non_blocking=True)
+
+
 def tokens_of_a_pass(device: Any) -> int:
-    """How many tokens a pass should hold: on a CPU, more would not fit in its cache."""
-    return 1024 if device.type == "cpu" else 16384
+    """How many tokens a pass should hold."""
+    return pace_of(device).tokens
 
 
 def pad_left(rows: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from pipeline.decoding.batching import (
     without_adapter,
 )
 from pipeline.decoding.probe import can_read, steps_of
-from pipeline.decoding.sampling import Sampling, check_finite, greedy, without
+from pipeline.decoding.sampling import Sampling, greedy, without
 
 ENGINES = ("auto", "transformers")
 
@@ -158,23 +157,22 @@ def _by_jacobi(
     from pipeline.decoding.jacobi import decode, free_row
 
     rows = [free_row(prompt.ids, prompt.noise_id, how.max_new_tokens) for prompt in prompts]
+    excluded = torch.tensor(how.excluded_ids, dtype=torch.long, device=model.device)
     return decode(
         model,
         rows,
         seed=how.seed,
-        sample_token=how.sampling.sample
-        if how.sampling
-        else partial(greedy, excluded_ids=how.excluded_ids),
+        score=how.sampling.noisy if how.sampling else lambda logits, _: without(logits, excluded),
         batch_size=batch_size,
-        stop=_stop(how, model.device),
+        stop=_stop(how),
     )
 
 
-def _stop(how: SamplingParams, device: Any) -> Any:
+def _stop(how: SamplingParams) -> Any:
     """Return a function from the last tokens of answers, [B, K], to which of them end: bool [B]."""
     from transformers import StopStringCriteria
 
-    stop_ids = torch.tensor(list(how.stop_ids), device=device)
+    stop_ids = torch.tensor(list(how.stop_ids))
     has_text = how.stop_text and StopStringCriteria(how.tokenizer, [how.stop_text])
 
     def stop(tail_BK: torch.Tensor) -> torch.Tensor:
@@ -202,7 +200,8 @@ def _generate(model: Any, prompts: Sequence[Prompt], how: SamplingParams) -> lis
     # `generate` itself would take the argmax of NaN without a word.
     processors: Any = LogitsProcessorList([_check_scores])
     if how.excluded_ids:  # on a copy, since `without` writes in place
-        processors.append(lambda _, scores: without(scores.clone(), how.excluded_ids))
+        excluded = torch.tensor(how.excluded_ids, device=model.device)
+        processors.append(lambda _, scores: without(scores.clone(), excluded))
     if how.sampling:
         processors.append(_KeyedSampling(prompts, how.sampling, start=input_ids.shape[1]))
     output = model.generate(
@@ -226,7 +225,7 @@ def _generate(model: Any, prompts: Sequence[Prompt], how: SamplingParams) -> lis
 def _check_scores(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """A logits processor that raises for NaN or infinite scores and changes nothing."""
     del input_ids
-    check_finite(scores, scores.argmax(dim=-1))
+    greedy(scores)
     return scores
 
 

@@ -1,7 +1,7 @@
 """A slot-indexed, preallocated KV cache, and a reader that decodes rows at different positions.
 
-The cache is one tensor per layer, [slots, heads, columns, size]. A row occupies a slot, and its
-token at position p is always in column p, so that
+The cache is one tensor a layer, [slots, heads, columns, size]. A row occupies a slot, and its token
+at position p always lives in column p, so that
 
 - rows of one batch can be at different positions, and a pass can read several tokens of each;
 - rejected tokens (Jacobi decoding guesses ahead) need no rollback: their columns are overwritten
@@ -11,6 +11,8 @@ token at position p is always in column p, so that
 
 There is no padding in the cache and nothing in it is ever moved. The price is that we pass our own
 4D attention mask, so `can_read` (pipeline/decoding/probe.py) tests whether a model honours it.
+
+No shape here depends on values on the device, so nothing makes the host wait for it.
 
 Axis suffixes: B slots of the batch, R of them that a pass reads, W columns of a pass, L columns
 that a pass attends to, N tokens whose logits are needed.
@@ -26,14 +28,17 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from pipeline.decoding.batching import without_adapter
 
+Needed = tuple[torch.Tensor, ...]  # rows [N] and columns [N]
+
 
 @dataclass
 class _Places:
-    """Where the next pass writes, and how many columns it attends to; shared by all layers."""
+    """Where the coming pass writes, and how many columns it attends to."""
 
     columns_RW: torch.Tensor
-    slots_R: torch.Tensor | None = None  # None: all
+    slots_R: torch.Tensor
     shown: int = 0
+    all_slots: bool = True  # whether slots_R is all of them, in order
 
 
 class _PlacedLayer(CacheLayerMixin):
@@ -47,7 +52,6 @@ class _PlacedLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate all columns of all slots."""
-        # Zeros: uninitialised memory may hold NaN, and attention multiplies masked values by 0.
         self.keys, self.values = (
             states.new_zeros(self.slots, states.shape[1], self.columns, states.shape[-1])
             for states in (key_states, value_states)
@@ -62,13 +66,10 @@ class _PlacedLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         slots_R, shown = self.places.slots_R, self.places.shown
-        every = torch.arange(self.slots, device=key_states.device) if slots_R is None else slots_R
-        # With a slice between two index tensors, torch puts the indexed axes first: the left side
-        # is [R, W, heads, size].
-        self.keys[every[:, None], :, self.places.columns_RW] = key_states.transpose(1, 2)
-        self.values[every[:, None], :, self.places.columns_RW] = value_states.transpose(1, 2)
+        self.keys[slots_R[:, None], :, self.places.columns_RW] = key_states.transpose(1, 2)
+        self.values[slots_R[:, None], :, self.places.columns_RW] = value_states.transpose(1, 2)
         keys, values = self.keys[:, :, :shown], self.values[:, :, :shown]
-        return (keys, values) if slots_R is None else (keys[slots_R], values[slots_R])
+        return (keys, values) if self.places.all_slots else (keys[slots_R], values[slots_R])
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns and offset of the mask."""
@@ -91,18 +92,19 @@ class Reader:
     Args:
         model: a causal language model in evaluation mode that passes `can_read`.
         slots: rows of the batch.
-        longest: columns of a row.
+        columns: columns of a row.
     """
 
-    def __init__(self, model: Any, slots: int, longest: int):
+    def __init__(self, model: Any, slots: int, columns: int):
         inner = without_adapter(model)
         layers = inner.config.get_text_config().num_hidden_layers
-        self.model, self.longest = model, longest
-        self._places = _Places(torch.zeros(slots, 0, dtype=torch.long))
+        self.model, self.columns = model, columns
+        self._every_B = torch.arange(slots, device=model.device)
+        self._places = _Places(self._every_B[:, None], self._every_B)
         # One spare column at the end, to which no token attends, takes the padding of a pass.
-        self._layers = [_PlacedLayer(self._places, slots, longest + 1) for _ in range(layers)]
+        self._layers = [_PlacedLayer(self._places, slots, columns + 1) for _ in range(layers)]
         self._cache = Cache(layers=list(self._layers))
-        self._needed_RW: torch.Tensor | None = None
+        self._needed_N: Needed | None = None
         self._hook = inner.get_output_embeddings().register_forward_pre_hook(self._select)
 
     def __enter__(self) -> Reader:
@@ -112,8 +114,8 @@ class Reader:
         self._hook.remove()
 
     def read(
-        self, ids_RW: torch.Tensor, columns_RW: torch.Tensor, inside_RW: torch.Tensor,
-        needed_RW: torch.Tensor, slots_R: torch.Tensor | None = None,
+        self, ids_RW: torch.Tensor, columns_RW: torch.Tensor, inside_RW: torch.Tensor, shown: int,
+        needed_N: Needed | None = None, slots_R: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Run one forward pass.
 
@@ -121,23 +123,24 @@ class Reader:
             ids_RW: token ids.
             columns_RW: the column each belongs to.
             inside_RW: which of them are tokens; the others are padding.
-            needed_RW: which of them need logits.
+            shown: how many columns are attended to, at least up to the last one that holds a token.
+            needed_N: the tokens whose logits are needed, as indices [N] of row and column of the
+                pass; None for none of them.
             slots_R: the slots they belong to; None for all slots.
 
         Returns:
-            Logits [N, V] of the tokens in `needed_RW`, row by row.
+            Logits [N, V].
         """
         places = self._places
-        places.slots_R = slots_R
-        places.columns_RW = torch.where(inside_RW, columns_RW, self.longest)
-        # Attention stops at the last column that this pass writes: later ones would all be masked.
-        places.shown = int(torch.where(inside_RW, columns_RW, 0).max()) + 1
-        seen_L = torch.arange(places.shown, device=ids_RW.device)
-        # Causal by column, which also hides what old rows and wrong guesses left in later columns.
+        places.all_slots = slots_R is None
+        places.slots_R = self._every_B if slots_R is None else slots_R
+        places.columns_RW = torch.where(inside_RW, columns_RW, self.columns)
+        places.shown = shown
+        seen_L = torch.arange(shown, device=ids_RW.device)
         hidden_RWL = seen_L > columns_RW[:, :, None]
         mask = torch.zeros(hidden_RWL.shape, dtype=self.model.dtype, device=ids_RW.device)
         mask.masked_fill_(hidden_RWL, torch.finfo(mask.dtype).min)
-        self._needed_RW = needed_RW
+        self._needed_N = needed_N
         output = self.model(
             input_ids=ids_RW,
             attention_mask=mask[:, None],
@@ -145,7 +148,7 @@ class Reader:
             past_key_values=self._cache,
             use_cache=True,
         )
-        return output.logits[0, : int(needed_RW.sum())]
+        return output.logits[0, : 0 if needed_N is None else len(needed_N[0])]
 
     def share(self, columns: int) -> None:
         """Copy the first columns of slot 0, a prefix that all prompts share, to all slots."""
@@ -156,6 +159,7 @@ class Reader:
 
     def keep(self, slots: torch.Tensor) -> None:
         """Drop all slots but these, so that later passes are smaller."""
+        self._every_B = self._every_B[: len(slots)]
         for layer in self._layers:
             layer.slots = len(slots)
             if layer.keys is not None and layer.values is not None:
@@ -167,7 +171,6 @@ class Reader:
         With a vocabulary of 150,000 the logits of a whole pass would take more memory than the
         cache, and more time than the layers below.
         """
-        assert self._needed_RW is not None
-        picked = inputs[0][self._needed_RW]
-        # A prefill needs no logits; one token keeps the output layer's input from being empty.
-        return ((picked if len(picked) else inputs[0][:1, 0])[None],)
+        if self._needed_N is None or not len(self._needed_N[0]):
+            return (inputs[0][:1, :1],)  # something has to come out
+        return (inputs[0][self._needed_N][None],)

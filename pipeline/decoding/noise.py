@@ -21,7 +21,8 @@ _AT_ONCE_CPU, _AT_ONCE = 1 << 18, 1 << 26
 
 def keys(seed: int, rows: torch.Tensor, positions: torch.Tensor, *, stream: int) -> torch.Tensor:
     """Return one 64-bit key per (row, position): int64, in the broadcast shape of both."""
-    start = torch.tensor(_signed(seed + _GOLDEN * stream), dtype=torch.int64, device=rows.device)
+    # Not torch.tensor, for which the host would wait for a GPU.
+    start = torch.full((), _signed(seed + _GOLDEN * stream), dtype=torch.int64, device=rows.device)
     key = _mix(start)
     key = _mix(key ^ _mix(rows.to(torch.int64) + _GOLDEN))
     return _mix(key ^ _mix(positions.to(torch.int64) - _GOLDEN))

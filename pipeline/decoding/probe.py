@@ -128,11 +128,12 @@ def _reads_alike(model: Any, size: int) -> bool:
                 ids_RW, columns_RW, before_RW = (
                     each[:, :width] for each in (ids_RL, columns_RL, before_RL)
                 )
-                reader.read(ids_RW, columns_RW, before_RW, torch.zeros_like(before_RW))
+                reader.read(ids_RW, columns_RW, before_RW, width)
             at_RK = first_R1 + torch.arange(_COMPARED, device=device)
             inside_RK = at_RK < sizes_R1
             at_RK = at_RK.clamp(max=size - 1)
-            found = reader.read(ids_RL.gather(1, at_RK), at_RK, inside_RK, inside_RK)
+            needed_N = inside_RK.nonzero(as_tuple=True)
+            found = reader.read(ids_RL.gather(1, at_RK), at_RK, inside_RK, size, needed_N)
     except _REFUSALS:
         return False
     return _alike(found, torch.cat(plain), model.dtype)

@@ -6,8 +6,7 @@ which rows share its batch, or on how many positions were decoded in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,10 +25,15 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     excluded_ids: tuple[int, ...] = ()
+    _excluded_on: dict[Any, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def noisy(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
         """Return scores, [N, V], whose argmax is a sample."""
-        scores = without(logits_NV.float(), self.excluded_ids)
+        device = logits_NV.device
+        if device not in self._excluded_on:  # once: for a new tensor the host waits for a GPU
+            excluded = torch.tensor(self.excluded_ids, dtype=torch.long, device=device)
+            self._excluded_on[device] = excluded
+        scores = without(logits_NV.float(), self._excluded_on[device])
         scores = warp(scores / self.temperature, top_k=self.top_k, top_p=self.top_p)
         return scores + noise.gumbel(key_N, scores.shape[-1])
 
@@ -42,37 +46,36 @@ class Sampling:
         return greedy(self.noisy(logits_NV, key_N))
 
 
-def without(scores_NV: torch.Tensor, excluded_ids: Sequence[int]) -> torch.Tensor:
+def without(scores_NV: torch.Tensor, excluded_K: torch.Tensor) -> torch.Tensor:
     """Set the scores of some tokens to -inf, in place."""
-    if excluded_ids:
-        scores_NV[:, list(excluded_ids)] = float("-inf")
-    return scores_NV
+    return scores_NV.index_fill_(1, excluded_K, float("-inf"))
 
 
-def greedy(
-    scores_NV: torch.Tensor, key_N: torch.Tensor | None = None, excluded_ids: Sequence[int] = ()
-) -> torch.Tensor:
-    """Return the token with the largest score per row, [N]; no noise is drawn.
+def winners(scores_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the token with the largest score per row, [N], and whether that score is finite, [N].
+
+    argmax picks a NaN if there is any. Without the second a model that overflows in float16 would
+    go on writing some arbitrary token.
+    """
+    token_N = scores_NV.argmax(dim=-1)
+    return token_N, scores_NV.gather(1, token_N[:, None])[:, 0].isfinite()
+
+
+def greedy(scores_NV: torch.Tensor) -> torch.Tensor:
+    """Return the token with the largest score per row, [N].
 
     Raises:
         StepFailedError: if scores are NaN or infinite.
     """
-    del key_N
-    token_N = without(scores_NV, excluded_ids).argmax(dim=-1)
-    check_finite(scores_NV, token_N)
+    token_N, finite_N = winners(scores_NV)
+    if not bool(finite_N.all()):
+        raise not_finite()
     return token_N
 
 
-def check_finite(scores_NV: torch.Tensor, token_N: torch.Tensor) -> None:
-    """Check that the winning scores, those of `token_N`, are finite: argmax picks a NaN if any.
-
-    Without this check, a model that overflows in float16 would write arbitrary tokens.
-
-    Raises:
-        StepFailedError: if one is NaN or infinite.
-    """
-    if not bool(scores_NV.gather(1, token_N[:, None]).isfinite().all()):
-        raise StepFailedError(f"the model's logits are NaN or infinite: {NOT_FINITE}")
+def not_finite() -> StepFailedError:
+    """The error for scores that are NaN or infinite."""
+    return StepFailedError(f"the model's logits are NaN or infinite: {NOT_FINITE}")
 
 
 def warp(scores_NV: torch.Tensor, *, top_k: int, top_p: float) -> torch.Tensor:

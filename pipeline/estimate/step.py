@@ -245,7 +245,7 @@ class MemoryEstimator:
 
     def _writing_pass(self, step: StepSpec, work: Work) -> WritingPass:
         """The largest passes of a step that writes rows."""
-        from pipeline.decoding.jacobi import _width
+        from pipeline.decoding.jacobi import _width, sampled_of_window
 
         options, runtime, use_cpu = step.options, step.runtime_options, self.launch.use_cpu
         share = -(-work.rows // self.launch.processes)
@@ -254,9 +254,12 @@ class MemoryEstimator:
         window, sampled, labelled = 1, slots, 0
         if step.kind in ("contexts", "gap-contexts"):
             if runtime.get("engine") != "sequential":
-                window = _width("cpu" if use_cpu else "cuda", slots, _WINDOWS_ENDED, most=answer)
+                device = "cpu" if use_cpu else "cuda"
+                window = _width(device, slots, _WINDOWS_ENDED, most=answer, few=not use_cpu)
             rate = options["beta"] if "beta" in options else max(options["rates"])
             sampled = max(round(slots * window * rate), 1)
+            if not use_cpu:
+                sampled = slots * sampled_of_window(window, rate)
             labelled = slots  # for the losses that are compared
         elif step.kind == "gap-losses" or options.get("correction") == "token":
             sampled = slots if options.get("label") == "sample" else 0

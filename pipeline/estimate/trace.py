@@ -233,7 +233,8 @@ def _decode(inner: Any, given: WritingPass) -> int:
 
     from pipeline.decoding.kv_cache import _PlacedLayer, _Places
 
-    places = _Places(torch.zeros(given.slots, 0, dtype=torch.long))
+    none = torch.zeros(0, dtype=torch.long)
+    places = _Places(none[:, None], none)
     count = inner.config.get_text_config().num_hidden_layers
     layers = [_PlacedLayer(places, given.slots, given.columns + 1) for _ in range(count)]
     cache = Cache(layers=list(layers))
@@ -243,7 +244,8 @@ def _decode(inner: Any, given: WritingPass) -> int:
         (given.slots, given.window, given.columns),
     ):
         places.columns_RW = torch.zeros(rows, width, dtype=torch.long)
-        places.slots_R = torch.zeros(rows, dtype=torch.long) if rows < given.slots else None
+        places.slots_R = torch.zeros(rows, dtype=torch.long)
+        places.all_slots = rows == given.slots
         places.shown = shown
         mask = torch.zeros(rows, width, shown, dtype=inner.dtype)
         mask.masked_fill_(mask > 0, 0.0)

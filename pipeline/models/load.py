@@ -1,8 +1,9 @@
 """Loads and merges models: the embedded model, local folders, hub ids, and LoRA adapters.
 
-Decisions: (1) only a `merge` step merges an adapter, and only if the recipe asks for it; (2) an
-external model may be a folder with a LoRA adapter, whose base is named by `adapter_config.json`;
-(3) Python code and pickled weights in a model's folder are refused unless the recipe trusts them.
+Decisions: (1) an adapter is merged only if the recipe asks for it, by a `merge` step, or in memory
+for steps that write rows (`generation.merge_for_reading`); (2) an external model may be a folder
+with a LoRA adapter, whose base is named by `adapter_config.json`; (3) Python code and pickled
+weights in a model's folder are refused unless the recipe trusts them.
 """
 
 from __future__ import annotations
@@ -278,8 +279,11 @@ def weights_of(step: StepContext[ModelOptions]) -> Weights:
 
 
 def load_to_read(step: StepContext[ComputingOptions]) -> Any:
-    """Load the model of a step that writes rows, on its device."""
-    return load_for(step).to(step.device)
+    """Load the model of a step that writes rows, on its device (decision 1)."""
+    model = load_for(step).to(step.device)
+    if step.options.get("merge_for_reading") and hasattr(model, "merge_and_unload"):
+        return model.merge_and_unload()
+    return model
 
 
 def tokenizer_for(step: StepContext[RenderedModelOptions]) -> Any:

@@ -44,6 +44,12 @@ def quantize_problems(recipe: Recipe) -> list[Problem]:
             "leave quantize out"
         )
         problems.append(Problem("generation.engine", message))
+    if recipe.generation.merge_for_reading:
+        message = (
+            "the sum of base and adapter would be rounded to 4 bits again; leave "
+            "merge_for_reading or quantize out"
+        )
+        problems.append(Problem("generation.merge_for_reading", message))
     return problems
 
 

@@ -44,6 +44,7 @@ def cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
         *_check_passed_through(recipe),
         *held_out_problems(recipe),
         *quantize_problems(recipe),
+        *_check_reading(recipe),
         *_check_names(recipe, written),
         *(task or _check_with_task(recipe, written)),
         *_check_judge(recipe),
@@ -51,6 +52,15 @@ def cross_check(recipe: Recipe, written: list[str]) -> list[Problem]:
         *_check_model(recipe),
         *_check_launch(recipe),
     ]
+
+
+def _check_reading(recipe: Recipe) -> list[Problem]:
+    """Whether adapters can be merged where it is asked for."""
+    generation = recipe.generation
+    if not generation.merge_for_reading or generation.engine != "vllm":
+        return []
+    message = "vllm reads adapters in its own way; leave merge_for_reading or engine: vllm out"
+    return [Problem("generation.merge_for_reading", message)]
 
 
 def _check_task(recipe: Recipe) -> list[Problem]:

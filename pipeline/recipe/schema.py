@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 from pydantic import (
     AfterValidator,
@@ -40,6 +40,13 @@ SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "floa
 TrainerOptions = dict[str, Any]  # by their names in TRL (pipeline/recipe/trl_fields.py)
 LoraOptions = dict[str, Any]  # by their names in peft.LoraConfig
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}  # what TRL's options stand for
+
+
+class Reading(TypedDict):
+    """How steps that write rows or answers read the model's weights, as options of theirs."""
+
+    dtype: str  # a precision, or auto
+    merge_for_reading: NotRequired[bool]  # whether an adapter is merged in memory
 
 
 class Strict(BaseModel):
@@ -152,12 +159,15 @@ class Generation(Strict):
     """How answers are written, for evaluation and for self-generated rows.
 
     `batch_tokens` is how many tokens are held at once, in each process; only memory and speed.
+    `merge_for_reading` merges a LoRA adapter into the weights that a step reads with, in memory:
+    each layer computes less, and weights are rounded to the precision once more.
     """
 
     max_new_tokens: int = Field(default=256, ge=1)
     batch_tokens: int = Field(default=32768, ge=1)
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     dtype: PRECISION = "auto"  # over precision
+    merge_for_reading: bool = False
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -398,10 +408,16 @@ class Recipe(Strict):
         return self.precision
 
     @property
-    def reading_dtype(self) -> str:
-        """In what models are read that write rows or answers: a name, or 'auto'."""
+    def reading(self) -> Reading:
+        """Options of steps whose model writes rows or answers: how its weights are read.
+
+        `dtype` is the name of a precision, or 'auto'.
+        """
         chosen = self.generation.dtype
-        return self.precision if chosen == "auto" else chosen
+        reading: Reading = {"dtype": self.precision if chosen == "auto" else chosen}
+        if self.generation.merge_for_reading:
+            reading["merge_for_reading"] = True
+        return reading
 
     def batch_size_for(self, stage: StageOptions) -> int:
         """The global batch of a stage: its own when given, else the recipe's."""

@@ -220,9 +220,7 @@ Done = Iterator[tuple[int, list[int]]]
 
 
 def _mix_by_jacobi(model: Any, rows: list[Row], sampling: Sampling, batch_size: int) -> Done:
-    return decode(
-        model, rows, seed=sampling.seed, sample_token=sampling.sample, batch_size=batch_size
-    )
+    return decode(model, rows, seed=sampling.seed, score=sampling.noisy, batch_size=batch_size)
 
 
 def _check_arguments(prompt_ids, reference_ids, row_ids, beta, temperature, engine, context):

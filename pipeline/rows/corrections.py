@@ -113,13 +113,14 @@ def iter_labels(
     """Yield (index in rows, labels) as rows finish (unordered); see `correct`."""
     was_training = model.training
     model.eval()
+    excluded = torch.tensor(excluded_ids, dtype=torch.long, device=model.device)
     try:
         for batch in batches(model, rows, batch_size):
             chunks = [
                 _label(
                     [rows[place].row_id for place in batch],
                     first,
-                    without(logits_BCV.flatten(0, 1), excluded_ids).view(logits_BCV.shape),
+                    without(logits_BCV.flatten(0, 1), excluded).view(logits_BCV.shape),
                     label,
                     min_confidence,
                     seed,

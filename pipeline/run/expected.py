@@ -16,7 +16,7 @@ from pipeline.text import format_duration
 # What a step's time depends on, besides its inputs; `beta` or a learning rate are not among it.
 _AMOUNTS = (
     "batch_size", "dtype", "engine", "lora", "max_length", "max_new_tokens", "max_steps",
-    "num_train_epochs", "quantize", "samples",
+    "merge_for_reading", "num_train_epochs", "quantize", "samples",
 )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def plan(stage: Options, build: Builder) -> Model:
                 top_p=stage.top_p,
                 excluded_ids=stage.excluded_ids,
                 max_length=build.recipe.trainer_for(stage)["max_length"],
-                dtype=build.recipe.reading_dtype,
+                **build.recipe.reading,
             ),
             runtime_options=DecodingRuntime(**build.writing, engine=stage.engine),
         )

@@ -270,7 +270,7 @@ class Builder:
         options: AnswerOptions = {
             **self.rendering(task, max_prompt_length=max_prompt_length),
             "max_new_tokens": max_new_tokens or generation.max_new_tokens,
-            "dtype": self.recipe.reading_dtype,
+            **self.recipe.reading,
             "samples": samples,
             "round": round_number,
             "temperature": sampling.temperature if sampling else temperature,

@@ -102,7 +102,7 @@ def plan(stage: Options, build: Builder) -> Model:
                 round=number,
                 max_length=recipe.trainer_for(stage)["max_length"],
                 max_new_tokens=recipe.generation.max_new_tokens,
-                dtype=recipe.reading_dtype,
+                **recipe.reading,
             ),
             runtime_options=build.writing,
         )

@@ -51,6 +51,7 @@ class ComputingOptions(ModelOptions):
     """Of a step that runs the model, such as `gap-losses`."""
 
     dtype: str  # of the weights, or auto
+    merge_for_reading: NotRequired[bool]  # whether an adapter is merged in memory
 
 
 class TurnOptions(TypedDict, total=False):

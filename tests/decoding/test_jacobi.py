@@ -148,7 +148,7 @@ def test_the_model_is_left_as_it_was_also_after_an_error(models):
         raise RuntimeError("stopped")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
-        patch.setattr("pipeline.decoding.sampling.Sampling.sample", stop)
+        patch.setattr("pipeline.decoding.sampling.Sampling.noisy", stop)
         mix(model, prompts, references)
     assert model.training and not model.get_output_embeddings()._forward_pre_hooks
     model.eval()

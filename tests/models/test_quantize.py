@@ -38,6 +38,7 @@ def qlora(recipe_dict):
         (["stages.sft.lora=null"], "quantize", "as sft would; add lora:"),
         (["stages.dpo.merge_adapter=true"], "stages.dpo.merge_adapter", "rounded to 4 bits again"),
         (["generation.engine=vllm"], "generation.engine", "different weights"),
+        (["generation.merge_for_reading=true"], "generation.merge_for_reading", "to 4 bits again"),
         (["quantize=int4"], "quantize", "should be nf4"),
     ],
 )
