@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ def estimate_plan(
         *_notes(shown, hidden, launch),
         *endpoint_notes(estimates, runs),
         *_time_notes(shown, launch, price_per_hour),
+        *_disk_note(shown, runs),
         *_verdict(shown, limit),
     ]
     return "\n".join(lines), not _misfits(shown, limit)
@@ -202,6 +204,32 @@ def _time_notes(
             "--tokens-per-second N, or run a few rows first (--set data.train.limit=64), which "
             "leaves its speed in the records."
         )
+
+
+def saved_bytes(one: Estimate, whole: int) -> int:
+    """What the weights take that a step saves, in float32: those of an adapter, or all `whole`."""
+    is_adapter = one.step.kind == "train" and one.step.options["lora"] is not None
+    return 4 * (one.trained if is_adapter else whole)
+
+
+def _disk_note(shown: Sequence[Estimate], runs: Path) -> Iterator[str]:
+    """What the weights that are still to be saved will take on the disk."""
+    saving = [one for one in shown if not one.done and one.step.kind in ("train", "merge")]
+    parameters = next((one.total for one in shown if one.total), 0)
+    weights = [saved_bytes(one, parameters) for one in saving]
+    if not any(weights):
+        return
+    in_all = sum(size * one.times for one, size in zip(saving, weights, strict=True))
+    # A checkpoint holds the optimizer's states too, and the one before is removed after it.
+    states = [one.memory.optimizer if one.memory else 0 for one in saving]
+    most = 2 * max(map(sum, zip(weights, states, strict=True)))
+    there = next(folder for folder in (runs, *runs.absolute().parents) if folder.exists())
+    steps = sum(one.times for one in saving)
+    yield (
+        f"disk: about {_gb(in_all)} GB for the weights of {steps} steps, "
+        f"and up to {_gb(most)} GB more for checkpoints while one trains; rows and answers take "
+        f"little beside. {_gb(shutil.disk_usage(there).free)} GB are free at {there}."
+    )
 
 
 def _format_price(seconds: float, launch: Launch, price_per_hour: tuple[float, str] | None) -> str:

@@ -331,6 +331,7 @@ class Recipe(Strict):
     lora: LoraOptions | None = None
     trainer: TrainerOptions = {}
     generation: Generation = Generation()
+    keep: Literal["all", "final"] = "all"  # which weights stay on the disk
     warn_at: WarnAt = WarnAt()
     stages: dict[str, Any] = Field(min_length=1)
     evaluate: list[str] = []

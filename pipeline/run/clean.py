@@ -89,7 +89,7 @@ def find(runs: Path) -> list[Leftover]:
         if path.is_dir() and not path.is_symlink() and STEP_FOLDER.fullmatch(path.name)
     }
     busy = {name for name, folder in folders.items() if lock.held_by(folder)}
-    needed = _pointed_at(runs) | _with_inputs(busy, folders)
+    needed = pointed_at(runs) | _with_inputs(busy, folders)
     found = {
         path: Leftover(path, _size(path), _describe(path))
         for name, path in folders.items()
@@ -103,10 +103,16 @@ def find(runs: Path) -> list[Leftover]:
     return list(found.values())
 
 
-def _pointed_at(runs: Path) -> set[str]:
-    """The folders of every recipe's last run."""
+def pointed_at(runs: Path, *, without: str = "") -> set[str]:
+    """The folders of every recipe's last run; `without` is the name of a recipe to leave out.
+
+    Raises:
+        InputError: when a recipe's last run cannot be read.
+    """
     names = set()
     for file in sorted(runs.glob(f"*/{MEMORY}")):
+        if file.parent.name == without:
+            continue
         try:
             for identity in read_identities(file).values():
                 names.add(step_folder(identity["kind"], artifact.fingerprint(identity)))

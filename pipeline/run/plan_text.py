@@ -19,6 +19,7 @@ from pipeline.recipe import shipped
 from pipeline.recipe.schema import Recipe
 from pipeline.run.expected import expected_seconds, format_time_left
 from pipeline.run.findable import describe_findable
+from pipeline.run.keep import needed_again
 from pipeline.run.launcher import command
 from pipeline.run.upfront import describe_judge_calls
 from pipeline.steps import artifact
@@ -50,6 +51,9 @@ def explain(
     known = read_identities(memory_file) if memory_file.exists() else {}
     memory = Memory(known, plan.steps, runs)
     states = {step.fingerprint: _state(step, runs, memory) for step in plan.steps}
+    ahead = [step for step in plan.steps if states[step.fingerprint].word == "to run"]
+    for step in needed_again(plan.steps, ahead, runs):
+        states[step.fingerprint] = _State("to run", "its weights were removed (keep: final)")
     lines = []
     if points := plan.recipe.points:
         swept = ", ".join(f"{key} {values}" for key, values in plan.recipe.sweep.items())

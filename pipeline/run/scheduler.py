@@ -26,6 +26,7 @@ from pipeline.plan.plan import Plan
 from pipeline.recipe import shipped
 from pipeline.run import launcher
 from pipeline.run.expected import expected_seconds
+from pipeline.run.keep import drop_weights, needed_again
 from pipeline.run.progress import Display
 from pipeline.run.queue import Queue, asks_in_turn, urgency_of
 from pipeline.run.worker import run_steps
@@ -89,13 +90,14 @@ def run_plan(plan: Plan, settings: RunSettings) -> None:
         KeyboardInterrupt: when stopped; the launched processes have ended by then.
     """
     steps = select_steps(plan, settings.stages)
+    drop_weights(plan, settings.runs)
     pending = _pending(steps, settings)
     _check_inputs(pending, settings)
     display = Display(
         steps, {step.fingerprint for step in steps} - {s.fingerprint for s in pending}
     )
     with display:
-        _Run(plan.recipe.name, settings, display, pending).work()
+        _Run(plan, settings, display, pending).work()
 
 
 @dataclass
@@ -119,9 +121,9 @@ class _Run:
     """The steps that wait, the jobs that run, and what has failed."""
 
     def __init__(
-        self, recipe: str, settings: RunSettings, display: Display, pending: list[StepSpec]
+        self, plan: Plan, settings: RunSettings, display: Display, pending: list[StepSpec]
     ):
-        self.recipe, self.settings, self.display = recipe, settings, display
+        self.plan, self.settings, self.display = plan, settings, display
         self.pending = pending
         self.jobs: list[_Job] = []
         self.free = list(settings.jobs)
@@ -148,6 +150,7 @@ class _Run:
                 for job in list(self.jobs):
                     if self._follow(job):
                         look = 0.0
+                        drop_weights(self.plan, self.settings.runs)
                 time.sleep(_POLL_SECONDS)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and self.jobs:
@@ -181,7 +184,7 @@ class _Run:
     def _start(self, steps: list[StepSpec]) -> None:
         settings, launch = self.settings, self.settings.launch
         options = self.free.pop(0)
-        logs = [_log(step, settings.runs, self.recipe) for step in steps]
+        logs = [_log(step, settings.runs, self.plan.recipe.name) for step in steps]
         done = _finished(self.pending, settings)
         left = _less(settings.max_judge_calls, done, settings)
         specs = [
@@ -266,8 +269,15 @@ def _finished(steps: list[StepSpec], settings: RunSettings) -> list[StepSpec]:
 
 
 def _pending(steps: list[StepSpec], settings: RunSettings) -> list[StepSpec]:
-    """The unfinished steps, once what they read is seen to be as it was written."""
+    """The unfinished steps, once what they read is seen to be as it was written.
+
+    Steps whose weights were removed and are read again are among them.
+    """
     pending = _unfinished(steps, settings)
+    if again := needed_again(steps, pending, settings.runs):
+        for step in again:
+            artifact.reopen(step.directory(settings.runs))
+        pending = _unfinished(steps, settings)
     to_run = {step.fingerprint for step in pending}
     read = {
         value.fingerprint
@@ -299,6 +309,11 @@ def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
     use_cpu = state.device.type == "cpu"
     steps = select_steps(plan, settings.stages)
     # All processes decide together what is to do, before one of them can finish anything.
+    if state.is_main_process:
+        drop_weights(plan, settings.runs)
+        for step in needed_again(steps, _unfinished(steps, settings), settings.runs):
+            artifact.reopen(step.directory(settings.runs))
+    state.wait_for_everyone()
     pending = _pending(steps, settings)
     state.wait_for_everyone()
     _check_inputs(pending, settings)
@@ -319,6 +334,8 @@ def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
         if code:
             return code
         left = _less(left, [step], settings)
+        if state.is_main_process:
+            drop_weights(plan, settings.runs)
     return 0
 
 

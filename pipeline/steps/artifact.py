@@ -290,6 +290,27 @@ def write_record(directory: Path, record: Record) -> None:
     write_json(directory / RECORD, {**plain, "digest": fingerprint(plain)})
 
 
+def remove_weights(directory: Path) -> None:
+    """Remove the weights of a finished step; its record keeps the rest, and says so."""
+    record = read_record(directory)
+    names = [name for name in record["files"] if Path(name).suffix in _WEIGHTS]
+    if names:  # the record first: a kill in between leaves files, which the next call removes
+        files = {name: known for name, known in record["files"].items() if name not in names}
+        write_record(directory, {**record, "files": files, "removed": names})
+    for name in [*names, *record.get("removed", [])]:
+        (directory / name).unlink(missing_ok=True)
+
+
+def lacks_weights(directory: Path) -> bool:
+    """Whether a step is finished and its weights have been removed."""
+    return bool(read_object(directory / RECORD).get("removed"))
+
+
+def reopen(directory: Path) -> None:
+    """Make a finished step unfinished, so that it is run again."""
+    (directory / RECORD).unlink()
+
+
 def read_record(directory: Path) -> Record:
     """Read the record of a finished step.
 

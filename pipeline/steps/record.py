@@ -104,6 +104,7 @@ class Record(TypedDict):
     peak_memory_bytes: int
     metrics: Metrics
     files: dict[str, artifact.FileDigest]
+    removed: NotRequired[list[str]]  # weights that were removed since (`keep: final`)
     digest: NotRequired[str]  # of all the rest
 
 

@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.estimate import memory
 from pipeline.estimate.memory import Memory, Shape, optimizer_bytes, sharded
 from pipeline.estimate.step import Estimate
+from pipeline.estimate.text import saved_bytes
 from pipeline.recipe.shipped import FSDP2, REPLICATED, zero
 
 LORA = {"r": 4, "target_modules": "all-linear"}
@@ -353,6 +354,24 @@ def test_the_estimate_is_within_a_fifth_of_what_training_takes():
     assert found.returncode == 0, found.stderr[-2000:]
     worst = next(line for line in found.stdout.splitlines() if line.startswith("furthest"))
     assert float(worst.split()[-1]) < 1.2, found.stdout
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_disk_that_weights_take_is_that_of_the_files(
+    recipe_dict, write_recipe, run_steps_here, bashrac, tmp_path, lora
+):
+    recipe_dict |= {"lora": lora, "evaluate": []}
+    recipe_dict["stages"] = {"sft": {"method": "sft"}, "dpo": {"method": "dpo", "from": "sft"}}
+    path = write_recipe(recipe_dict)
+    before = estimates_of(path, Path("none"))
+    total = max(one.total for one in before.values())
+    told = bashrac("plan", path, "--estimate", "--runs", tmp_path / "none").stdout
+    assert re.search(r"disk: about 0\.00 GB for the weights of 2 steps, and up to .* GB more", told)
+    plan, runs = run_steps_here(path)
+    for step in (step for step in plan.steps if step.kind == "train"):
+        (file,) = (step.directory(runs) / "model").glob("*.safetensors")
+        estimated = saved_bytes(before[f"{step.stage}: {step.title}"], total)
+        assert 0 < file.stat().st_size - estimated < 8192, "the file has a header, too"
 
 
 @pytest.fixture
