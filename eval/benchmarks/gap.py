@@ -154,7 +154,9 @@ def plan(build: Builder, model: Model) -> StepSpec:
     asked = {
         name: registry.add_steps(name, build, model)
         for name in build.recipe.evaluate
-        if name != NAME and registry.task_of(build.recipe, name) == build.recipe.task
+        # Of its own rows `recovery` answers the first only.
+        if name not in (NAME, "recovery")
+        and registry.task_of(build.recipe, name) == build.recipe.task
     }
     steps["answers"] = _answers(build, model, asked)
     scored = next((asked[name] for name in _SCORED if name in asked), None)
@@ -246,6 +248,7 @@ def _answers(build: Builder, model: Model, asked: dict[str, StepSpec]) -> StepSp
             source is not None
             and source.limited(rows.limit) == rows
             and answers.options["temperature"] <= _NEARLY_GREEDY
+            and answers.options["samples"] == 1
             and answers.options["max_prompt_length"] == limit
             and "few_shot" not in answers.options
             and given.max_new_tokens in (None, answers.options["max_new_tokens"])

@@ -19,8 +19,11 @@ Decisions:
 5. With `fixed: STAGE` every stage also continues the beginnings that this stage wrote, so that only
    how they go on differs, not what they go on from.
 6. A row is one example: its score is the mean over cuts (and over k above 0 for the main number).
-   `kept` and `repaired` are that number among rows whose answer was right, and was wrong, without
-   replaced tokens; between stages they compare different rows unless beginnings are fixed.
+   `kept` and `repaired` are that number among rows that were right without replaced tokens, and
+   among the others (of several seeds: in every seed); between stages they compare different rows
+   unless beginnings are fixed.
+7. Whether a digit was replaced is told at the smallest k only: with many tokens one nearly always
+   is, so that larger k would be compared with smaller ones.
 """
 
 from __future__ import annotations
@@ -120,6 +123,9 @@ def check(recipe: Recipe) -> list[Problem]:
     if not has_grader(recipe.task):
         message = f"{NAME} needs a task that grades answers; {recipe.task} does not, use gap"
         problems.append(Problem("evaluate", message))
+    if given.temperature:
+        message = "must be 0: answers and what continues them are greedy; take it out"
+        problems.append(Problem(f"benchmarks.{NAME}.temperature", message))
     for key in ("cuts", "replaced"):
         values = getattr(given, key)
         if any(low >= high for low, high in pairwise(values)):
@@ -176,7 +182,6 @@ def _beginnings(build: Builder, model: Model) -> tuple[StepSpec, StepSpec]:
         role="test",
         title=f"answers for {NAME}",
         max_new_tokens=given.max_new_tokens,
-        temperature=given.temperature or 0.0,
         max_prompt_length=given.max_prompt_length,
         keys=keys,
     )
@@ -360,13 +365,16 @@ def _others(before: Mapping[int, int], seed: int, excluded: tuple[int, ...]) -> 
     from pipeline.decoding.sampling import Sampling
 
     keys = sorted(before)
-    known_K, stood_K = torch.tensor(keys), torch.tensor([before[key] for key in keys])
+    held = {"cpu": (torch.tensor(keys), torch.tensor([before[key] for key in keys]))}
 
     class Others(Sampling):
         def noisy(self, logits_NV: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
-            # On the device throughout. Keys of other places, which a pass may hold, change nothing.
+            # Keys of other places, which a pass may hold, change nothing.
             scores_NV = super().noisy(logits_NV, key_N)
-            known, stood = known_K.to(key_N.device), stood_K.to(key_N.device)
+            device = str(key_N.device)
+            if device not in held:  # once: for a new tensor the host waits for a GPU
+                held[device] = held["cpu"][0].to(device), held["cpu"][1].to(device)
+            known, stood = held[device]
             at_N = torch.searchsorted(known, key_N).clamp(max=len(known) - 1)
             token_N1, is_known_N1 = stood[at_N, None], (known[at_N] == key_N)[:, None]
             kept_N1 = scores_NV.gather(1, token_N1).masked_fill(is_known_N1, float("-inf"))
@@ -410,16 +418,17 @@ def write_continuations(step: StepContext[ContinuationOptions]) -> None:
 
     def make(rows: Sequence[Beginning]) -> Iterator[Continuation]:
         for group, at_once in length_buckets(rows, size, step.runtime_options["batch_tokens"]):
-            # Decoded as far as the one that may go farthest, and then cut.
             how = SamplingParams(
                 max_new_tokens=max(map(room, group)),
                 stop_ids=renderer.stop_ids,
                 excluded_ids=renderer.ids_without_token,
             )
-            prompts = [Prompt(row["id"], 0, row["prompt"] + row["ids"]) for row in group]
+            prompts = [
+                Prompt(row["id"], 0, row["prompt"] + row["ids"], limit=room(row)) for row in group
+            ]
             for place, ids in iter_answers(model, prompts, how, batch_size=at_once):
                 row = group[place]
-                whole = row["ids"] + ids[: room(row)]
+                whole = row["ids"] + ids
                 yield {
                     "id": row["id"],
                     "cut": row["cut"],
@@ -482,8 +491,9 @@ class Right:
     Attributes:
         ids: row ids.
         by_k: k -> row id -> whether the answer is right, by cut.
-        digits: row id -> whether the answer is right, of those for which a digit was replaced.
-        words: the same, of those for which none was.
+        digits: row id -> whether the answer is right, of those for which a digit was replaced at
+            the smallest k.
+        words: the same, of those for which other tokens were.
     """
 
     def __init__(self, ids: list[int], replaced: list[int]):
@@ -508,7 +518,7 @@ def _right(rows: list[Any], answers: Mapping[int, AnswerRow], task: str) -> Righ
         whole = cast(AnswerRow, {**answers[row["id"]], **row})
         right = is_right(whole, task)
         found.by_k[row["k"]][row["id"]].append(right)
-        if row["k"]:
+        if row["replaced"] and row["k"] == found.above_0[0]:
             (found.digits if row["digits"] else found.words)[row["id"]].append(right)
     return found
 
@@ -518,7 +528,7 @@ def _measures(found: Right, suffix: str) -> dict[str, Measure]:
     whole, at_0 = found.at(*found.above_0), found.at(0)
     parts: dict[str, list[float | None]] = {
         "kept": [score if was == 1 else None for score, was in zip(whole, at_0, strict=True)],
-        "repaired": [score if was == 0 else None for score, was in zip(whole, at_0, strict=True)],
+        "repaired": [score if was < 1 else None for score, was in zip(whole, at_0, strict=True)],
         "digits replaced": [mean(found.digits[i]) if found.digits[i] else None for i in found.ids],
         "no digits replaced": [mean(found.words[i]) if found.words[i] else None for i in found.ids],
     }

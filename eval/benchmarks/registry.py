@@ -52,7 +52,10 @@ def options_of(recipe: Recipe, name: str) -> Options:
     """The keys of a benchmark; `rouge` defaults to those of its task's benchmark."""
     if name == "rouge" and name not in recipe.benchmarks and recipe.task in BENCHMARKS:
         given = recipe.benchmarks.get(recipe.task, Options())
-        return Options(**given.model_dump(include=set(Options.model_fields)))
+        keys = set(Options.model_fields)
+        if getattr(given, "samples", 1) > 1:  # answers drawn for pass@k are not those to compare
+            keys.remove("temperature")
+        return Options(**given.model_dump(include=keys))
     return recipe.benchmarks.get(name) or benchmark_of(name).options()
 
 

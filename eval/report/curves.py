@@ -38,9 +38,8 @@ def gap_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
         )
     ]
     if fixed is not None and len(plan.stages) > 1:
-        writers = {stage.siblings.get(fixed) for stage in plan.stages.values()}
         whose = f"All stages read the same contexts, written by {fixed}"
-        if len(writers) > 1:
+        if _several_writers(plan, fixed):
             whose = (
                 f"Stages read contexts that {fixed} wrote at their own point of the sweep, so only "
                 "those of one point the same ones"
@@ -66,6 +65,9 @@ def recovery_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
         return []
     results = _curved(plan, found[recovery.NAME])
     fixed = recovery.options_of(next(iter(plan.stages.values())).recipe).fixed
+    same = f"All stages continue the same beginnings, written by {fixed}."
+    if fixed is not None and _several_writers(plan, fixed):
+        same = f"Stages continue the beginnings of {fixed} at their own point of the sweep."
     charts = [
         Chart(
             name=f"{recovery.NAME}-{name}",
@@ -78,10 +80,16 @@ def recovery_charts(plan: Plan, found: Mapping[str, ByStage]) -> list[Chart]:
         )
         for name, whose, note in (
             ("own", "the stage's own", "Each stage continues its own answers."),
-            ("fixed", fixed, f"All stages continue the same beginnings, written by {fixed}."),
+            ("fixed", fixed, same),
         )
+        if name == "own" or len(plan.stages) > 1
     ]
     return [chart for chart in charts if chart.curves]
+
+
+def _several_writers(plan: Plan, fixed: str) -> bool:
+    """Whether a sweep has the fixed stage at several points, of which each stage has its own."""
+    return len({stage.siblings.get(fixed) for stage in plan.stages.values()}) > 1
 
 
 def _curved(plan: Plan, found: ByStage) -> dict[str, dict[int, CurvedResult]]:

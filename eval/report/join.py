@@ -11,7 +11,6 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from eval.benchmarks import gap
 from eval.report.types import Joined
 from pipeline.errors import InputError
 from pipeline.plan.plan import Plan
@@ -150,9 +149,9 @@ def _with_names(recipe: Recipe, name: str) -> Recipe:
         return stage and f"{name}/{stage}"
 
     benchmarks = dict(recipe.benchmarks)
-    given = benchmarks.get(gap.NAME)
-    if given is not None and given.fixed is not None:
-        benchmarks[gap.NAME] = given.model_copy(update={"fixed": named(given.fixed)})
+    for benchmark, given in recipe.benchmarks.items():  # of `gap` and `recovery`
+        if getattr(given, "fixed", None) is not None:
+            benchmarks[benchmark] = given.model_copy(update={"fixed": named(given.fixed)})
     return recipe.model_copy(
         update={
             "stages": {

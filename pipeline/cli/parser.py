@@ -199,8 +199,8 @@ _COMMANDS: dict[str, list[tuple[str, str, list[_Argument]]]] = {
                       help="test rows, in place of the benchmark's own from the hub"),
             _argument("--limit", type=_count, metavar="N", help="only the first N test rows"),
             _argument("--task", metavar="TASK",
-                      help="what rows hold for gap, accuracy and rouge, where they leave it open: "
-                           "gsm8k, tldr, chat, or a Python file that is run"),
+                      help="what rows hold for gap, recovery, accuracy and rouge, where they "
+                           "leave it open: gsm8k, tldr, chat, or a Python file that is run"),
             _argument("--judge", metavar="JUDGE",
                       help="openai:MODEL, local:MODEL, or reference (for smoke runs)"),
             _argument("--judge-url", metavar="URL", help="an OpenAI-compatible endpoint"),

@@ -43,11 +43,13 @@ class Prompt:
         row_id: the row's position in its source.
         sample: which of the row's samples this is, from 0.
         ids: prompt token ids.
+        limit: the most tokens of its answer, if not those of all (`SamplingParams`).
     """
 
     row_id: int
     sample: int
     ids: list[int]
+    limit: int | None = None
 
     @property
     def noise_id(self) -> int:
@@ -129,14 +131,14 @@ def iter_answers(
     """Yield (index in prompts, answer) as answers finish (unordered); see `generate_answers`."""
     if engine not in ENGINES:
         raise ValueError(f"no engine {engine!r}; engines: {', '.join(ENGINES)}")
-    order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].ids))
+    order = sorted(range(len(prompts)), key=lambda place: -_most_tokens(prompts[place], how))
     if not order:
         return
     with _plain_generation(model):
         limit = rope_limit(model)
         long = [place for place in order if _most_tokens(prompts[place], how) > limit]
         for place in long:
-            yield place, _generate(model, [prompts[place]], how)[0]
+            yield place, _generate(model, [prompts[place]], how, _room(prompts[place], how))[0]
             forget_length(model)
         order = order[len(long) :]  # sorted by length, so these were the first
         write = _by_transformers
@@ -146,9 +148,14 @@ def iter_answers(
             yield order[place], ids
 
 
+def _room(prompt: Prompt, how: SamplingParams) -> int:
+    """The most tokens of a prompt's answer."""
+    return how.max_new_tokens if prompt.limit is None else prompt.limit
+
+
 def _most_tokens(prompt: Prompt, how: SamplingParams) -> int:
     """The most tokens that a prompt and its answer can have together."""
-    return len(prompt.ids) + how.max_new_tokens
+    return len(prompt.ids) + _room(prompt, how)
 
 
 def _by_jacobi(
@@ -156,7 +163,7 @@ def _by_jacobi(
 ) -> Iterator[tuple[int, list[int]]]:
     from pipeline.decoding.jacobi import decode, free_row
 
-    rows = [free_row(prompt.ids, prompt.noise_id, how.max_new_tokens) for prompt in prompts]
+    rows = [free_row(prompt.ids, prompt.noise_id, _room(prompt, how)) for prompt in prompts]
     excluded = torch.tensor(how.excluded_ids, dtype=torch.long, device=model.device)
     return decode(
         model,
@@ -187,13 +194,18 @@ def _by_transformers(
 ) -> Iterator[tuple[int, list[int]]]:
     if prompts and not steps_of(model).together:
         batch_size = 1
-    for start in range(0, len(prompts), batch_size):
-        answers = _generate(model, prompts[start : start + batch_size], how)
-        yield from enumerate(answers, start)
+    for room in dict.fromkeys(_room(prompt, how) for prompt in prompts):
+        places = [place for place, prompt in enumerate(prompts) if _room(prompt, how) == room]
+        for start in range(0, len(places), batch_size):
+            batch = places[start : start + batch_size]
+            answers = _generate(model, [prompts[place] for place in batch], how, room)
+            yield from zip(batch, answers, strict=True)
 
 
-def _generate(model: Any, prompts: Sequence[Prompt], how: SamplingParams) -> list[list[int]]:
-    """Answer one batch with transformers' `generate`."""
+def _generate(
+    model: Any, prompts: Sequence[Prompt], how: SamplingParams, room: int
+) -> list[list[int]]:
+    """Answer one batch with transformers' `generate`, by at most `room` tokens each."""
     from transformers import GenerationConfig, LogitsProcessorList
 
     input_ids, mask = pad_left([prompt.ids for prompt in prompts], model.device)
@@ -209,7 +221,7 @@ def _generate(model: Any, prompts: Sequence[Prompt], how: SamplingParams) -> lis
         attention_mask=mask,
         logits_processor=processors,
         generation_config=GenerationConfig(
-            max_new_tokens=how.max_new_tokens,
+            max_new_tokens=room,
             do_sample=False,  # _KeyedSampling adds the noise that makes greedy search sample
             eos_token_id=list(how.stop_ids),
             pad_token_id=how.stop_ids[0],  # after an answer, where `_until_stop` cuts

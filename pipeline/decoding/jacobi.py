@@ -132,6 +132,7 @@ class _Slots:
 
     def __init__(self, rows: Sequence[Row], slots: int, columns: int, device: Any):
         self.rows, self.columns, self.device = rows, columns, device
+        self.longest = max(row.longest for row in rows)
         self.waiting = iter(range(len(rows)))
         self.held = np.full(slots, -1)
         self.seen = np.zeros((slots, 6), dtype=np.int64)
@@ -343,6 +344,7 @@ def _prefill(reader: Reader, slots: _Slots, filled: list[int], pace: Pace) -> No
         if widest:
             slots_R = upload(group, slots.device)
             columns_W = torch.arange(prefix, prefix + widest, device=slots.device)
+            columns_W = columns_W.clamp(max=slots.longest - 1)
             columns_RW = columns_W.expand(len(group), -1)
             inside_RW = columns_RW < slots.answer_B[slots_R, None]
             ids_RW = slots.ids_BL[slots_R, prefix : prefix + widest]
@@ -378,7 +380,8 @@ def _pass(reader: Reader, slots: _Slots, shape: Shape, pace: Pace, seed: int, sc
     column_W = torch.arange(shape.width, device=slots.device)
     at_BW = slots.read_B[:, None] + column_W
     inside_BW = at_BW < slots.end_B[:, None]
-    at_BW = at_BW.clamp(max=slots.columns - 1)
+    # What is beyond the end of a row is padding, but may have no place beyond the model's window.
+    at_BW = at_BW.clamp(max=slots.longest - 1)
     needed_BW = inside_BW & slots.replaced_BL.gather(1, at_BW + 1)
     if pace.few_shapes:
         inside_BW &= needed_BW.cumsum(dim=1) <= shape.sampled

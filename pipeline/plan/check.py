@@ -331,7 +331,7 @@ def _wrong_first_row(
         return str(error)
     except RowError as error:
         return f"{where}: {error.sentence}"
-    return f"{path}: there are no rows in it" + (f" after skip {source.skip}" * bool(source.skip))
+    return f"{path}: it has no rows" + (f" after skip {source.skip}" * bool(source.skip))
 
 
 def _check_judge(recipe: Recipe) -> list[Problem]:

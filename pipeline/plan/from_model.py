@@ -36,7 +36,8 @@ def recipe_for(
         benchmarks: names.
         data: test rows, instead of the benchmarks' own.
         limit: only the first rows of each benchmark.
-        task: what the rows of `rouge`, `accuracy` and `gap` are; by default what they look like.
+        task: what the rows of `rouge`, `accuracy`, `gap` and `recovery` are; by default what they
+            look like.
         judge: as a recipe's `judge:` in plain text.
         judge_url: the judge's endpoint.
         overrides: what goes over the recipe; part of its name.

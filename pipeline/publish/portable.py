@@ -75,9 +75,9 @@ def portable_recipe(found: FinishedStage) -> str:
         if parts:
             place["source"] = " + ".join(part["source"] for part in parts)
     benchmarks: Raw = raw.get("benchmarks") or {}
-    gap = benchmarks.get("gap", {})
-    if gap.get("fixed") not in (None, *raw["stages"]):
-        gap["fixed"] = None  # a stage that this recipe does not hold
+    for options in benchmarks.values():
+        if options.get("fixed") not in (None, *raw["stages"]):
+            options["fixed"] = None  # a stage that this recipe does not hold
     for options in benchmarks.values():
         for key, value in options.items():
             if isinstance(value, dict) and "source" in value:

@@ -110,10 +110,11 @@ def find_stage(
     if not made:
         raise InputError(f"{named} trains nothing: it is {recipe.model} itself")
     for step in made:
-        if not artifact.is_finished(step.directory(runs)):
+        folder = step.directory(runs)
+        if not artifact.is_finished(folder) or artifact.lacks_weights(folder):
             command = command_for("run", source, overrides, variant, runs)
             raise InputError(
                 f"{named}, seed {chosen}, is not finished under {runs}; `{command}` makes it"
             )
-        artifact.verify(step.directory(runs))
+        artifact.verify(folder)
     return FinishedStage(plan, name, chosen, runs)

@@ -82,14 +82,9 @@ def find(runs: Path) -> list[Leftover]:
     Raises:
         InputError: as `clean`.
     """
-    steps = runs / "steps"
-    folders = {
-        path.name: path
-        for path in sorted(steps.glob("*"))
-        if path.is_dir() and not path.is_symlink() and STEP_FOLDER.fullmatch(path.name)
-    }
-    busy = {name for name, folder in folders.items() if lock.held_by(folder)}
-    needed = pointed_at(runs) | _with_inputs(busy, folders)
+    steps, folders = runs / "steps", step_folders(runs)
+    busy, used = in_use(folders)
+    needed = pointed_at(runs) | used
     found = {
         path: Leftover(path, _size(path), _describe(path))
         for name, path in folders.items()
@@ -101,6 +96,21 @@ def find(runs: Path) -> list[Leftover]:
             words = "half-written by a process that was stopped"
             found[path] = Leftover(path, _size(path), words)
     return list(found.values())
+
+
+def step_folders(runs: Path) -> dict[str, Path]:
+    """The folders of all steps, by name."""
+    return {
+        path.name: path
+        for path in sorted((runs / "steps").glob("*"))
+        if path.is_dir() and not path.is_symlink() and STEP_FOLDER.fullmatch(path.name)
+    }
+
+
+def in_use(folders: dict[str, Path]) -> tuple[set[str], set[str]]:
+    """The folders that processes work on, and those with all that they read."""
+    busy = {name for name, folder in folders.items() if lock.held_by(folder)}
+    return busy, _with_inputs(busy, folders)
 
 
 def pointed_at(runs: Path, *, without: str = "") -> set[str]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from pipeline.errors import InputError
 from pipeline.plan.plan import Plan
-from pipeline.run.clean import pointed_at
+from pipeline.run.clean import in_use, pointed_at, step_folders
 from pipeline.steps import artifact
 from pipeline.steps.spec import StepSpec, step_folder
 
@@ -20,36 +21,44 @@ def drop_weights(plan: Plan, runs: Path) -> None:
     """Remove the weights that nothing needs, if the recipe says so; harmless when called often."""
     if plan.recipe.keep != "final":
         return
-    final = {
-        step.fingerprint for model in plan.models.values() for step in (model.base, model.adapter)
-        if step is not None
-    }  # fmt: skip
-    spare = [step for step in plan.steps if step.fingerprint not in final and _saves_weights(step)]
+    final, read = _final(plan), _read_by([one for one in plan.steps if not _is_finished(one, runs)])
+    spare = [
+        step
+        for step in plan.steps
+        if step.kind in ("train", "merge")
+        and step.fingerprint not in final | read
+        and _is_finished(step, runs)
+    ]
     if not spare:
         return
-    read = _read_by([step for step in plan.steps if not _is_finished(step, runs)])
-    others = pointed_at(runs, without=plan.recipe.name)  # another recipe's stage may end with it
-    for step in spare:
-        folder = step.directory(runs)
-        is_shared = step_folder(step.kind, step.fingerprint) in others
-        if step.fingerprint not in read and not is_shared and _is_finished(step, runs):
-            artifact.remove_weights(folder)
+    try:  # another recipe's stage may end with it, or another run read it at the moment
+        elsewhere = pointed_at(runs, without=plan.recipe.name) | in_use(step_folders(runs))[1]
+        for step in spare:
+            if step_folder(step.kind, step.fingerprint) not in elsewhere:
+                artifact.remove_weights(step.directory(runs))
+    except InputError:  # a file that cannot be read: without it nothing tells what is needed
+        return
 
 
-def needed_again(
-    steps: Iterable[StepSpec], to_run: Collection[StepSpec], runs: Path
-) -> list[StepSpec]:
-    """Finished steps whose weights were removed, and that steps to run read, in plan order."""
-    wanted, found = list(to_run), []
-    for step in reversed(list(steps)):  # what reads a step comes after it
-        if step.fingerprint in _read_by(wanted) and artifact.lacks_weights(step.directory(runs)):
+def needed_again(plan: Plan, to_run: Collection[StepSpec], runs: Path) -> list[StepSpec]:
+    """Finished steps whose weights were removed, though a step to run or a stage needs them now.
+
+    In plan order, with those that they need themselves.
+    """
+    final, wanted, found = _final(plan), list(to_run), []
+    for step in reversed(plan.steps):  # what reads a step comes after it
+        is_needed = step.fingerprint in final or step.fingerprint in _read_by(wanted)
+        if is_needed and artifact.lacks_weights(step.directory(runs)):
             found.append(step)
             wanted.append(step)
     return found[::-1]
 
 
-def _saves_weights(step: StepSpec) -> bool:
-    return step.kind in ("train", "merge")
+def _final(plan: Plan) -> set[str]:
+    """Fingerprints of the steps that made the models which stages end with."""
+    models = plan.models.values()
+    steps = [step for model in models for step in (model.base, model.adapter)]
+    return {step.fingerprint for step in steps if step is not None}
 
 
 def _is_finished(step: StepSpec, runs: Path) -> bool:

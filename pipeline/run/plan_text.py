@@ -52,7 +52,7 @@ def explain(
     memory = Memory(known, plan.steps, runs)
     states = {step.fingerprint: _state(step, runs, memory) for step in plan.steps}
     ahead = [step for step in plan.steps if states[step.fingerprint].word == "to run"]
-    for step in needed_again(plan.steps, ahead, runs):
+    for step in needed_again(plan, ahead, runs):
         states[step.fingerprint] = _State("to run", "its weights were removed (keep: final)")
     lines = []
     if points := plan.recipe.points:

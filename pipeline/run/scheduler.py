@@ -90,7 +90,7 @@ def run_plan(plan: Plan, settings: RunSettings) -> None:
         KeyboardInterrupt: when stopped; the launched processes have ended by then.
     """
     steps = select_steps(plan, settings.stages)
-    drop_weights(plan, settings.runs)
+    _settle_weights(plan, steps, settings)
     pending = _pending(steps, settings)
     _check_inputs(pending, settings)
     display = Display(
@@ -269,15 +269,8 @@ def _finished(steps: list[StepSpec], settings: RunSettings) -> list[StepSpec]:
 
 
 def _pending(steps: list[StepSpec], settings: RunSettings) -> list[StepSpec]:
-    """The unfinished steps, once what they read is seen to be as it was written.
-
-    Steps whose weights were removed and are read again are among them.
-    """
+    """The unfinished steps, once what they read is seen to be as it was written."""
     pending = _unfinished(steps, settings)
-    if again := needed_again(steps, pending, settings.runs):
-        for step in again:
-            artifact.reopen(step.directory(settings.runs))
-        pending = _unfinished(steps, settings)
     to_run = {step.fingerprint for step in pending}
     read = {
         value.fingerprint
@@ -291,6 +284,13 @@ def _pending(steps: list[StepSpec], settings: RunSettings) -> list[StepSpec]:
         if settings.verify_weights or step.fingerprint in read:
             artifact.verify(step.directory(settings.runs), weights=settings.verify_weights)
     return pending
+
+
+def _settle_weights(plan: Plan, steps: list[StepSpec], settings: RunSettings) -> None:
+    """Remove weights that nothing needs, and reopen steps whose removed weights are needed."""
+    drop_weights(plan, settings.runs)
+    for step in needed_again(plan, _unfinished(steps, settings), settings.runs):
+        artifact.reopen(step.directory(settings.runs))
 
 
 def _show_finished(step: StepSpec, runs: Path, display: Display) -> None:
@@ -310,9 +310,7 @@ def run_in_these_processes(plan: Plan, settings: RunSettings) -> int:
     steps = select_steps(plan, settings.stages)
     # All processes decide together what is to do, before one of them can finish anything.
     if state.is_main_process:
-        drop_weights(plan, settings.runs)
-        for step in needed_again(steps, _unfinished(steps, settings), settings.runs):
-            artifact.reopen(step.directory(settings.runs))
+        _settle_weights(plan, steps, settings)
     state.wait_for_everyone()
     pending = _pending(steps, settings)
     state.wait_for_everyone()

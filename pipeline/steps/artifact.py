@@ -307,8 +307,9 @@ def lacks_weights(directory: Path) -> bool:
 
 
 def reopen(directory: Path) -> None:
-    """Make a finished step unfinished, so that it is run again."""
-    (directory / RECORD).unlink()
+    """Make a finished step unfinished, so that it is run again from the start."""
+    (directory / RECORD).unlink(missing_ok=True)
+    empty(directory)
 
 
 def read_record(directory: Path) -> Record:

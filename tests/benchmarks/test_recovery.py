@@ -195,7 +195,7 @@ def test_scores_by_hand():
     assert found == {
         "recovery": [0.5, 0.5], "right at 0": [1, 0], "right at 1": [1, 0], "right at 2": [0, 1],
         "kept": [0.5, None], "repaired": [None, 0.5],
-        "digits replaced": [1, None], "no digits replaced": [0, 0.5],
+        "digits replaced": [1, None], "no digits replaced": [None, 0],  # at k = 1
     }  # fmt: skip
 
 
@@ -204,11 +204,20 @@ def test_scores_by_hand():
     [
         ({"cuts": [0.5, 0.25]}, "benchmarks.recovery.cuts", "must increase"),
         ({"replaced": [2, 2]}, "benchmarks.recovery.replaced", "must increase"),
+        ({"temperature": 0.7}, "benchmarks.recovery.temperature", "are greedy"),
         ({"fixed": "bases"}, "benchmarks.recovery.fixed", "did you mean base?"),
     ],
 )
 def test_what_check_says(recipe, write_recipe, keys, key, said):
     assert said in problems_of(write_recipe(recipe | {"benchmarks": {"recovery": keys}}))[key]
+
+
+def test_gap_does_not_take_recoverys_answers_for_those_of_its_own_rows(recipe, write_recipe):
+    """Of the same source `recovery` answers the first rows only."""
+    more = {"evaluate": ["recovery", "gap"], "benchmarks": {"recovery": {"limit": 2}}}
+    plan = make_plan(load_recipe(write_recipe(recipe | more)))
+    asked = [plan.results["base", name, 0].inputs["answers"] for name in ("recovery", "gap")]
+    assert [step.locations["test"]["limit"] for step in asked] == [2, 14]
 
 
 def test_a_task_without_a_grader_is_refused(recipe, write_recipe):

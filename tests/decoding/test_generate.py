@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import greedy_by_definition
 
-from pipeline.decoding.generate import Prompt, generate_answers
+from pipeline.decoding.generate import Prompt, SamplingParams, generate_answers, iter_answers
 from pipeline.decoding.probe import can_read
 from pipeline.errors import InputError
 from pipeline.models.load import load_model
@@ -178,3 +178,19 @@ def test_generating_leaves_the_model_as_it_was(tiny_model):
     config = model.generation_config
     generate_answers(model, prompts_of(2), max_new_tokens=2, stop_ids=[2])
     assert model.training and model.generation_config is config
+
+
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
+def test_a_prompt_may_have_a_limit_of_its_own(tiny_model, engine):
+    model = load_model(tiny_model)
+    prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
+    limits = [3, None, 1, 5]
+    how = SamplingParams(max_new_tokens=6, stop_ids=[2])
+    whole = dict(iter_answers(model, [Prompt(i, 0, ids) for i, ids in enumerate(prompts)], how))
+    asked = [
+        Prompt(i, 0, ids, limit=limit)
+        for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
+    ]
+    found = dict(iter_answers(model, asked, how, engine=engine, batch_size=3))
+    assert found == {i: ids[: limits[i]] for i, ids in whole.items()}
+    assert [len(found[i]) for i in range(4)] == [3, len(whole[1]), 1, min(5, len(whole[3]))]

@@ -299,7 +299,7 @@ def test_the_first_row_that_is_read_is_the_one_that_is_looked_at(
     load_recipe(path)
     assert ":3: field 'question'" in problems_of(path, "data.train.skip=2")["data.train.source"]
     assert (
-        "no rows in it after skip 3" in problems_of(path, "data.train.skip=3")["data.train.source"]
+        "it has no rows after skip 3" in problems_of(path, "data.train.skip=3")["data.train.source"]
     )
 
 

@@ -216,4 +216,5 @@ def test_held_out_rows_that_are_trained_on_are_counted(training, tmp_path):
     step = training(trainer={"eval_strategy": "epoch", "max_steps": 1}, data=data)
     execute(step)
     (warning,) = artifact.read_record(step.directory)["metrics"]["warnings"]
-    assert warning.startswith("2 of 3 held-out rows are trained on too, first held-out row 1:")
+    place = f"{tmp_path / 'held.jsonl'}:1"
+    assert warning.startswith(f"2 of 3 held-out rows are trained on too, first held-out {place}:")
