@@ -95,6 +95,7 @@ def test_what_is_not_a_number_is_an_error_where_it_is_part_of_an_answer(model, a
             spoilt.append(1)
 
     spoilt = []
+    assert can_read(model, 40)  # found out before it is spoilt
     hook = model.register_forward_pre_hook(spoil, with_kwargs=True)
     head = model.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: output * float("nan") if spoilt else output
